@@ -1,0 +1,1 @@
+"""Machines: storage, Ray, DeepSpeed, checkpoints, run logs; knows nothing of BLIP-2."""

@@ -1,0 +1,1 @@
+"""Metrics, tasks, tables and reports."""

@@ -1,0 +1,18 @@
+"""How every job ends: its own exit code, or one line that says what to change."""
+
+import sys
+from collections.abc import Callable
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Run a job's ``main`` and exit.
+
+    A user's mistake (``ValueError``, ``FileNotFoundError``) ends with one line on stderr and exit
+    code 2; anything else is ours and keeps its traceback.
+    """
+    try:
+        code = main()
+    except (ValueError, FileNotFoundError) as mistake:
+        print(f"error: {mistake}", file=sys.stderr, flush=True)
+        code = 2
+    sys.exit(code or 0)

@@ -1,0 +1,1 @@
+"""The mathematics of BLIP-2: tensors in, tensors out."""

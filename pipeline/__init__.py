@@ -1,0 +1,1 @@
+"""Images and texts on storage to training batches; no model code."""
