@@ -1,0 +1,50 @@
+# `make demo` and `make test` set everything up by themselves, in .venv inside this clone.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+RUN    := $(VENV)/bin/python
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint zoo clean
+
+help:
+	@echo "make demo       everything on the embedded data set: data, CapFilt, stages 1 and 2, evaluation, report"
+	@echo "make test       all tests, the fast ones first"
+	@echo "make test-fast  the fast tests only"
+	@echo "make lint       ruff and mypy"
+	@echo "make zoo        train the small frozen models again, from nothing"
+	@echo "make clean      remove runs/ (not .venv)"
+
+setup: $(READY)
+
+$(READY): requirements.txt
+	@test -n "$(PYTHON)" || { echo "error: no python3 found; install Python 3.11 or later, or run: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than Python 3.11; run: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $(PYTHON) has no venv module; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@echo "Setting up .venv: about 6 GB of packages, once"
+	@$(PYTHON) -m venv $(VENV)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt \
+		|| { echo "error: the packages of requirements.txt could not be installed; see pip's message above"; exit 1; }
+	@touch $@
+
+demo: $(READY)
+	@$(RUN) jobs/tinyworld.py --out runs/demo
+
+test: $(READY)
+	@$(RUN) -m pytest -q -m "not slow"
+	@$(RUN) -m pytest -q -m slow
+
+test-fast: $(READY)
+	@$(RUN) -m pytest -q -m "not slow"
+
+lint: $(READY)
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy pipeline modeling cluster evaluation jobs
+
+zoo: $(READY)
+	@$(RUN) jobs/zoo.py
+
+clean:
+	rm -rf runs
