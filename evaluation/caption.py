@@ -1,0 +1,106 @@
+"""Captioning: generate one caption an image, score it, and score the same captions shuffled."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor
+from tqdm import tqdm
+
+from evaluation.caption_metrics import caption_metrics, cider, tokenise_captions
+from evaluation.data import CaptionedImage, derangement
+
+Encode = Callable[[Sequence[Path]], Tensor]
+"""Image files -> visual prompts ``B Q D``."""
+Generate = Callable[[Tensor | None, Sequence[str]], list[str]]
+"""Visual prompts ``B Q D`` (None: text only) and ``B`` text prompts -> ``B`` texts."""
+
+_Item = TypeVar("_Item")
+
+
+def chunks(items: Sequence[_Item], size: int) -> Iterator[list[_Item]]:
+    """Consecutive lists of at most ``size`` items.
+
+    Raises:
+        ValueError: ``size`` is below 1.
+    """
+    if size < 1:
+        raise ValueError(f"batch size must be at least 1, got {size}")
+    rest = iter(items)
+    while chunk := list(islice(rest, size)):
+        yield chunk
+
+
+def caption_images(
+    items: Sequence[CaptionedImage],
+    encode: Encode,
+    generate: Generate,
+    prompt: str = "",
+    batch_size: int = 64,
+) -> list[dict[str, Any]]:
+    """One caption an image, in COCO's results format ``[{"image_id", "caption"}]``."""
+    results: list[dict[str, Any]] = []
+    with tqdm(total=len(items), desc="caption", unit="image") as progress:
+        for batch in chunks(items, batch_size):
+            encoded = encode([item.path for item in batch])
+            texts = generate(encoded, [prompt] * len(batch))
+            results += [
+                {"image_id": item.image_id, "caption": text.strip()}
+                for item, text in zip(batch, texts, strict=True)
+            ]
+            progress.update(len(batch))
+    return results
+
+
+def score_captions(
+    items: Sequence[CaptionedImage], results: Sequence[Mapping[str, Any]], seed: int = 0
+) -> dict[str, Any]:
+    """Caption metrics, and CIDEr of the same captions given to other images (seeded derangement).
+
+    Returns:
+        ``{"cider", "bleu1" …, "meteor", "rouge_l", "count", "shuffled": {"cider"}, "notes",
+        "cider_per_image"}``, and ``"domains": {name: {"cider", "count"}}`` where images have them.
+
+    Raises:
+        ValueError: an image has no prediction or two, or Java is missing.
+    """
+    references = {str(item.image_id): item.captions for item in items}
+    predictions = _by_id(results)
+    metrics, each, notes = caption_metrics(references, predictions)
+    scores: dict[str, Any] = {**metrics, "count": len(items), "notes": notes}
+    scores["cider_per_image"] = each
+    if len(items) > 1:
+        scores["shuffled"] = {"cider": shuffled_cider(references, predictions, seed)}
+    domains = {item.domain for item in items} - {""}
+    if domains:
+        scores["domains"] = {
+            name: _domain([item for item in items if item.domain == name], predictions)
+            for name in sorted(domains)
+        }
+    return scores
+
+
+def shuffled_cider(
+    references: Mapping[str, Sequence[str]], predictions: Mapping[str, str], seed: int
+) -> float:
+    """CIDEr where every image gets the caption of another: what fluent guessing is worth."""
+    other = derangement(list(references), seed)
+    gold = tokenise_captions(references)
+    return cider(gold, tokenise_captions({k: [predictions[other[k]]] for k in references}))[0]
+
+
+def _domain(items: Sequence[CaptionedImage], predictions: Mapping[str, str]) -> dict[str, Any]:
+    gold = tokenise_captions({str(item.image_id): item.captions for item in items})
+    ours = tokenise_captions({key: [predictions[key]] for key in gold})
+    return {"cider": cider(gold, ours)[0], "count": len(items)}
+
+
+def _by_id(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for result in results:
+        key = str(result["image_id"])
+        if key in found:
+            raise ValueError(f"image {key} has two predictions; COCO's format wants exactly one")
+        found[key] = result["caption"]
+    return found

@@ -1,0 +1,162 @@
+"""Image-text retrieval: ITC finds k candidates, ITM re-ranks them (paper, section 4.4).
+
+Each image and each text is encoded once. A pair that is a candidate in both directions is matched
+once. Between the two passes only features and encoder tokens stay in memory, in the type in which
+the model gave them.
+
+Shape suffixes: I images, T texts, B batch, Q queries, E shared embedding, P patches, D width.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from evaluation.caption import chunks
+from evaluation.data import CaptionedImage
+from evaluation.metrics import recalls
+
+
+@dataclass(frozen=True)
+class Embedders:
+    """The three callables of a retrieval model."""
+
+    images: Callable[[Sequence[Path]], tuple[Tensor, Tensor]]
+    """Files -> unit features ``B Q E`` and the frozen encoder's tokens ``B P D``."""
+    texts: Callable[[Sequence[str]], Tensor]
+    """Texts -> unit features ``B E``."""
+    match: Callable[[Tensor, Sequence[str]], Tensor]
+    """Tokens ``B P D`` and ``B`` texts -> match logits ``B``."""
+
+
+@dataclass(frozen=True)
+class Rankings:
+    """What was retrieved: scores after re-ranking (``-inf``: not a candidate) and the texts."""
+
+    texts: tuple[str, ...]
+    image_of_text: tuple[int, ...]
+    text_scores_IT: Tensor
+    image_scores_IT: Tensor
+
+    def top_texts(self, image: int, count: int) -> list[int]:
+        """The best texts for one image, best first."""
+        return self.text_scores_IT[image].topk(min(count, len(self.texts))).indices.tolist()
+
+    def top_images(self, text: int, count: int) -> list[int]:
+        """The best images for one text, best first."""
+        column = self.image_scores_IT[:, text]
+        return column.topk(min(count, len(column))).indices.tolist()
+
+
+def retrieve(
+    items: Sequence[CaptionedImage],
+    embed: Embedders,
+    *,
+    k: int = 128,
+    captions_per_image: int | None = None,
+    batch_size: int = 64,
+    match_batch_size: int = 128,
+) -> tuple[dict[str, Any], Rankings]:
+    """Recalls of both directions before and after re-ranking, and chance.
+
+    Args:
+        items: images with their captions, all of them candidates of each other.
+        k: candidates per image and per text that ITM re-ranks.
+        captions_per_image: use only so many captions of each image; None for all.
+
+    Returns:
+        ``{"tr_r1" … "ir_r10", "itc": {the same, ITC alone}, "chance", "images", "texts", "k"}`` and
+        the rankings.
+
+    Raises:
+        ValueError: there are no items, or k is below 1.
+    """
+    if not items or k < 1:
+        raise ValueError(f"retrieval needs images and k of at least 1; got {len(items)}, k {k}")
+    captions = [item.captions[:captions_per_image] for item in items]
+    texts = tuple(text for group in captions for text in group)
+    owner = tuple(row for row, group in enumerate(captions) for _ in group)
+    tokens_IPD, scores_IT = _similarities(items, texts, embed, batch_size)
+    itc = recalls(scores_IT, owner)
+    for_text_IT, for_image_IT = _candidates(scores_IT, k)
+
+    def match(rows_B: Tensor, texts: Sequence[str]) -> Tensor:
+        return embed.match(tokens_IPD[rows_B], texts)
+
+    union_IT = for_text_IT | for_image_IT
+    _rerank(scores_IT, union_IT, texts, match=match, batch_size=match_batch_size)
+    absent = float("-inf")
+    rankings = Rankings(
+        texts,
+        owner,
+        text_scores_IT=scores_IT.masked_fill(~for_text_IT, absent),
+        image_scores_IT=scores_IT.masked_fill(~for_image_IT, absent),
+    )
+    scores: dict[str, Any] = recalls(
+        rankings.text_scores_IT, owner, image_scores_IT=rankings.image_scores_IT
+    )
+    counts = {"images": len(items), "texts": len(texts), "k": k}
+    return {**scores, "itc": itc, "chance": 1 / len(items), **counts}, rankings
+
+
+def _similarities(
+    items: Sequence[CaptionedImage], texts: Sequence[str], embed: Embedders, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """The encoder tokens of all images, and the ITC similarities ``I T`` in fp32."""
+    progress = tqdm(total=len(items) + len(texts), desc="retrieval: embed", unit="item")
+    text_feats = []
+    for text_batch in chunks(texts, batch_size):
+        text_feats.append(embed.texts(text_batch).float().cpu())
+        progress.update(len(text_batch))
+    text_feats_TE = torch.cat(text_feats)
+    tokens, scores = [], []
+    for image_batch in chunks(items, batch_size):
+        feats_BQE, tokens_BPD = embed.images([item.path for item in image_batch])
+        tokens.append(tokens_BPD.cpu())
+        scores.append(_best_query(feats_BQE.float().cpu(), text_feats_TE))
+        progress.update(len(image_batch))
+    progress.close()
+    return torch.cat(tokens), torch.cat(scores)
+
+
+def _best_query(feats_BQE: Tensor, text_feats_TE: Tensor) -> Tensor:
+    best_BT = feats_BQE[:, 0] @ text_feats_TE.T
+    for query in range(
+        1, feats_BQE.shape[1]
+    ):  # one at a time: B x Q x T would be the largest tensor
+        torch.maximum(best_BT, feats_BQE[:, query] @ text_feats_TE.T, out=best_BT)
+    return best_BT
+
+
+def _candidates(scores_IT: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Masks of the k best texts of each image, and of the k best images of each text."""
+    images, texts = scores_IT.shape
+    nothing = torch.zeros_like(scores_IT, dtype=torch.bool)
+    best_texts = scores_IT.topk(min(k, texts), dim=1).indices
+    best_images = scores_IT.topk(min(k, images), dim=0).indices
+    return nothing.scatter(1, best_texts, True), nothing.scatter(0, best_images, True)
+
+
+def _rerank(
+    scores_IT: Tensor,
+    candidates_IT: Tensor,
+    texts: Sequence[str],
+    *,
+    match: Callable[[Tensor, Sequence[str]], Tensor],
+    batch_size: int,
+) -> None:
+    """Add the ITM logit of every candidate pair to its ITC similarity, in place."""
+    rows, columns = candidates_IT.nonzero(as_tuple=True)
+    # Texts of like length share a batch, so that little is padding.
+    lengths = torch.tensor([len(text) for text in texts])
+    order = torch.argsort(lengths[columns], stable=True)
+    with tqdm(total=len(order), desc="retrieval: match", unit="pair") as progress:
+        for batch in order.split(batch_size):
+            pair_texts = [texts[column] for column in columns[batch].tolist()]
+            logits = match(rows[batch], pair_texts)
+            scores_IT[rows[batch], columns[batch]] += logits.float().cpu()
+            progress.update(len(batch))
