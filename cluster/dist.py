@@ -1,0 +1,99 @@
+"""Ranks, devices, per-step seeds and the few small messages that ranks exchange.
+
+Everything here also works without a process group, where it is the single rank's case.
+"""
+
+import hashlib
+import os
+import signal
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where this process stands among all of them."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        """This process's accelerator, or the CPU where there is none."""
+        if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda":
+            return torch.device("cuda", self.local_rank)
+        return torch.device("cpu")
+
+
+def place() -> Place:
+    """Read rank, world size and local rank as launchers leave them in the environment."""
+    read = {key: int(os.environ.get(key, default)) for key, default in _LAUNCHER.items()}
+    return Place(read["RANK"], read["WORLD_SIZE"], read["LOCAL_RANK"])
+
+
+_LAUNCHER = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+
+
+def derive_seed(*parts: object) -> int:
+    """63-bit seed from any printable parts: the same on every machine and Python version."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def seed_step(seed: int, step: int, rank: int) -> torch.Generator:
+    """Seed all of torch's generators for one step of one rank.
+
+    Dropout and sampling are thus a function of (seed, step, rank), and a resumed run needs no
+    saved generator state.
+
+    Returns:
+        A CPU generator of its own stream, for draws that are made outside the model.
+    """
+    torch.manual_seed(derive_seed("step", seed, step, rank))
+    return torch.Generator().manual_seed(derive_seed("draws", seed, step, rank))
+
+
+def all_reduce(values: Iterable[float], op: str = "sum") -> list[float]:
+    """Reduce a few numbers over all ranks (``sum``, ``mean``, ``max`` or ``min``), in float64.
+
+    On CPU tensors: the group that ``zero.start`` makes has a CPU backend also beside NCCL, so no
+    device waits for this.
+    """
+    message = torch.tensor(list(values), dtype=torch.float64)
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return message.tolist()
+    kinds = {"max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
+    dist.all_reduce(message, op=kinds.get(op, dist.ReduceOp.SUM))
+    return (message / dist.get_world_size() if op == "mean" else message).tolist()
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    all_reduce([0.0])
+
+
+def same_everywhere(digest: str) -> bool:
+    """Whether all ranks hold the same hex digest (its first 64 bits are compared)."""
+    halves = [float(int(digest[start : start + 8], 16)) for start in (0, 8)]
+    return all_reduce(halves, "min") == all_reduce(halves, "max")
+
+
+class StopSignal:
+    """Turns SIGTERM and SIGINT into a flag that the training loop reads once a step.
+
+    A second signal gets the default treatment, so that an impatient person can still stop the run.
+    """
+
+    def __init__(self) -> None:
+        self.raised = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.raised = True
+        signal.signal(number, signal.SIG_DFL)

@@ -1,0 +1,156 @@
+"""DeepSpeed ZeRO from a typed configuration: nobody edits its JSON by hand.
+
+The frozen encoder and language model are kept outside the engine's module: inside it, DeepSpeed
+would cast, broadcast, shard and save them too.
+"""
+
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from cluster import zero_state
+from cluster.dist import Place, barrier, place
+
+
+@dataclass(frozen=True)
+class ZeroConfig:
+    """How parameters, gradients and optimizer state are held.
+
+    Attributes:
+        stage: ZeRO stage; 0 replicates all, 1 shards optimizer state, 2 gradients too, 3 weights.
+        precision: of weights and activations. ``bf16`` keeps fp32 masters, accumulates and
+            exchanges gradients in fp32; at stage 0 it is autocast over fp32 weights.
+        clip: largest global gradient norm; 0 leaves gradients alone (the paper clips nothing).
+        bucket: elements in one gradient exchange.
+        timeout_s: a collective that waits longer than this stops the run.
+    """
+
+    stage: Literal[0, 1, 2, 3] = 2
+    precision: Literal["bf16", "fp32"] = "bf16"
+    clip: float = 0.0
+    bucket: int = 200_000_000
+    timeout_s: int = 1800
+
+
+def start(timeout_s: int = 1800) -> Place:
+    """Join the process group (gloo on CPU, NCCL with a CPU backend beside it on GPUs).
+
+    Works under the ``deepspeed`` launcher and, for a single rank, without any launcher.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    for key, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        os.environ.setdefault(key, value)
+    here = place()
+    backend = "gloo" if here.device.type == "cpu" else "cpu:gloo,cuda:nccl"
+    if here.device.type == "cuda":
+        torch.cuda.set_device(here.device)
+    if not dist.is_initialized():
+        limit = timedelta(seconds=timeout_s)
+        if here.world == 1:  # no address or port is needed to talk to oneself
+            dist.init_process_group(
+                backend, store=dist.HashStore(), rank=0, world_size=1, timeout=limit
+            )
+        else:
+            dist.init_process_group(backend, timeout=limit)
+    _deepspeed().init_distributed(backend, auto_mpi_discovery=False, verbose=False)
+    return here
+
+
+def stop() -> None:
+    """Leave the process group together: a rank that is still in it must not lose its peers."""
+    barrier()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def engine(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: ZeroConfig,
+    micro_batch: int,
+    accumulation: int = 1,
+) -> Any:
+    """Wrap ``module`` (trainable parts only) in a DeepSpeed engine.
+
+    The optimizer's moments are made at once, filled with zeros, so that they can be read and
+    written before the first step. The fp32 masters start from the module's fp32 weights, not from
+    their bf16 copies.
+
+    Raises:
+        ValueError: a 0-dimensional or a frozen parameter, which DeepSpeed would choke on or save.
+    """
+    _check(module)
+    named = module.named_parameters()
+    fp32 = {name: p.detach().to("cpu", torch.float32, copy=True) for name, p in named}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped, *_ = _deepspeed().initialize(
+            model=module,
+            optimizer=optimizer,
+            config=to_deepspeed(config, micro_batch, accumulation, place().world),
+            dist_init_required=False,
+        )
+    zero_state.prime(wrapped)
+    zero_state.write(wrapped, zero_state.MASTER, fp32)
+    return wrapped
+
+
+def to_deepspeed(
+    config: ZeroConfig, micro_batch: int, accumulation: int, world: int
+) -> dict[str, Any]:
+    """The DeepSpeed configuration for ``config`` and this batch arithmetic."""
+    settings: dict[str, Any] = {
+        "train_batch_size": micro_batch * accumulation * world,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": config.clip,
+        "zero_optimization": {
+            "stage": config.stage,
+            "reduce_bucket_size": config.bucket,
+            "allgather_bucket_size": config.bucket,
+        },
+        "zero_allow_untested_optimizer": True,  # torch's AdamW: no compiler at start
+        "steps_per_print": 1_000_000_000,
+    }
+    if config.precision == "bf16" and config.stage == 0:
+        settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    elif config.precision == "bf16":
+        settings["bf16"] = {"enabled": True}
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+        settings["communication_data_type"] = "fp32"
+    return settings
+
+
+def gradient_norm(wrapped: Any) -> float:
+    """Global gradient norm of the last step, before clipping; NaN where DeepSpeed keeps none."""
+    norm = wrapped.get_global_grad_norm()
+    return float("nan") if norm is None else float(norm)
+
+
+def _check(module: nn.Module) -> None:
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            raise ValueError(f"{name} is frozen: keep frozen models outside the engine's module")
+        if parameter.dim() == 0:
+            raise ValueError(f"{name} has no dimension: DeepSpeed needs shape (1,)")
+
+
+def _deepspeed() -> Any:
+    """Import DeepSpeed quietly, and without compiling an operator that training does not use."""
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.ERROR)
+    # On a CPU the backend would probe compilers and build a shared-memory all-reduce (a minute at
+    # first start) that only inference calls. No operator marked compatible: nothing is built.
+    if not torch.cuda.is_available():
+        vars(deepspeed.ops).setdefault("__compatible_ops__", {})
+    return deepspeed

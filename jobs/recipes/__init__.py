@@ -1,0 +1,66 @@
+"""Typed recipes: one function each, found by kind and name."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+_MODULES = {
+    "capfilt": ("jobs.recipes.capfilt", "RECIPES"),
+    "stage1": ("jobs.recipes.train", "STAGE1"),
+    "stage2": ("jobs.recipes.train", "STAGE2"),
+}
+
+
+def names(kind: str) -> list[str]:
+    """Names of all recipes of a kind (``capfilt``, ``stage1``, ``stage2``)."""
+    return sorted(_table(kind))
+
+
+def recipe(kind: str, name: str) -> Any:
+    """Build the recipe ``name`` of ``kind``.
+
+    Raises:
+        ValueError: no such kind or name; the message lists those there are.
+    """
+    table = _table(kind)
+    if name not in table:
+        raise ValueError(
+            f"--recipe {name!r}: no {kind} recipe of that name; choose one of {', '.join(table)}"
+        )
+    return table[name]()
+
+
+def from_dict(cls: type, data: dict[str, Any], where: str = "recipe") -> Any:
+    """Rebuild a frozen dataclass from what ``dataclasses.asdict`` and JSON made of it.
+
+    Raises:
+        ValueError: a field that ``cls`` does not have; the message names it.
+    """
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(data) - set(hints))
+    if unknown:
+        raise ValueError(
+            f"{where}: unknown field {', '.join(unknown)} for {cls.__name__}; "
+            "it was written by another version of this project"
+        )
+    return cls(**{key: _value(hints[key], item, f"{where}.{key}") for key, item in data.items()})
+
+
+def _table(kind: str) -> dict[str, Callable[[], Any]]:
+    if kind not in _MODULES:
+        raise ValueError(f"kind {kind!r}: no such kind of recipe; choose one of {list(_MODULES)}")
+    module, table = _MODULES[kind]
+    return getattr(import_module(module), table)
+
+
+def _value(hint: Any, item: Any, where: str) -> Any:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType) and item is not None:
+        hint = next(h for h in typing.get_args(hint) if h is not type(None))
+    if dataclasses.is_dataclass(hint) and isinstance(item, dict):
+        return from_dict(typing.cast(type, hint), item, where)
+    if isinstance(item, list) and typing.get_origin(hint) is tuple:
+        return tuple(_value(typing.get_args(hint)[0], part, where) for part in item)
+    return item
