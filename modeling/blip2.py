@@ -1,0 +1,302 @@
+"""BLIP-2's two pre-training stages (paper, section 3) composed from the Q-Former, the losses and
+the collectives.
+
+Legend: B local batch, W world batch, P image tokens, Q queries, L text tokens, D width, E shared
+    embedding, R rows of pairs.
+The frozen image encoder and language model are not in here: tokens come in, prompts go out.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modeling import gather, losses
+from modeling.qformer import KeyValue, LMHead, QFormer, QFormerConfig, init_bert, select
+
+TEMPERATURE_BOUNDS = (0.001, 0.5)
+
+
+@dataclass(frozen=True)
+class Stage1Config:
+    """Representation learning; the defaults are the paper's and the reference's."""
+
+    qformer: QFormerConfig = field(default_factory=QFormerConfig)
+    embed: int = 256
+    label_smoothing: float = 0.1
+    temperature: float = 0.07
+    dec_token_id: int = 30522  # [DEC] takes the place of [CLS] in front of generated text
+    itg: bool = True  # False: retrieval finetuning without the generative loss (table 6)
+
+    def __post_init__(self) -> None:
+        low, high = TEMPERATURE_BOUNDS
+        if not low <= self.temperature <= high:
+            raise ValueError(f"temperature = {self.temperature} must lie in [{low}, {high}].")
+        if not self.qformer.text:
+            raise ValueError("qformer.text = False: stage 1 reads text, set it to True.")
+        if not 0 <= self.dec_token_id < self.qformer.vocab:
+            raise ValueError(
+                f"dec_token_id = {self.dec_token_id} is outside qformer.vocab = "
+                f"{self.qformer.vocab}: add [DEC] to the tokenizer and set vocab to its length."
+            )
+
+
+class Stage1(nn.Module):
+    """ITC + ITM + ITG on frozen image tokens and text (section 3.2)."""
+
+    def __init__(self, config: Stage1Config) -> None:
+        super().__init__()
+        self.config = config
+        width = config.qformer.width
+        self.ln_vision = VisionNorm(config.qformer.encoder_width)
+        self.qformer = QFormer(config.qformer)
+        self.vision_proj = nn.Linear(width, config.embed)
+        self.text_proj = nn.Linear(width, config.embed)
+        self.itm_head = nn.Linear(width, 2)
+        for head in (self.vision_proj, self.text_proj, self.itm_head):
+            init_bert(head)
+        if config.itg:
+            self.lm_head = LMHead(config.qformer)
+        # One element, not a scalar: DeepSpeed cannot partition a parameter without dimensions.
+        self.temperature = nn.Parameter(torch.full((1,), config.temperature))
+
+    def forward(
+        self,
+        tokens_BPD: Tensor,
+        text_ids_BL: Tensor,
+        text_mask_BL: Tensor,
+        image_ids_B: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The losses of a batch; a collective call, every rank brings the same batch size.
+
+        Args:
+            tokens_BPD: Output of the frozen encoder.
+            text_ids_BL: [CLS] … [SEP], padded on the right.
+            text_mask_BL: 1 for tokens, 0 for padding.
+            image_ids_B: Int ids when several samples show the same image; None: all are different.
+
+        Returns:
+            fp32 scalars `itc`, `itm`, `itg` and their sum `loss`. Averaged over ranks they are the
+            joined batch's.
+
+        Raises:
+            ValueError: Unequal batches over ranks, or one pair in all.
+        """
+        ids_BL, mask_BL = _pad_to_world(text_ids_BL, text_mask_BL)
+        image = self.qformer.project(self.ln_vision(tokens_BPD))
+        query_BQD, cache = self.qformer.encode_image(image)
+        feats_BQE, text_BE = self._image_feats(query_BQD), self.text_embeds(ids_BL, mask_BL)
+
+        same_BW = _same_images(tokens_BPD.shape[0], image_ids_B, tokens_BPD.device)
+        image_logits_BW, text_logits_BW = self._logits(feats_BQE, text_BE)
+        targets_BW = losses.itc_targets(same_BW, self.config.label_smoothing)
+        result = {"itc": losses.itc_loss(image_logits_BW, text_logits_BW, targets_BW)}
+        negatives = (
+            losses.hard_negatives(text_logits_BW, same_BW),  # an image for each text
+            losses.hard_negatives(image_logits_BW, same_BW),  # a text for each image
+        )
+        result["itm"] = self._itm(tokens_BPD, image, ids_BL, mask_BL, negatives)
+        if self.config.itg:
+            result["itg"] = self._itg(cache, ids_BL, mask_BL)
+        result["loss"] = torch.stack(list(result.values())).sum()
+        return result
+
+    def image_embeds(self, tokens_BPD: Tensor) -> Tensor:
+        """L2-normalised features (B, Q, E) of every query."""
+        query_BQD, _ = self.qformer.encode_image(self.qformer.project(self.ln_vision(tokens_BPD)))
+        return self._image_feats(query_BQD)
+
+    def text_embeds(self, text_ids_BL: Tensor, text_mask_BL: Tensor) -> Tensor:
+        """L2-normalised features (B, E) of the texts."""
+        cls_BD = self.qformer.encode_text(text_ids_BL, text_mask_BL)
+        return F.normalize(self.text_proj(cls_BD).float(), dim=-1)
+
+    def match(self, tokens_BPD: Tensor, text_ids_BL: Tensor, text_mask_BL: Tensor) -> Tensor:
+        """ITM score (B): the logit of "match" minus that of "no match", fp32."""
+        logits_BC = self.match_logits(self.project_image(tokens_BPD), text_ids_BL, text_mask_BL)
+        return logits_BC[:, 1] - logits_BC[:, 0]
+
+    def project_image(self, tokens_BPD: Tensor) -> list[KeyValue]:
+        """Keys and values of images, for `match_logits` with many texts an image (`qformer.select`
+        picks rows).
+        """
+        return self.qformer.project(self.ln_vision(tokens_BPD))
+
+    def match_logits(
+        self, image: list[KeyValue], text_ids_RL: Tensor, text_mask_RL: Tensor
+    ) -> Tensor:
+        """Two-class logits (R, 2), fp32, averaged over the queries; class 1 is "match"."""
+        query_RQD = self.qformer.encode_pair(image, text_ids_RL, text_mask_RL)
+        return self.itm_head(query_RQD).float().mean(1)
+
+    def _image_feats(self, query_BQD: Tensor) -> Tensor:
+        return F.normalize(self.vision_proj(query_BQD).float(), dim=-1)
+
+    def _logits(self, image_BQE: Tensor, text_BE: Tensor) -> tuple[Tensor, Tensor]:
+        """Local images to all texts and local texts to all images, over the temperature."""
+        temperature = Bounded.apply(self.temperature.float(), *TEMPERATURE_BOUNDS)
+        image_BW = losses.image_to_text_similarity(image_BQE, gather.gather(text_BE))
+        text_BW = losses.text_to_image_similarity(text_BE, gather.gather(image_BQE))
+        return image_BW / temperature, text_BW / temperature
+
+    def _itm(
+        self,
+        tokens_BPD: Tensor,
+        image: list[KeyValue],
+        ids_BL: Tensor,
+        mask_BL: Tensor,
+        negatives: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """3B rows in one batch: (text, image), (text, negative image), (negative text, image)."""
+        negative_image_B, negative_text_B = negatives
+        own_B = torch.arange(ids_BL.shape[0], device=ids_BL.device)
+        received_RPD, row_B = gather.fetch(tokens_BPD, negative_image_B)
+        if received_RPD.shape[0]:
+            image = _append(image, self.qformer.project(self.ln_vision(received_RPD)))
+        pairs = select(image, torch.cat((own_B, row_B, own_B)))
+        ids_RL = torch.cat((ids_BL, ids_BL, gather.gather(ids_BL)[negative_text_B]))
+        mask_RL = torch.cat((mask_BL, mask_BL, gather.gather(mask_BL)[negative_text_B]))
+        return losses.itm_loss(self.match_logits(pairs, ids_RL, mask_RL), positives=ids_BL.shape[0])
+
+    def _itg(self, cache: list[KeyValue], ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        """Language modelling from [DEC]; only positions with a real next token reach the head."""
+        input_BL = torch.cat(
+            (torch.full_like(ids_BL[:, :1], self.config.dec_token_id), ids_BL[:, 1:]), 1
+        )
+        x_BLD = self.qformer.decode(cache, input_BL, mask_BL)
+        real_BL = mask_BL[:, 1:].bool()
+        logits_NV = self.lm_head(x_BLD[:, :-1][real_BL], self.qformer.word_embeddings.weight)
+        total = losses.token_loss(logits_NV, ids_BL[:, 1:][real_BL], self.config.label_smoothing)
+        return gather.world_mean(total, real_BL.sum())
+
+
+@dataclass(frozen=True)
+class Stage2Config:
+    """Generative learning: the Q-Former's outputs become a language model's visual prompts."""
+
+    qformer: QFormerConfig = field(default_factory=lambda: QFormerConfig(text=False))
+    llm_width: int = 2560
+
+
+class Stage2(nn.Module):
+    """Image tokens to soft visual prompts (section 3.3)."""
+
+    def __init__(self, config: Stage2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.ln_vision = VisionNorm(config.qformer.encoder_width)
+        self.qformer = QFormer(config.qformer)
+        self.language_proj = nn.Linear(config.qformer.width, config.llm_width)
+        init_bert(self.language_proj)
+
+    def forward(
+        self,
+        tokens_BPD: Tensor,
+        text_ids_BL: Tensor | None = None,
+        text_mask_BL: Tensor | None = None,
+    ) -> Tensor:
+        """Soft visual prompts (B, Q, llm_width).
+
+        Args:
+            tokens_BPD: Output of the image encoder.
+            text_ids_BL: A question or instruction that the Q-Former reads too (needs
+                `qformer.text`).
+            text_mask_BL: 1 for its tokens, 0 for padding.
+        """
+        image = self.qformer.project(self.ln_vision(tokens_BPD))
+        if text_ids_BL is None:
+            query_BQD, _ = self.qformer.encode_image(image)
+        else:
+            if not self.config.qformer.text or text_mask_BL is None:
+                raise ValueError("text for the Q-Former needs qformer.text = True and a text mask.")
+            query_BQD = self.qformer.encode_pair(image, text_ids_BL, text_mask_BL)
+        return self.language_proj(query_BQD)
+
+
+def stage2_config(stage1: Stage1Config, llm_width: int, text: bool = False) -> Stage2Config:
+    """The stage 2 that continues a stage 1, without text parameters unless the Q-Former is to read
+    text.
+    """
+    return Stage2Config(replace(stage1.qformer, text=text), llm_width)
+
+
+def stage2_from_stage1(state: dict[str, Tensor], text: bool = False) -> dict[str, Tensor]:
+    """What stage 2 takes over from stage 1's state: everything of stage 2 but `language_proj`.
+
+    Args:
+        state: Stage 1's state dict.
+        text: Whether stage 2's Q-Former reads text (`qformer.text`).
+
+    Raises:
+        ValueError: The state is not stage 1's.
+    """
+    if "ln_vision.weight" not in state or "qformer.query_tokens" not in state:
+        raise ValueError(
+            "checkpoint has no ln_vision.weight or qformer.query_tokens: "
+            "it is not a stage-1 checkpoint."
+        )
+    text_only = ("qformer.word_embeddings.", "qformer.position_embeddings.")
+    return {
+        name: tensor
+        for name, tensor in state.items()
+        if name.startswith(("ln_vision.", "qformer."))
+        and (text or not (name.startswith(text_only) or ".text_ffn." in name))
+    }
+
+
+class VisionNorm(nn.LayerNorm):
+    """LayerNorm on the encoder's output, eps 1e-5, computed in fp32, returned in the dtype of its
+    weight.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=1e-5)
+
+    def forward(self, tokens_BPD: Tensor) -> Tensor:
+        weight, bias = self.weight.float(), self.bias.float()
+        normed = F.layer_norm(tokens_BPD.float(), self.normalized_shape, weight, bias, self.eps)
+        return normed.to(self.weight.dtype)
+
+
+class Bounded(torch.autograd.Function):
+    """Clamps to [low, high]; outside, only a gradient that leads back passes, so that no step is
+    lost there.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, x: Tensor, low: float, high: float
+    ) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.bounds = (low, high)  # type: ignore[attr-defined]
+        return x.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
+        (x,), (low, high) = ctx.saved_tensors, ctx.bounds
+        outward = ((x < low) & (grad > 0)) | ((x > high) & (grad < 0))
+        return grad.masked_fill(outward, 0), None, None
+
+
+def _pad_to_world(ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """Pads texts to the longest of all ranks, so that they can be gathered; what stands in padding
+    is never read.
+    """
+    batch, length = ids_BL.shape
+    extra = gather.common_text_length(batch, length, ids_BL.device) - length
+    return (F.pad(ids_BL, (0, extra)), F.pad(mask_BL, (0, extra))) if extra else (ids_BL, mask_BL)
+
+
+def _same_images(batch: int, image_ids_B: Tensor | None, device: torch.device) -> Tensor:
+    """True (B, W) where a local and a world sample show the same image; itself always."""
+    if image_ids_B is None:
+        image_ids_B = torch.arange(batch, device=device) + gather.rank() * batch
+    return image_ids_B[:, None] == gather.gather(image_ids_B)[None, :]
+
+
+def _append(image: list[KeyValue], more: list[KeyValue]) -> list[KeyValue]:
+    return [
+        (torch.cat((key, extra_key)), torch.cat((value, extra_value)))
+        for (key, value), (extra_key, extra_value) in zip(image, more, strict=True)
+    ]

@@ -1,0 +1,145 @@
+"""The collectives of the model, and the only file with them. Without a process group the world is
+one rank.
+
+Legend: B local batch, W world batch (B × ranks, rank-major), L text tokens, P image tokens, D
+    width, E embedding, R rows
+received. Nothing here carries a gradient: a rank's loss is differentiated by its own samples only,
+and the average over ranks is then the gradient of the joined batch (section 3.2 of the paper uses
+in-batch negatives over all GPUs).
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of ranks; 1 without a process group."""
+    return dist.get_world_size() if _distributed() else 1
+
+
+def rank() -> int:
+    """This process's rank; 0 without a process group."""
+    return dist.get_rank() if _distributed() else 0
+
+
+def gather(local_B: Tensor) -> Tensor:
+    """Concatenates every rank's tensor along dimension 0, detached; all ranks must bring the same
+    shape.
+    """
+    local = local_B.detach()
+    if world_size() == 1:
+        return local
+    parts = local.new_empty(world_size() * local.shape[0], *local.shape[1:])
+    dist.all_gather_into_tensor(_bytes(parts), _bytes(local.contiguous()))
+    return parts
+
+
+def world_sum(value: Tensor) -> Tensor:
+    """Sum of a tensor over ranks, detached."""
+    total = value.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def world_mean(total: Tensor, count: Tensor) -> Tensor:
+    """A mean over the samples of all ranks as a loss of this one: averaged over ranks it is Σ
+    total / Σ count.
+
+    A plain local mean would weigh a token by how many others its rank happens to hold, so that the
+    gradient would depend on the number of ranks.
+
+    Args:
+        total: Scalar with a gradient, the local sum.
+        count: Scalar, how many terms are in it; at least one term must exist in the world.
+    """
+    return total * world_size() / world_sum(count.to(total.dtype)).clamp(min=1)
+
+
+def common_text_length(batch: int, length: int, device: torch.device) -> int:
+    """The longest text over all ranks, for padding before `gather`.
+
+    Raises:
+        ValueError: Ranks hold batches of different size (on every rank, instead of a hang or a
+            wrong gather).
+    """
+    if world_size() == 1:
+        return length
+    extremes = torch.tensor([length, batch, -batch], device=device)
+    dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+    longest, most, least = extremes.tolist()
+    if most != -least:
+        raise ValueError(
+            f"batch size differs between ranks: from {-least} to {most} samples. "
+            "Contrastive losses need equal batches: drop the last incomplete batch on every rank."
+        )
+    return longest
+
+
+def fetch(tokens_BPD: Tensor, chosen_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Brings the frozen image tokens that this rank chose as negatives, and only those, from the
+    ranks that own them.
+
+    Args:
+        tokens_BPD: This rank's image tokens; no gradient flows through the exchange.
+        chosen_B: World index of the negative image for each of this rank's texts.
+
+    Returns:
+        Received tokens (R, P, D), R between 0 and B, and for each choice its row (B) in
+        cat(tokens_BPD, received).
+    """
+    ranks, batch, here = world_size(), tokens_BPD.shape[0], rank()
+    if ranks == 1:
+        return tokens_BPD[:0].detach(), chosen_B
+    wanted_NB = gather(chosen_B[None])
+    owner_B = chosen_B // batch
+    row_B = _received_rows(owner_B, chosen_B % batch, batch, here)
+
+    other_B = owner_B[owner_B != here]
+    receive_counts = torch.bincount(other_B, minlength=ranks)
+    mine_NB = wanted_NB // batch == here
+    mine_NB[here] = False  # what this rank wants of its own stays where it is
+    send_rows = (wanted_NB % batch)[mine_NB]
+    received = _exchange(
+        tokens_BPD.detach()[send_rows], mine_NB.sum(1).tolist(), receive_counts.tolist()
+    )
+    return received, row_B
+
+
+def _received_rows(owner_B: Tensor, index_B: Tensor, batch: int, here: int) -> Tensor:
+    """Rows in cat(own, received): received rows come by owner, and in the order of asking within
+    an owner.
+    """
+    remote_B = owner_B != here
+    order = torch.argsort(owner_B[remote_B], stable=True)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(order.numel(), device=order.device)
+    row_B = index_B.clone()
+    row_B[remote_B] = batch + place
+    return row_B
+
+
+def _exchange(send: Tensor, send_counts: list[int], receive_counts: list[int]) -> Tensor:
+    received = send.new_empty(sum(receive_counts), *send.shape[1:])
+    dist.all_to_all_single(
+        _bytes(received),
+        _bytes(send.contiguous()),
+        _byte_counts(receive_counts, send),
+        _byte_counts(send_counts, send),
+    )
+    return received
+
+
+def _byte_counts(rows: list[int], like: Tensor) -> list[int]:
+    row_bytes = like[0:0].element_size() * like.shape[1:].numel()
+    return [count * row_bytes for count in rows]
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    # Bytes travel alike on every backend; gloo lacks some dtypes, bfloat16 among them.
+    return tensor.view(-1).view(torch.uint8)
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()

@@ -1,0 +1,353 @@
+"""Frozen language models behind two small adapters: decoders such as OPT, encoder-decoders such as
+FlanT5 (section 3.3).
+
+Legend: B batch, Q queries, L text tokens, S = Q + L, D width of the language model, N target
+    tokens, V vocabulary.
+
+An adapter is not an `nn.Module`: it is never registered in what trains, so no engine casts,
+broadcasts or saves it. The model stays in eval mode (the reference left dropout on) and its
+weights get no gradient, but gradients flow through it to the prompts.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modeling import gather, losses
+from modeling.vision import freeze
+
+# Models whose logits are the output matrix times the last hidden state and nothing else, so that
+# only target positions need be multiplied with it. Any other model goes through its own forward.
+PLAIN_HEADS = frozenset({"opt", "llama", "gpt2", "gpt_neox", "mistral", "qwen2", "t5"})
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """Beam search; the defaults are COCO captioning's but for the minimum length. VQA: 10 tokens,
+    length penalty -1.
+    """
+
+    beams: int = 5
+    max_new_tokens: int = 30
+    min_new_tokens: int = 0
+    length_penalty: float = 1.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.beams < 1 or self.max_new_tokens < 1:
+            raise ValueError(
+                f"beams = {self.beams} and max_new_tokens = {self.max_new_tokens} "
+                "must be at least 1."
+            )
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens = {self.min_new_tokens} must lie between 0 and "
+                f"max_new_tokens = {self.max_new_tokens}."
+            )
+
+    def arguments(self) -> dict[str, Any]:
+        """For `generate`; `max_length` is not among them, it goes negative with embeddings as
+        input.
+        """
+        return {
+            "num_beams": self.beams,
+            "max_new_tokens": self.max_new_tokens,
+            "min_new_tokens": self.min_new_tokens,
+            "length_penalty": self.length_penalty,
+            "repetition_penalty": self.repetition_penalty,
+            "do_sample": False,
+        }
+
+
+class _Frozen:
+    """What both families share: the frozen model, its embeddings, tokens in and text out."""
+
+    def __init__(self, model: Any, tokenizer: Any, max_text: int = 32) -> None:
+        if tokenizer.pad_token_id is None:
+            raise ValueError(
+                "the language model's tokenizer has no padding token: set tokenizer.pad_token."
+            )
+        self.model = freeze(model)
+        self.tokenizer = tokenizer
+        self.max_text = max_text
+        self.embed = model.get_input_embeddings()
+        self.width: int = self.embed.embedding_dim
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.embed.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of its weights."""
+        return self.embed.weight.dtype
+
+    def to(self, device: torch.device | str) -> None:
+        """Moves the model."""
+        self.model.to(device)
+
+    def loss(
+        self,
+        prompts_BQD: Tensor | None,
+        texts: list[str],
+        generator: torch.Generator | None = None,
+        prompt_texts: list[str] | None = None,
+    ) -> Tensor:
+        """Mean language-modelling loss over the target tokens of all ranks (a collective call).
+
+        Args:
+            prompts_BQD: Soft visual prompts with a gradient; None for text alone.
+            texts: What to learn to say.
+            generator: Randomness of the prefix split (encoder-decoder); None takes torch's default.
+            prompt_texts: Text in front of the target, itself not learned, one a sample: "a photo
+                of", a question.
+
+        Returns:
+            fp32 scalar. Averaged over ranks it is the joined batch's.
+        """
+        return gather.world_mean(*self.token_losses(prompts_BQD, texts, generator, prompt_texts))
+
+    def token_losses(
+        self,
+        prompts_BQD: Tensor | None,
+        texts: list[str],
+        generator: torch.Generator | None = None,
+        prompt_texts: list[str] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """This rank's summed loss and its number of target tokens; arguments as for `loss`."""
+        raise NotImplementedError
+
+    def _ids(self, texts: list[str], special: bool) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=special)["input_ids"] if texts else []
+
+    def _pad(self, rows: list[list[int]], value: int) -> Tensor:
+        """Rows to one tensor, padded on the right with `value`."""
+        longest = max(map(len, rows), default=0)
+        padded = [row + [value] * (longest - len(row)) for row in rows]
+        return torch.tensor(padded, dtype=torch.long, device=self.device).reshape(
+            len(rows), longest
+        )
+
+    def _inputs(self, prompts_BQD: Tensor | None, ids: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, S, D) of [queries][text][padding] and their attention mask (B, S)."""
+        ids_BL = self._pad(ids, self.tokenizer.pad_token_id)
+        mask_BL = self._pad([[1] * len(row) for row in ids], 0)
+        text_BLD = self.embed(ids_BL)
+        if prompts_BQD is None:
+            return text_BLD, mask_BL
+        if prompts_BQD.shape[0] != len(ids):
+            raise ValueError(
+                f"{prompts_BQD.shape[0]} visual prompts for {len(ids)} texts: one each is needed."
+            )
+        inputs_BSD = torch.cat((prompts_BQD.to(text_BLD.dtype), text_BLD), 1)
+        return inputs_BSD, F.pad(mask_BL, (prompts_BQD.shape[1], 0), value=1)
+
+    def _logits(self, hidden_ND: Tensor) -> Tensor:
+        return self.model.get_output_embeddings()(hidden_ND)
+
+    def _decode(self, ids_BL: Tensor) -> list[str]:
+        texts = self.tokenizer.batch_decode(ids_BL, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+
+class DecoderLM(_Frozen):
+    """A causal language model, OPT first of all.
+
+    Training: [queries][prompt][caption "\\n"][padding]; generation: [padding][queries][prompt],
+        the queries next to the text.
+    As in the reference, a begin-of-sequence token that the tokenizer sets is a target too, unless
+    a text prompt holds it.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, max_text: int = 32) -> None:
+        super().__init__(model, tokenizer, max_text)
+        self.end_of_line: int = tokenizer("\n", add_special_tokens=False)["input_ids"][-1]
+        self.max_positions: int | None = getattr(model.config, "max_position_embeddings", None)
+
+    def token_losses(
+        self,
+        prompts_BQD: Tensor | None,
+        texts: list[str],
+        generator: torch.Generator | None = None,
+        prompt_texts: list[str] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Summed loss on caption + end of line, and the number of these tokens."""
+        given, targets = self._prompt_and_target(texts, prompt_texts)
+        inputs_BSD, mask_BS = self._inputs(
+            prompts_BQD, [a + b for a, b in zip(given, targets, strict=True)]
+        )
+        self._check_length(inputs_BSD.shape[1])
+        queries = 0 if prompts_BQD is None else prompts_BQD.shape[1]
+        ignored = [[-100] * (queries + len(row)) for row in given]
+        labels_BS = self._pad([a + b for a, b in zip(ignored, targets, strict=True)], -100)
+        labels_BS = labels_BS[:, 1:]  # position i says what stands at i + 1
+        real_BS = labels_BS != -100
+        if self.model.config.model_type in PLAIN_HEADS:
+            hidden_BSD = self.model.base_model(
+                inputs_embeds=inputs_BSD, attention_mask=mask_BS
+            ).last_hidden_state
+            logits_NV = self._logits(hidden_BSD[:, :-1][real_BS])
+        else:
+            logits_NV = self.model(inputs_embeds=inputs_BSD, attention_mask=mask_BS).logits[:, :-1][
+                real_BS
+            ]
+        return losses.token_loss(logits_NV, labels_BS[real_BS]), real_BS.sum()
+
+    @torch.no_grad()
+    def generate(
+        self, prompts_BQD: Tensor | None, prompts_text: list[str], settings: GenerationSettings
+    ) -> list[str]:
+        """Continues each prompt up to the end of the line.
+
+        Args:
+            prompts_BQD: Soft visual prompts, one a text; None for text alone.
+            prompts_text: Text after the visual prompt, may be empty.
+            settings: Beams, lengths, penalties.
+        """
+        if not prompts_text:
+            return []
+        inputs_BSD, mask_BS = self._inputs(prompts_BQD, self._ids(prompts_text, special=True))
+        if not inputs_BSD.shape[1]:
+            raise ValueError("nothing to continue: give a visual prompt or a text prompt.")
+        self._check_length(inputs_BSD.shape[1] + settings.max_new_tokens)
+        inputs_BSD, mask_BS = pad_left(inputs_BSD, mask_BS)
+        ids_BL = self.model.generate(
+            inputs_embeds=inputs_BSD,
+            attention_mask=mask_BS,
+            eos_token_id=self.end_of_line,
+            pad_token_id=self.tokenizer.pad_token_id,
+            **settings.arguments(),
+        )
+        return [text.partition("\n")[0].strip() for text in self._decode(ids_BL)]
+
+    def _prompt_and_target(
+        self, texts: list[str], prompt_texts: list[str] | None
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids that are given and token ids to learn; long targets are cut but keep their end
+        of line.
+        """
+        if prompt_texts is None:
+            given: list[list[int]] = [[] for _ in texts]
+            targets = self._ids([text.strip() for text in texts], special=True)
+            targets = [_without_end(row, self.tokenizer.eos_token_id) for row in targets]
+        else:
+            given = self._ids(prompt_texts, special=True)
+            joints = [
+                "" if prompt.endswith((" ", "\n")) or not prompt else " " for prompt in prompt_texts
+            ]
+            continued = [joint + text.strip() for joint, text in zip(joints, texts, strict=True)]
+            targets = self._ids(continued, special=False)
+        return given, [[*row[: self.max_text - 1], self.end_of_line] for row in targets]
+
+    def _check_length(self, tokens: int) -> None:
+        if self.max_positions is not None and tokens > self.max_positions:
+            raise ValueError(
+                f"{tokens} positions (queries, prompt and text) but the language model has "
+                f"{self.max_positions}: shorten the text or generate fewer tokens."
+            )
+
+
+class EncoderDecoderLM(_Frozen):
+    """An encoder-decoder language model, FlanT5 first of all: queries and prompt to the encoder,
+    text from the decoder.
+    """
+
+    def token_losses(
+        self,
+        prompts_BQD: Tensor | None,
+        texts: list[str],
+        generator: torch.Generator | None = None,
+        prompt_texts: list[str] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Summed loss on the suffix (or, after `prompt_texts`, on the whole text) and its number
+        of tokens.
+
+        Without `prompt_texts` this is the prefix LM of pre-training: each text is split at random
+        by `split_prefix`.
+        """
+        end = self.tokenizer.eos_token_id
+        ids = [
+            row[: self.max_text - 1]
+            for row in self._ids([text.strip() for text in texts], special=False)
+        ]
+        if prompt_texts is None:
+            cuts = split_prefix(torch.tensor([len(row) for row in ids]), generator).tolist()
+            given = [[*row[:cut], end] for row, cut in zip(ids, cuts, strict=True)]
+            ids = [row[cut:] for row, cut in zip(ids, cuts, strict=True)]
+        else:
+            given = self._ids(prompt_texts, special=True)
+        inputs_BSD, mask_BS = self._inputs(prompts_BQD, given)
+        labels_BL = self._pad([[*row, end] for row in ids], -100)
+        real_BL = labels_BL != -100
+        logits_NV = self._target_logits(inputs_BSD, mask_BS, labels_BL, real_BL)
+        return losses.token_loss(logits_NV, labels_BL[real_BL]), real_BL.sum()
+
+    @torch.no_grad()
+    def generate(
+        self, prompts_BQD: Tensor | None, prompts_text: list[str], settings: GenerationSettings
+    ) -> list[str]:
+        """Text for each prompt, up to the end-of-sequence token; arguments as for
+        `DecoderLM.generate`.
+        """
+        if not prompts_text:
+            return []
+        inputs_BSD, mask_BS = self._inputs(prompts_BQD, self._ids(prompts_text, special=True))
+        ids_BL = self.model.generate(
+            inputs_embeds=inputs_BSD, attention_mask=mask_BS, **settings.arguments()
+        )
+        return self._decode(ids_BL)
+
+    def _target_logits(
+        self, inputs_BSD: Tensor, mask_BS: Tensor, labels_BL: Tensor, real_BL: Tensor
+    ) -> Tensor:
+        config = self.model.config
+        if config.model_type not in PLAIN_HEADS:
+            return self.model(
+                inputs_embeds=inputs_BSD, attention_mask=mask_BS, labels=labels_BL
+            ).logits[real_BL]
+        encoded_BSD = self.model.get_encoder()(
+            inputs_embeds=inputs_BSD, attention_mask=mask_BS
+        ).last_hidden_state
+        shifted_BL = F.pad(labels_BL[:, :-1], (1, 0), value=config.decoder_start_token_id)
+        shifted_BL = shifted_BL.masked_fill(shifted_BL == -100, self.tokenizer.pad_token_id)
+        hidden_ND = self.model.get_decoder()(
+            input_ids=shifted_BL, encoder_hidden_states=encoded_BSD, encoder_attention_mask=mask_BS
+        ).last_hidden_state[real_BL]
+        if config.scale_decoder_outputs:
+            hidden_ND = hidden_ND * config.d_model**-0.5
+        return self._logits(hidden_ND)
+
+
+def split_prefix(lengths_B: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Where to split each text of the prefix LM (section 3.3): uniform from 1 to the middle, 0 for
+    a single token.
+
+    Args:
+        lengths_B: Tokens a text, int64.
+        generator: Source of randomness; None takes torch's default.
+    """
+    uniform_B = torch.rand(lengths_B.shape, generator=generator, dtype=torch.float64)
+    middle_B = lengths_B // 2
+    return torch.where(middle_B > 0, 1 + (uniform_B * middle_B).long(), torch.zeros_like(middle_B))
+
+
+def pad_left(inputs_BSD: Tensor, mask_BS: Tensor) -> tuple[Tensor, Tensor]:
+    """Turns rows that are padded on the right until the padding is in front; queries stay next to
+    the text.
+    """
+    size = mask_BS.shape[1]
+    padding_B1 = size - mask_BS.sum(1, keepdim=True)
+    index_BS = (torch.arange(size, device=mask_BS.device)[None] - padding_B1) % size
+    turned_BSD = inputs_BSD.gather(1, index_BS[..., None].expand_as(inputs_BSD))
+    return turned_BSD, mask_BS.gather(1, index_BS)
+
+
+def _without_end(row: list[int], end: int | None) -> list[int]:
+    """A row without the end-of-sequence token that some tokenizers append (OPT's stands in front,
+    and stays).
+    """
+    return row[:-1] if len(row) > 1 and row[-1] == end else row

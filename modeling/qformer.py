@@ -1,0 +1,290 @@
+"""The Q-Former (paper, section 3.1): BERT blocks shared by learned queries and text,
+cross-attention to the image.
+
+Legend: B images, R rows of image–text pairs, Q queries, L text tokens, S = Q + L, P image tokens,
+    D width, H heads, K head width,
+V vocabulary. Queries come first in every sequence. Names map one to one to LAVIS's and Hugging
+Face's (`weights.py`).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modeling.masks import contrastive_mask, generation_mask, matching_mask
+
+KeyValue = tuple[Tensor, Tensor]  # (B, H, tokens, K) each
+
+
+@dataclass(frozen=True)
+class QFormerConfig:
+    """Sizes of the Q-Former; the defaults are the paper's (BERT-base, 32 queries, ViT-g)."""
+
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    ffn: int = 3072
+    queries: int = 32
+    cross_every: int = 2
+    encoder_width: int = 1408
+    vocab: int = 30523
+    max_positions: int = 512
+    dropout: float = 0.1
+    eps: float = 1e-12
+    text: bool = True  # False builds no text embeddings and no text FFN (stage 2)
+    attention_dropout: float | None = None  # None: the same as `dropout`
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(
+                f"qformer.heads = {self.heads} must divide qformer.width = {self.width}."
+            )
+        for field in ("width", "layers", "heads", "ffn", "queries", "cross_every", "encoder_width"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"qformer.{field} = {getattr(self, field)} must be at least 1.")
+
+    @property
+    def attention_drop(self) -> float:
+        """Dropout on attention probabilities."""
+        return self.dropout if self.attention_dropout is None else self.attention_dropout
+
+
+class Attention(nn.Module):
+    """BERT attention with its output projection, residual and post-LayerNorm."""
+
+    def __init__(self, config: QFormerConfig, source_width: int) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.attention_drop = config.attention_drop
+        self.query = nn.Linear(config.width, config.width)
+        self.key = nn.Linear(source_width, config.width)
+        self.value = nn.Linear(source_width, config.width)
+        self.out = nn.Linear(config.width, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm = nn.LayerNorm(config.width, eps=config.eps)
+
+    def project(self, source_BSD: Tensor) -> KeyValue:
+        """Keys and values of a source, split into heads."""
+        return self._split(self.key(source_BSD)), self._split(self.value(source_BSD))
+
+    def forward(self, x_BSD: Tensor, key_value: KeyValue, mask: Tensor | None = None) -> Tensor:
+        """Attends from `x_BSD` to projected keys and values; `mask` is True where attention is
+        allowed.
+        """
+        drop = self.attention_drop if self.training else 0.0
+        mixed_BHSK = F.scaled_dot_product_attention(
+            self._split(self.query(x_BSD)), *key_value, attn_mask=mask, dropout_p=drop
+        )
+        out_BSD = self.out(mixed_BHSK.transpose(1, 2).flatten(2))
+        return self.norm(self.dropout(out_BSD) + x_BSD)
+
+    def _split(self, x_BSD: Tensor) -> Tensor:
+        return x_BSD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    """BERT feed-forward with residual and post-LayerNorm; GELU in the erf form."""
+
+    def __init__(self, config: QFormerConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.width, config.ffn)
+        self.down = nn.Linear(config.ffn, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm = nn.LayerNorm(config.width, eps=config.eps)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        return self.norm(self.dropout(self.down(F.gelu(self.up(x_BSD)))) + x_BSD)
+
+
+class Layer(nn.Module):
+    """Self-attention over queries and text; cross-attention (every second layer) and an own FFN
+    for the queries.
+    """
+
+    def __init__(self, config: QFormerConfig, index: int) -> None:
+        super().__init__()
+        self.has_cross = index % config.cross_every == 0
+        self.self_attn = Attention(config, config.width)
+        if self.has_cross:
+            self.cross_attn = Attention(config, config.encoder_width)
+        self.query_ffn = FeedForward(config)
+        if config.text:
+            self.text_ffn = FeedForward(config)
+
+    def forward(
+        self,
+        x_BSD: Tensor,
+        queries: int,
+        *,
+        mask: Tensor | None = None,
+        image: KeyValue | None = None,
+        past: KeyValue | None = None,
+        keep: int | None = None,
+    ) -> tuple[Tensor, KeyValue]:
+        """One block.
+
+        Args:
+            x_BSD: Hidden states, queries first.
+            queries: How many of the rows are queries (0 for text alone).
+            mask: (B, 1, S, past + S), True where attention is allowed.
+            image: Projected image, for the layers that have cross-attention.
+            past: Self-attention keys and values that stand before this sequence's own.
+            keep: Compute only this many leading rows; the last layer needs no others.
+
+        Returns:
+            New hidden states and this sequence's own self-attention keys and values.
+        """
+        own = self.self_attn.project(x_BSD)
+        seen = (
+            own
+            if past is None
+            else (torch.cat((past[0], own[0]), 2), torch.cat((past[1], own[1]), 2))
+        )
+        if keep is not None:
+            x_BSD, mask = x_BSD[:, :keep], None if mask is None else mask[:, :, :keep]
+        x_BSD = self.self_attn(x_BSD, seen, mask)
+        parts = []
+        if queries:
+            query_BQD = x_BSD[:, :queries]
+            if self.has_cross:
+                assert image is not None
+                query_BQD = self.cross_attn(query_BQD, image)
+            parts.append(self.query_ffn(query_BQD))
+        if x_BSD.shape[1] > queries:
+            parts.append(self.text_ffn(x_BSD[:, queries:]))
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)), own
+
+
+class QFormer(nn.Module):
+    """Learned queries that read an image, alone or together with text.
+
+    An image is projected to keys and values once (`project`), and every pass reads those.
+    """
+
+    def __init__(self, config: QFormerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.query_tokens = nn.Parameter(torch.empty(1, config.queries, config.width))
+        if config.text:
+            self.word_embeddings = nn.Embedding(config.vocab, config.width)
+            self.position_embeddings = nn.Embedding(config.max_positions, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.eps)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList([Layer(config, index) for index in range(config.layers)])
+        self.apply(init_bert)
+        nn.init.normal_(self.query_tokens, std=0.02)
+
+    def project(self, image_BPD: Tensor) -> list[KeyValue]:
+        """Keys and values of images for each layer with cross-attention, to be shared by all
+        passes.
+        """
+        return [layer.cross_attn.project(image_BPD) for layer in self._cross_layers()]
+
+    def encode_image(self, image: list[KeyValue]) -> tuple[Tensor, list[KeyValue]]:
+        """Queries alone (ITC, stage 2): output (B, Q, D) and the queries' self-attention keys and
+        values per layer.
+        """
+        x_BQD = self._embed_queries(image[0][0].shape[0])
+        cache = []
+        for layer, layer_image in zip(self.layers, self._per_layer(image), strict=True):
+            x_BQD, own = layer(x_BQD, self.config.queries, image=layer_image)
+            cache.append(own)
+        return x_BQD, cache
+
+    def encode_text(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        """Text alone (ITC): the output (B, D) at the first token, [CLS]."""
+        mask = contrastive_mask(mask_BL, 0)
+        x_BLD = self._embed(self._embed_text(ids_BL))
+        for index, layer in enumerate(self.layers):
+            last = index == len(self.layers) - 1
+            x_BLD, _ = layer(x_BLD, 0, mask=mask, keep=1 if last else None)
+        return x_BLD[:, 0]
+
+    def encode_pair(self, image: list[KeyValue], ids_RL: Tensor, mask_RL: Tensor) -> Tensor:
+        """Queries and text that see each other (ITM, instructions): queries' output (R, Q, D)."""
+        queries = self.config.queries
+        mask = matching_mask(mask_RL, queries)
+        text_RLD = self._embed_text(ids_RL)
+        query_RQD = self.query_tokens.expand(ids_RL.shape[0], -1, -1)
+        x_RSD = self._embed(torch.cat((query_RQD, text_RLD), 1))
+        for index, (layer, layer_image) in enumerate(
+            zip(self.layers, self._per_layer(image), strict=True)
+        ):
+            last = index == len(self.layers) - 1
+            x_RSD, _ = layer(
+                x_RSD, queries, mask=mask, image=layer_image, keep=queries if last else None
+            )
+        return x_RSD
+
+    def decode(self, cache: list[KeyValue], ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        """Text that sees the queries and the text before it (ITG): output (B, L, D).
+
+        The queries do not see text under the causal mask, so their keys and values are those of
+        `encode_image`.
+        """
+        queries = self.config.queries
+        mask = generation_mask(mask_BL, queries)[:, :, queries:]
+        x_BLD = self._embed(self._embed_text(ids_BL))
+        for layer, past in zip(self.layers, cache, strict=True):
+            x_BLD, _ = layer(x_BLD, 0, mask=mask, past=past)
+        return x_BLD
+
+    def _embed_queries(self, batch: int) -> Tensor:
+        return self._embed(self.query_tokens.expand(batch, -1, -1))
+
+    def _embed_text(self, ids_BL: Tensor) -> Tensor:
+        length = ids_BL.shape[1]
+        if length > self.config.max_positions:
+            raise ValueError(
+                f"text has {length} tokens but qformer.max_positions = "
+                f"{self.config.max_positions}: truncate the text."
+            )
+        # Positions start at 0 even behind queries, which have none.
+        positions_L = torch.arange(length, device=ids_BL.device)
+        return self.word_embeddings(ids_BL) + self.position_embeddings(positions_L)
+
+    def _embed(self, x_BSD: Tensor) -> Tensor:
+        return self.dropout(self.norm(x_BSD))
+
+    def _cross_layers(self) -> Iterator[Layer]:
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            if layer.has_cross:
+                yield layer
+
+    def _per_layer(self, image: Sequence[KeyValue]) -> list[KeyValue | None]:
+        remaining = iter(image)
+        return [next(remaining) if layer.has_cross else None for layer in self.layers]
+
+
+class LMHead(nn.Module):
+    """BERT's prediction head; its output matrix is the word embedding, given in `forward` so that
+    it exists once.
+    """
+
+    def __init__(self, config: QFormerConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab))
+        self.apply(init_bert)
+
+    def forward(self, x_ND: Tensor, embeddings_VD: Tensor) -> Tensor:
+        """Logits (N, V)."""
+        return F.linear(self.norm(F.gelu(self.dense(x_ND))), embeddings_VD, self.bias)
+
+
+def init_bert(module: nn.Module) -> None:
+    """BERT's initialisation: N(0, 0.02) weights, zero biases."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def select(image: list[KeyValue], index_R: Tensor) -> list[KeyValue]:
+    """Rows of projected images, for pairs that share or exchange images."""
+    return [(key.index_select(0, index_R), value.index_select(0, index_R)) for key, value in image]

@@ -1,0 +1,187 @@
+"""Names of weights elsewhere: Hugging Face CLIP and BLIP-2, BERT. Tensors in, tensors out; no
+files are read here.
+
+All but the vision towers is a plain renaming, so that both directions follow from one table.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+CLIP_TO_TIMM = {
+    "embeddings.class_embedding": "cls_token",
+    "embeddings.position_embedding.weight": "pos_embed",
+    "embeddings.patch_embedding.weight": "patch_embed.proj.weight",
+    "pre_layrnorm.weight": "norm_pre.weight",
+    "pre_layrnorm.bias": "norm_pre.bias",
+}
+CLIP_BLOCK_TO_TIMM = {
+    "layer_norm1": "norm1",
+    "layer_norm2": "norm2",
+    "self_attn.out_proj": "attn.proj",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+BLIP2_BLOCK_TO_TIMM = {
+    "layer_norm1": "norm1",
+    "layer_norm2": "norm2",
+    "self_attn.projection": "attn.proj",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+ATTENTION = {
+    "query": "attention.query",
+    "key": "attention.key",
+    "value": "attention.value",
+    "out": "output.dense",
+    "norm": "output.LayerNorm",
+}
+
+
+def clip_vision_to_timm(state: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """A Hugging Face CLIP vision tower in timm's names; query, key and value become one matrix.
+
+    Args:
+        state: State dict of `CLIPModel` or `CLIPVisionModel`; the text tower and the final norm
+            are left out.
+        layers: Number of blocks in it.
+
+    Raises:
+        ValueError: A weight is missing, by name.
+    """
+    prefix = "vision_model." if any(key.startswith("vision_model.") for key in state) else ""
+    source = {
+        key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)
+    }
+    result = {ours: _take(source, theirs) for theirs, ours in CLIP_TO_TIMM.items()}
+    result["cls_token"] = result["cls_token"].reshape(1, 1, -1)
+    result["pos_embed"] = result["pos_embed"][None]
+    for index in range(layers):
+        block = f"encoder.layers.{index}."
+        for kind in ("weight", "bias"):
+            for theirs, ours in CLIP_BLOCK_TO_TIMM.items():
+                result[f"blocks.{index}.{ours}.{kind}"] = _take(source, f"{block}{theirs}.{kind}")
+            parts = [_take(source, f"{block}self_attn.{name}_proj.{kind}") for name in "qkv"]
+            result[f"blocks.{index}.attn.qkv.{kind}"] = torch.cat(parts)
+    return result
+
+
+def blip2_vision_to_eva(state: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """Hugging Face's `Blip2VisionModel` in the names of timm's Eva, which has no key bias.
+
+    `post_layernorm` is not in it: that is our trainable `ln_vision`.
+
+    Raises:
+        ValueError: A weight is missing, by name, or a key bias is not zero.
+    """
+    result = {
+        "cls_token": _take(state, "embeddings.class_embedding"),
+        "pos_embed": _take(state, "embeddings.position_embedding"),
+        "patch_embed.proj.weight": _take(state, "embeddings.patch_embedding.weight"),
+        "patch_embed.proj.bias": _take(state, "embeddings.patch_embedding.bias"),
+    }
+    for index in range(layers):
+        block = f"encoder.layers.{index}."
+        for theirs, ours in BLIP2_BLOCK_TO_TIMM.items():
+            for kind in ("weight", "bias"):
+                result[f"blocks.{index}.{ours}.{kind}"] = _take(state, f"{block}{theirs}.{kind}")
+        result[f"blocks.{index}.attn.qkv.weight"] = _take(state, f"{block}self_attn.qkv.weight")
+        q_bias, k_bias, v_bias = _take(state, f"{block}self_attn.qkv.bias").chunk(3)
+        if k_bias.any():
+            raise ValueError(
+                f"{block}self_attn.qkv.bias has a key part that is not zero; this encoder has none."
+            )
+        result[f"blocks.{index}.attn.q_bias"] = q_bias
+        result[f"blocks.{index}.attn.v_bias"] = v_bias
+    return result
+
+
+def huggingface_names(names: Iterable[str]) -> dict[str, str]:
+    """Our stage-1 or stage-2 names → Hugging Face's `Blip2ForImageTextRetrieval` /
+    `Blip2ForConditionalGeneration`.
+
+    Names with no home there (`temperature`, `lm_head`) are absent from the result. The frozen
+    parts are not ours to name.
+    """
+    table = {name: _huggingface_name(name) for name in names}
+    return {ours: theirs for ours, theirs in table.items() if theirs is not None}
+
+
+def _huggingface_name(name: str) -> str | None:
+    whole = {
+        "ln_vision": "vision_model.post_layernorm",
+        "vision_proj": "vision_projection",
+        "text_proj": "text_projection",
+        "itm_head": "itm_head",
+        "language_proj": "language_projection",
+        "qformer.norm": "qformer.layernorm",
+        "qformer.word_embeddings": "embeddings.word_embeddings",
+        "qformer.position_embeddings": "embeddings.position_embeddings",
+    }
+    if name == "qformer.query_tokens":
+        return "query_tokens"
+    module, _, kind = name.rpartition(".")
+    if module in whole:
+        return f"{whole[module]}.{kind}"
+    if not name.startswith("qformer.layers."):
+        return None
+    _, _, index, block, part, kind = name.split(".")
+    return f"qformer.encoder.layer.{index}.{_layer_part(block, part)}.{kind}"
+
+
+def _layer_part(block: str, part: str) -> str:
+    if block in ("self_attn", "cross_attn"):
+        return f"{'attention' if block == 'self_attn' else 'crossattention'}.{ATTENTION[part]}"
+    suffix = "_query" if block == "query_ffn" else ""
+    if part == "up":
+        return f"intermediate{suffix}.dense"
+    return f"output{suffix}.{'dense' if part == 'down' else 'LayerNorm'}"
+
+
+def from_bert(state: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """What a Q-Former with text takes from BERT (`BertModel` or `BertForMaskedLM`), in stage 1's
+    names.
+
+    The query FFN starts as a copy of the text FFN. Cross-attention, queries and projections are
+    not in BERT and keep their random initialisation; so does the row of [DEC], which the caller
+    appends to the word embeddings.
+
+    Raises:
+        ValueError: A weight is missing, by name.
+    """
+    prefix = "bert." if any(key.startswith("bert.") for key in state) else ""
+    result = {}
+    for kind in ("weight", "bias"):
+        result[f"qformer.norm.{kind}"] = _take(state, f"{prefix}embeddings.LayerNorm.{kind}")
+    for name in ("word_embeddings", "position_embeddings"):
+        result[f"qformer.{name}.weight"] = _take(state, f"{prefix}embeddings.{name}.weight")
+    for index in range(layers):
+        theirs = f"{prefix}encoder.layer.{index}."
+        for kind in ("weight", "bias"):
+            for ours, part in ATTENTION.items():
+                source = "attention." + part.replace("attention.", "self.")
+                result[f"qformer.layers.{index}.self_attn.{ours}.{kind}"] = _take(
+                    state, f"{theirs}{source}.{kind}"
+                )
+            for ours, part in {
+                "up": "intermediate.dense",
+                "down": "output.dense",
+                "norm": "output.LayerNorm",
+            }.items():
+                tensor = _take(state, f"{theirs}{part}.{kind}")
+                result[f"qformer.layers.{index}.text_ffn.{ours}.{kind}"] = tensor
+                result[f"qformer.layers.{index}.query_ffn.{ours}.{kind}"] = tensor.clone()
+    if "cls.predictions.bias" in state:
+        head = "cls.predictions.transform."
+        for kind in ("weight", "bias"):
+            result[f"lm_head.dense.{kind}"] = _take(state, f"{head}dense.{kind}")
+            result[f"lm_head.norm.{kind}"] = _take(state, f"{head}LayerNorm.{kind}")
+        result["lm_head.bias"] = state["cls.predictions.bias"]
+    return result
+
+
+def _take(state: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in state:
+        raise ValueError(f"weights lack {name!r}: is this the right model, and is the file whole?")
+    return state[name]
