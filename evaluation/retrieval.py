@@ -29,8 +29,9 @@ class Embedders:
     """Files -> unit features ``B Q E`` and the frozen encoder's tokens ``B P D``."""
     texts: Callable[[Sequence[str]], Tensor]
     """Texts -> unit features ``B E``."""
-    match: Callable[[Tensor, Sequence[str]], Tensor]
-    """Tokens ``B P D`` and ``B`` texts -> match logits ``B``."""
+    match: Callable[[Tensor, Tensor, Sequence[str]], Tensor]
+    """Tokens ``B P D`` of different images, for each pair the row of its image ``R``, and ``R``
+    texts -> match logits ``R``; the model projects an image's keys once for all its pairs."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,9 @@ def retrieve(
     itc = recalls(scores_IT, owner)
     for_text_IT, for_image_IT = _candidates(scores_IT, k)
 
-    def match(rows_B: Tensor, texts: Sequence[str]) -> Tensor:
-        return embed.match(tokens_IPD[rows_B], texts)
+    def match(rows_R: Tensor, texts: Sequence[str]) -> Tensor:
+        images_B, row_R = rows_R.unique(return_inverse=True)
+        return embed.match(tokens_IPD[images_B], row_R, texts)
 
     union_IT = for_text_IT | for_image_IT
     _rerank(scores_IT, union_IT, texts, match=match, batch_size=match_batch_size)
@@ -150,13 +152,10 @@ def _rerank(
     batch_size: int,
 ) -> None:
     """Add the ITM logit of every candidate pair to its ITC similarity, in place."""
-    rows, columns = candidates_IT.nonzero(as_tuple=True)
-    # Texts of like length share a batch, so that little is padding.
-    lengths = torch.tensor([len(text) for text in texts])
-    order = torch.argsort(lengths[columns], stable=True)
-    with tqdm(total=len(order), desc="retrieval: match", unit="pair") as progress:
-        for batch in order.split(batch_size):
-            pair_texts = [texts[column] for column in columns[batch].tolist()]
-            logits = match(rows[batch], pair_texts)
-            scores_IT[rows[batch], columns[batch]] += logits.float().cpu()
-            progress.update(len(batch))
+    rows, columns = candidates_IT.nonzero(as_tuple=True)  # in the order of images
+    with tqdm(total=len(rows), desc="retrieval: match", unit="pair") as progress:
+        pairs = zip(rows.split(batch_size), columns.split(batch_size), strict=True)
+        for row_R, column_R in pairs:
+            logits_R = match(row_R, [texts[column] for column in column_R.tolist()])
+            scores_IT[row_R, column_R] += logits_R.float().cpu()
+            progress.update(len(row_R))

@@ -132,9 +132,10 @@ def embedders(log: list[int], trust_match: bool = True) -> Embedders:
     def texts(batch: Sequence[str]) -> Tensor:
         return basis[torch.tensor([number(text) // 2 for text in batch])]
 
-    def match(tokens: Tensor, batch: Sequence[str]) -> Tensor:
+    def match(tokens: Tensor, row_of_pair: Tensor, batch: Sequence[str]) -> Tensor:
         log.append(-len(batch))
-        right = tokens[:, 0, 0] == torch.tensor([float(number(text)) for text in batch])
+        assert len(tokens) == len(row_of_pair.unique())
+        right = tokens[row_of_pair, 0, 0] == torch.tensor([float(number(text)) for text in batch])
         return right.float() * (5 if trust_match else 0)
 
     return Embedders(images, texts, match)
