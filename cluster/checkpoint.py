@@ -82,6 +82,7 @@ def save(
     out: Path,
     engine: Any,
     here: Place,
+    *,
     recipe: Mapping[str, Any],
     state: Mapping[str, Any],
     keep: int = 2,
@@ -251,8 +252,8 @@ def _compare(shapes: Mapping[str, Any], tensors: Mapping[str, Tensor], where: st
     if missing or unknown:
         detail = f"lacks {missing[:3]}" if missing else f"has {unknown[:3]} in addition"
         raise ValueError(
-            f"{where} {detail} ({len(missing)} missing, {len(unknown)} unknown tensors): it belongs "
-            "to another recipe; give its own recipe, or another folder"
+            f"{where} {detail} ({len(missing)} missing, {len(unknown)} unknown tensors): "
+            "it belongs to another recipe; give its own recipe, or another folder"
         )
     for name, shape in shapes.items():
         if tuple(shape) != tuple(tensors[name].shape):

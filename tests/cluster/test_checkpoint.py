@@ -24,7 +24,7 @@ def phase(label: str, resume: bool = False, last: int = 8, save_at: int = 0) -> 
     return {"label": label, "resume": resume, "last": last, "save_at": save_at}
 
 
-def run(out, world, stage, phases, precision="bf16", dropout=0.1) -> dict[str, dict[int, float]]:
+def run(out, world, stage, phases, *, precision="bf16", dropout=0.1) -> dict[str, dict[int, float]]:
     """Run the worker on ``world`` ranks; rank 0's exact losses by phase and step."""
     port = str(free_port())
     plan = {"out": str(out), "stage": stage, "precision": precision, "dropout": dropout}
@@ -58,7 +58,7 @@ def run(out, world, stage, phases, precision="bf16", dropout=0.1) -> dict[str, d
 )
 def test_resume_is_exact(tmp_path, stage, world, precision):
     phases = [phase("undisturbed", save_at=5), phase("resumed", resume=True)]
-    found = run(tmp_path, world, stage, phases, precision)
+    found = run(tmp_path, world, stage, phases, precision=precision)
     assert list(found["resumed"]) == [5, 6, 7]
     assert found["resumed"] == {step: found["undisturbed"][step] for step in (5, 6, 7)}
     assert len(set(found["undisturbed"].values())) == 8

@@ -16,24 +16,22 @@ BATCH = 8
 class Small(nn.Module):
     """Sizes that no world size divides, a (1,) parameter, dropout."""
 
-    def __init__(self) -> None:
+    def __init__(self, dropout: float) -> None:
         super().__init__()
+        self.dropout = dropout
         self.inner = nn.Linear(7, 33)
         self.outer = nn.Linear(33, 5)
         self.scale = nn.Parameter(torch.tensor([0.7]))
 
     def forward(self, x):
         hidden = torch.relu(self.inner(x.to(self.inner.weight.dtype)))
-        hidden = nn.functional.dropout(hidden, DROPOUT, self.training)
+        hidden = nn.functional.dropout(hidden, self.dropout, self.training)
         return (self.outer(hidden) * self.scale).float().pow(2).mean()
 
 
-DROPOUT = 0.1
-
-
-def build(stage: int, precision: str, world: int):
+def build(stage: int, precision: str, dropout: float, world: int):
     torch.manual_seed(5)
-    module = Small()
+    module = Small(dropout)
     weights = [p for p in module.parameters() if p.dim() > 1]
     others = [p for p in module.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW(
@@ -44,7 +42,7 @@ def build(stage: int, precision: str, world: int):
     return zero.engine(module, optimizer, config, BATCH // world)
 
 
-def run(engine, here, first: int, last: int, label: str, save: tuple[int, Path] | None) -> None:
+def run(engine, here, first: int, last: int, *, label: str, save: tuple[int, Path] | None) -> None:
     for step in range(first, last):
         x = torch.randn(BATCH, 7, generator=torch.Generator().manual_seed(step))
         seed_step(0, step, here.rank)
@@ -55,17 +53,16 @@ def run(engine, here, first: int, last: int, label: str, save: tuple[int, Path] 
         if here.rank == 0:
             print("loss", json.dumps([label, step, mean.hex()]), flush=True)
         if save and step + 1 == save[0]:
-            checkpoint.save(save[1], engine, here, {"kind": "test"}, {"step": step + 1})
+            state = {"step": step + 1}
+            checkpoint.save(save[1], engine, here, recipe={"kind": "test"}, state=state)
 
 
 def main(plan: dict) -> None:
     """Each phase of the plan builds everything anew; one with ``resume`` starts where it was."""
-    global DROPOUT
     here = zero.start(60)
-    DROPOUT = plan["dropout"]
     out = Path(plan["out"])
     for phase in plan["phases"]:
-        engine = build(plan["stage"], plan["precision"], here.world)
+        engine = build(plan["stage"], plan["precision"], plan["dropout"], here.world)
         first = 0
         if phase["resume"]:
             found = checkpoint.find(out)
@@ -73,7 +70,7 @@ def main(plan: dict) -> None:
             first = found.step
             checkpoint.restore(engine, found)
         save = (phase["save_at"], out) if phase["save_at"] else None
-        run(engine, here, first, phase["last"], phase["label"], save)
+        run(engine, here, first, phase["last"], label=phase["label"], save=save)
     zero.stop()
 
 

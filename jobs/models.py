@@ -1,0 +1,286 @@
+"""Frozen models and trained checkpoints from their folders: where files become modules."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from cluster import checkpoint
+from jobs import recipes
+from jobs.recipes.train import EncoderChoice, Stage1Recipe, Stage2Recipe
+from modeling.blip2 import Stage1, Stage2, stage2_from_stage1
+from modeling.language import DecoderLM, EncoderDecoderLM
+from modeling.vision import ImageEncoder, build_clip_encoder, build_timm_encoder, freeze
+from modeling.weights import from_bert
+
+ROOT = Path(__file__).resolve().parents[1]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DEC = "[DEC]"
+Recipe = TypeVar("Recipe", Stage1Recipe, Stage2Recipe)
+Language = DecoderLM | EncoderDecoderLM
+
+# Tokenizing is a small part of a step: its threads are not worth the warning after a fork.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint brought back to life on one device, everything in eval mode.
+
+    Attributes:
+        recipe: the resolved recipe it was trained with.
+        encoder: the frozen image encoder.
+        module: ``Stage1`` or ``Stage2`` with the checkpoint's weights.
+        tokenizer: BERT's with ``[DEC]`` (stage 1), else None.
+        language: the frozen language model (stage 2), else None.
+    """
+
+    recipe: Any
+    step: int
+    encoder: ImageEncoder
+    module: Stage1 | Stage2
+    tokenizer: Any = None
+    language: Language | None = None
+
+
+def load_encoder(name: str, image_size: int, dtype: str = "bf16") -> ImageEncoder:
+    """A frozen image encoder from a Hugging Face CLIP folder, a hub id or ``timm:NAME``.
+
+    Args:
+        image_size: side in pixels; position embeddings are resized to it.
+
+    Raises:
+        ValueError: no such folder or model, or one that is no CLIP.
+    """
+    if name.startswith("timm:"):
+        with _readable("encoder", name):
+            import timm
+
+            state = timm.create_model(name.removeprefix("timm:"), pretrained=True).state_dict()
+        encoder = build_timm_encoder(name.removeprefix("timm:"), image_size, state)
+        return freeze(encoder, DTYPES[dtype])
+    folder = _folder("encoder", name, ("*.json", "*.safetensors"))
+    with _readable("encoder", name):
+        config = AutoConfig.from_pretrained(folder)
+    vision = getattr(config, "vision_config", config)
+    if vision.model_type != "clip_vision_model":
+        raise ValueError(f"encoder {name!r} is a {config.model_type!r} model; give a CLIP folder")
+    return freeze(build_clip_encoder(vision, image_size, read_state(folder)), DTYPES[dtype])
+
+
+def load_language(name: str, dtype: str = "bf16", max_text: int = 32) -> Language:
+    """A frozen language model and its tokenizer behind the adapter of its family.
+
+    Raises:
+        ValueError: no such folder or hub id, or one without a language model.
+    """
+    folder = _folder("language model", name, ("*.json", "*.safetensors", "*.model", "*.txt"))
+    with _readable("language model", name):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        pair = AutoConfig.from_pretrained(folder).is_encoder_decoder
+        family: Any = AutoModelForSeq2SeqLM if pair else AutoModelForCausalLM
+        model = family.from_pretrained(folder, dtype=DTYPES[dtype])
+    return (EncoderDecoderLM if pair else DecoderLM)(model, tokenizer, max_text)
+
+
+def load_bert_tokenizer(name: str) -> Any:
+    """BERT's tokenizer with ``[DEC]`` added as its last token (id 30522 for bert-base-uncased).
+
+    Raises:
+        ValueError: no such folder or hub id.
+    """
+    folder = _folder("tokenizer", name, ("*.json", "*.txt"))
+    with _readable("tokenizer", name):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([DEC], special_tokens=True)
+    return tokenizer
+
+
+def tokenise(tokenizer: Any, texts: list[str], max_text: int = 32) -> dict[str, Tensor]:
+    """``ids`` and ``mask`` (B, L), int64, padded to the batch's longest, at most ``max_text``."""
+    rows = tokenizer(texts, padding=True, truncation=True, max_length=max_text, return_tensors="pt")
+    return {"ids": rows["input_ids"], "mask": rows["attention_mask"]}
+
+
+def text_reader(recipe: Stage1Recipe) -> Any:
+    """``tokenise`` with the recipe's tokenizer and length, for the loader."""
+    return partial(tokenise, load_bert_tokenizer(recipe.tokenizer), max_text=recipe.max_text)
+
+
+def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Trained:
+    """Load a checkpoint (a run's folder for its latest, or a step's) with its frozen models.
+
+    Raises:
+        ValueError: no checkpoint there, a damaged one, or frozen models that are gone.
+    """
+    found = checkpoint.find(Path(path))
+    found.verify()
+    recipe = read_recipe(found)
+    encoder = load_encoder(recipe.encoder.name, recipe.encoder.image_size, recipe.encoder.dtype)
+    module = Stage1(recipe.model) if recipe.kind == "stage1" else Stage2(recipe.model)
+    checkpoint.load_weights(module, found.trainable(), f"checkpoint {found.folder}")
+    parts: dict[str, Any] = {"encoder": encoder.to(device), "module": module.to(device).eval()}
+    if recipe.kind == "stage1":
+        parts["tokenizer"] = load_bert_tokenizer(recipe.tokenizer)
+    else:
+        choice = recipe.language
+        parts["language"] = load_language(choice.name, choice.dtype, choice.max_text)
+        parts["language"].to(device)
+    return Trained(recipe, found.step, **parts)
+
+
+def read_recipe(found: checkpoint.Checkpoint) -> Any:
+    """The typed recipe in a checkpoint.
+
+    Raises:
+        ValueError: it is not one of a training stage.
+    """
+    kinds = {"stage1": Stage1Recipe, "stage2": Stage2Recipe}
+    kind = found.recipe.get("kind")
+    if kind not in kinds:
+        raise ValueError(f"checkpoint {found.folder}: kind {kind!r} is none of {list(kinds)}")
+    return recipes.from_dict(kinds[kind], found.recipe, f"checkpoint {found.folder}")
+
+
+def fit(recipe: Recipe) -> Recipe:
+    """The recipe with the widths and token ids of the frozen models in their folders.
+
+    A model that is not in a local folder is left alone: the recipe's numbers stand.
+    """
+    width = _encoder_width(recipe.encoder)
+    if isinstance(recipe, Stage1Recipe):
+        model = recipe.model
+        qformer = replace(model.qformer, encoder_width=width or model.qformer.encoder_width)
+        if _local(recipe.tokenizer) is not None:
+            tokenizer = load_bert_tokenizer(recipe.tokenizer)
+            dec = tokenizer.convert_tokens_to_ids(DEC)
+            qformer = replace(qformer, vocab=len(tokenizer))
+            model = replace(model, dec_token_id=dec)
+        return replace(recipe, model=replace(model, qformer=qformer))
+    second = recipe.model
+    qformer = replace(second.qformer, encoder_width=width or second.qformer.encoder_width)
+    llm_width = _language_width(recipe.language.name) or second.llm_width
+    return replace(recipe, model=replace(second, qformer=qformer, llm_width=llm_width))
+
+
+def start_from_bert(module: Stage1, name: str) -> None:
+    """Give a stage-1 Q-Former BERT's weights; what BERT does not have stays random.
+
+    Raises:
+        ValueError: BERT's shapes are not the recipe's.
+    """
+    state = read_state(_folder("BERT", name, ("*.json", "*.safetensors")))
+    layers = module.config.qformer.layers
+    own = dict(module.named_parameters())
+    with torch.no_grad():
+        for key, tensor in from_bert(state, layers).items():
+            if key not in own:
+                continue
+            target = own[key][: len(tensor)] if "word_embeddings" in key else own[key]
+            if key == "lm_head.bias":
+                target = own[key][: len(tensor)]
+            if target.shape != tensor.shape:
+                raise ValueError(
+                    f"bert {name!r}: {key} has shape {tuple(tensor.shape)}, "
+                    f"the recipe's Q-Former {tuple(target.shape)}; give a BERT of its size"
+                )
+            target.copy_(tensor)
+
+
+def start_from_stage1(module: Stage2, path: str) -> checkpoint.Checkpoint:
+    """Give stage 2 the Q-Former of a stage-1 checkpoint: every key of it, and no other.
+
+    Raises:
+        ValueError: no stage-1 checkpoint there, or one of other sizes.
+    """
+    found = checkpoint.find(Path(path))
+    if found.recipe.get("kind") != "stage1":
+        raise ValueError(
+            f"--init {path}: the checkpoint's kind is {found.recipe.get('kind')!r}; "
+            "give one of stage 1"
+        )
+    found.verify()
+    taken = stage2_from_stage1(found.trainable(), module.config.qformer.text)
+    own = dict(module.named_parameters())
+    fresh = {name: p.detach() for name, p in own.items() if name.startswith("language_proj.")}
+    checkpoint.load_weights(module, {**taken, **fresh}, f"--init {found.folder}")
+    return found
+
+
+def read_state(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a Hugging Face folder's safetensors files.
+
+    Raises:
+        ValueError: no such file, or a damaged one.
+    """
+    index = folder / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    state: dict[str, Tensor] = {}
+    for name in names:
+        try:
+            state |= load_file(folder / name)
+        except (OSError, SafetensorError) as broken:
+            raise ValueError(f"weights {folder / name} cannot be read: {broken}") from broken
+    return state
+
+
+def _encoder_width(choice: EncoderChoice) -> int | None:
+    folder = _local(choice.name)
+    if folder is None:
+        return None
+    config = json.loads((folder / "config.json").read_text())
+    return config.get("vision_config", config).get("hidden_size")
+
+
+def _language_width(name: str) -> int | None:
+    folder = _local(name)
+    if folder is None:
+        return None
+    config = json.loads((folder / "config.json").read_text())
+    return config.get("word_embed_proj_dim") or config.get("d_model") or config.get("hidden_size")
+
+
+def _local(name: str) -> Path | None:
+    """The folder behind a name, seen from the clone or from here; None where there is none."""
+    for folder in (ROOT / name, Path(name)):
+        if folder.is_dir():
+            return folder
+    return None
+
+
+def _folder(what: str, name: str, patterns: tuple[str, ...]) -> Path:
+    """The local folder of a model, fetched from the hub where ``name`` is a hub id."""
+    folder = _local(name)
+    if folder is not None:
+        return folder
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ValueError(f"{what} {name!r}: no such folder, and it is no hub id (owner/name)")
+    from huggingface_hub import snapshot_download
+
+    with _readable(what, name):
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
+
+
+@contextmanager
+def _readable(what: str, name: str) -> Iterator[None]:
+    """Turn a library's complaint about a model that cannot be had into one line that names it."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, KeyError) as broken:
+        first = str(broken).strip().splitlines()[0] if str(broken).strip() else repr(broken)
+        raise ValueError(
+            f"{what} {name!r} cannot be loaded ({first}); give a local Hugging Face folder, "
+            "or a hub id that can be reached"
+        ) from broken

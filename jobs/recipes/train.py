@@ -1,0 +1,238 @@
+"""Training recipes: frozen dataclasses composed of the parts' own configurations.
+
+A variant calls its base and replaces a few fields. Numbers of the paper cite its section or table
+(BLIP-2, arXiv:2301.12597). Widths and token ids that depend on a frozen model are read from the
+model's folder when a job starts (``jobs.models.fit``).
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from cluster.zero import ZeroConfig
+from modeling.blip2 import Stage1Config, Stage2Config
+from modeling.optim import OptimConfig
+from modeling.qformer import QFormerConfig
+from pipeline.loader import LoaderConfig
+from pipeline.transforms import TransformConfig
+
+
+@dataclass(frozen=True)
+class EncoderChoice:
+    """The frozen image encoder.
+
+    Attributes:
+        name: a Hugging Face CLIP folder (relative to the clone), a hub id, or ``timm:NAME``.
+        image_size: side in pixels of what it is shown.
+        dtype: of its weights.
+    """
+
+    name: str
+    image_size: int = 224
+    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+
+
+@dataclass(frozen=True)
+class LanguageChoice:
+    """The frozen language model: a Hugging Face folder (relative to the clone) or a hub id."""
+
+    name: str
+    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    max_text: int = 32
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a training run of either stage is made of, besides its models.
+
+    Attributes:
+        steps: optimizer steps; fixed before the first, so that no rank runs out of data.
+        global_batch: samples a step over all ranks and accumulation.
+        micro_batch: samples a rank takes at once; 0 takes its whole share.
+        save_every: steps between checkpoints; the last step always has one.
+        keep: how many checkpoints stay.
+        log_every: steps between log lines.
+        bad_limit: share of unreadable samples over which the run stops.
+    """
+
+    steps: int
+    global_batch: int
+    micro_batch: int = 0
+    seed: int = 0
+    save_every: int = 1000
+    keep: int = 2
+    log_every: int = 10
+    bad_limit: float = 0.01
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    transform: TransformConfig = field(default_factory=TransformConfig)
+
+
+@dataclass(frozen=True)
+class Stage1Recipe:
+    """Representation learning (section 3.2).
+
+    ``tokenizer`` is the folder or hub id of BERT's tokenizer; ``bert`` of the weights that the
+    Q-Former starts from, empty for random ones.
+    """
+
+    name: str
+    encoder: EncoderChoice
+    tokenizer: str
+    model: Stage1Config
+    run: RunConfig
+    bert: str = ""
+    max_text: int = 32
+    kind: str = "stage1"
+
+
+@dataclass(frozen=True)
+class Stage2Recipe:
+    """Generative learning with a frozen language model (section 3.3)."""
+
+    name: str
+    encoder: EncoderChoice
+    language: LanguageChoice
+    model: Stage2Config
+    run: RunConfig
+    kind: str = "stage2"
+
+
+# ------------------------------------------------------------------ the paper, sections 3.4 and 4
+
+_BERT = "google-bert/bert-base-uncased"
+VIT_G = EncoderChoice("timm:eva_giant_patch14_clip_224")
+VIT_L = EncoderChoice("openai/clip-vit-large-patch14")
+
+
+def vit_g() -> Stage1Recipe:
+    """Stage 1 with ViT-g: batch 1680, 250,000 steps (section 3.4)."""
+    optim = OptimConfig(lr=1e-4, min_lr=1e-5, warmup_steps=2000, total_steps=250_000)
+    run = RunConfig(
+        steps=250_000,
+        global_batch=1680,
+        optim=optim,
+        loader=LoaderConfig(workers=8),
+        save_every=2000,
+        log_every=50,
+    )
+    return Stage1Recipe("vit-g", VIT_G, _BERT, Stage1Config(), run, bert=_BERT)
+
+
+def vit_l() -> Stage1Recipe:
+    """Stage 1 with ViT-L: batch 2320 (section 3.4)."""
+    base = vit_g()
+    model = replace(base.model, qformer=replace(base.model.qformer, encoder_width=1024))
+    run = replace(base.run, global_batch=2320)
+    return replace(base, name="vit-l", encoder=VIT_L, model=model, run=run)
+
+
+def vit_g_opt_2_7b() -> Stage2Recipe:
+    """Stage 2, ViT-g and OPT-2.7B: batch 1920, 80,000 steps, minimum rate 5e-5 (section 3.4)."""
+    base = vit_g()
+    qformer = replace(base.model.qformer, text=False)
+    optim = replace(base.run.optim, min_lr=5e-5, total_steps=80_000)
+    return Stage2Recipe(
+        name="vit-g-opt-2.7b",
+        encoder=base.encoder,
+        language=LanguageChoice("facebook/opt-2.7b"),
+        model=Stage2Config(qformer, llm_width=2560),
+        run=replace(base.run, steps=80_000, global_batch=1920, optim=optim),
+    )
+
+
+def vit_g_opt_6_7b() -> Stage2Recipe:
+    """Stage 2, ViT-g and OPT-6.7B (table 2)."""
+    return _with_language(vit_g_opt_2_7b(), "vit-g-opt-6.7b", "facebook/opt-6.7b", 4096)
+
+
+def vit_g_flant5_xl() -> Stage2Recipe:
+    """Stage 2, ViT-g and FlanT5-XL: batch 1520 (section 3.4)."""
+    base = _with_language(vit_g_opt_2_7b(), "vit-g-flant5-xl", "google/flan-t5-xl", 2048)
+    return replace(base, run=replace(base.run, global_batch=1520))
+
+
+def vit_g_flant5_xxl() -> Stage2Recipe:
+    """Stage 2, ViT-g and FlanT5-XXL (table 2)."""
+    return _with_language(vit_g_flant5_xl(), "vit-g-flant5-xxl", "google/flan-t5-xxl", 4096)
+
+
+def vit_l_opt_2_7b() -> Stage2Recipe:
+    """Stage 2, ViT-L and OPT-2.7B (table 2)."""
+    return _with_vit_l(vit_g_opt_2_7b(), "vit-l-opt-2.7b")
+
+
+def vit_l_flant5_xl() -> Stage2Recipe:
+    """Stage 2, ViT-L and FlanT5-XL (table 2)."""
+    return _with_vit_l(vit_g_flant5_xl(), "vit-l-flant5-xl")
+
+
+def _with_language(base: Stage2Recipe, name: str, language: str, width: int) -> Stage2Recipe:
+    model = replace(base.model, llm_width=width)
+    return replace(base, name=name, language=LanguageChoice(language), model=model)
+
+
+def _with_vit_l(base: Stage2Recipe, name: str) -> Stage2Recipe:
+    qformer = replace(base.model.qformer, encoder_width=1024)
+    return replace(base, name=name, encoder=VIT_L, model=replace(base.model, qformer=qformer))
+
+
+# ------------------------------------------------------------------------------ TinyWorld
+
+TINY_ENCODER = EncoderChoice("modeling/zoo/clip", image_size=64)
+# Its captions speak of positions and sizes: no crop, and no flip where a text names a side.
+TINY_IMAGES = TransformConfig(size=64, scale=(1.0, 1.0), ratio=(1.0, 1.0), keep_sides=True)
+
+
+def tinyworld_stage1() -> Stage1Recipe:
+    """Stage 1 on TinyWorld: minutes on two CPU cores."""
+    qformer = QFormerConfig(
+        width=192,
+        layers=4,
+        heads=4,
+        ffn=768,
+        queries=16,
+        cross_every=2,
+        encoder_width=160,
+        vocab=284,
+        max_positions=64,
+        dropout=0.05,
+    )
+    model = Stage1Config(qformer, embed=128, dec_token_id=283)
+    return Stage1Recipe("tinyworld", TINY_ENCODER, "modeling/zoo/bert", model, _tiny_run())
+
+
+def tinyworld_t5() -> Stage2Recipe:
+    """Stage 2 on TinyWorld with the small T5 (prefix LM)."""
+    base = tinyworld_stage1()
+    qformer = replace(base.model.qformer, text=False)
+    return Stage2Recipe(
+        name="tinyworld-t5",
+        encoder=base.encoder,
+        language=LanguageChoice("modeling/zoo/t5"),
+        model=Stage2Config(qformer, llm_width=128),
+        run=base.run,
+    )
+
+
+def tinyworld_opt() -> Stage2Recipe:
+    """Stage 2 on TinyWorld with the small OPT."""
+    return _with_language(tinyworld_t5(), "tinyworld-opt", "modeling/zoo/opt", 128)
+
+
+def _tiny_run() -> RunConfig:
+    optim = OptimConfig(lr=1e-3, min_lr=1e-5, warmup_steps=40, total_steps=400)
+    return RunConfig(steps=400, global_batch=64, save_every=100, optim=optim, transform=TINY_IMAGES)
+
+
+STAGE1 = {"tinyworld": tinyworld_stage1, "vit-g": vit_g, "vit-l": vit_l}
+STAGE2 = {
+    "tinyworld-t5": tinyworld_t5,
+    "tinyworld-opt": tinyworld_opt,
+    "vit-g-opt-2.7b": vit_g_opt_2_7b,
+    "vit-g-opt-6.7b": vit_g_opt_6_7b,
+    "vit-g-flant5-xl": vit_g_flant5_xl,
+    "vit-g-flant5-xxl": vit_g_flant5_xxl,
+    "vit-l-opt-2.7b": vit_l_opt_2_7b,
+    "vit-l-flant5-xl": vit_l_flant5_xl,
+}

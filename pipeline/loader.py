@@ -1,0 +1,454 @@
+"""Batches for training: the schedule's draws, read with one ``pread`` each, decoded and tokenised.
+
+Reads outputs of the CapFilt stage (through their commit records) and plain folders of WebDataset or
+img2dataset tars (indexed on first open). What a batch holds is a function of (data, seed, step,
+rank) alone: not of workers, of earlier steps, or of where a run was resumed.
+"""
+
+import json
+import os
+import queue
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cluster.dist import derive_seed
+from cluster.storage import local_path
+from pipeline.images import decode
+from pipeline.manifest import committed, manifest_hash
+from pipeline.sample import make_uid
+from pipeline.schedule import Draw, Schedule, SourceSizes
+from pipeline.shards import index_tar, read_span
+from pipeline.transforms import EvalTransform, TrainTransform
+
+Tokenise = Callable[[list[str]], dict[str, Tensor]]
+MAX_REPLACED_IN_A_ROW = 100
+_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "image")
+_SIDES = re.compile(r"\b(left|right|leftmost|rightmost)\b", re.IGNORECASE)
+_OPEN_SHARDS = 64
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    """How batches are made.
+
+    Attributes:
+        captions: which of a sample's kept captions is taken at a visit: ``random_top2`` one of
+            the best two (the paper), ``top1`` the best, ``weighted`` in proportion to the softmax
+            of their scores.
+        workers: processes that decode; 0 decodes in a thread beside the training step.
+        prefetch: batches made ahead.
+        weights: an integer a source for the mix, in the order of ``--data``; none mixes by size.
+    """
+
+    captions: Literal["random_top2", "top1", "weighted"] = "random_top2"
+    workers: int = 0
+    prefetch: int = 4
+    weights: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One rank's (micro-)batch of B samples.
+
+    Attributes:
+        images_B3HW: float32, normalised.
+        texts: one caption each.
+        uids: 32 hex digits each.
+        tokens: what ``tokenise`` made of the texts, empty without it.
+        replaced: uid (or place) and reason of each unreadable sample that another one stands in
+            for.
+    """
+
+    images_B3HW: Tensor
+    texts: list[str]
+    uids: list[str]
+    tokens: dict[str, Tensor]
+    replaced: list[str]
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory, for copies that overlap; called by the DataLoader."""
+        tokens = {name: tensor.pin_memory() for name, tensor in self.tokens.items()}
+        return Batch(self.images_B3HW.pin_memory(), self.texts, self.uids, tokens, self.replaced)
+
+
+class BadSample(ValueError):
+    """A sample that cannot be used, with the reason."""
+
+
+class Shards:
+    """One source: its shards, how many samples each has, and any sample's bytes.
+
+    Attributes:
+        name: for messages and the schedule's fingerprint.
+        sizes: usable samples a shard.
+        digest: of the content, from the commit records or the tars' names and sizes.
+    """
+
+    def __init__(self, name: str, tars: Sequence[Path], sizes: Sequence[int], digest: str) -> None:
+        self.name, self.tars, self.sizes, self.digest = name, tuple(tars), tuple(sizes), digest
+        self.spans = lru_cache(maxsize=_OPEN_SHARDS)(self._spans)
+        self._file = lru_cache(maxsize=_OPEN_SHARDS)(_Descriptor)
+
+    def read(self, shard: int, index: int) -> bytes:
+        """The bytes of all members of a usable sample: one ``pread``."""
+        offset, length = (int(number) for number in self.spans(shard)[index])
+        data = os.pread(self._file(self.tars[shard]).number, length, offset)
+        if len(data) != length:
+            raise BadSample(f"{self.tars[shard]} ends before byte {offset + length}")
+        return data
+
+    def key(self, shard: int, index: int) -> str:
+        """A name of the sample that is unique in its shard, for one whose record has no uid."""
+        return str(index)
+
+    def _spans(self, shard: int) -> np.ndarray:
+        """(offset, length) of every usable sample of a shard, int64 (N, 2)."""
+        parquet = self.tars[shard].with_suffix(".parquet")
+        table = pq.read_table(parquet, columns=["status", "offset", "length"])
+        spans = np.stack([table["offset"].to_numpy(), table["length"].to_numpy()], axis=1)
+        spans = spans[table["status"].to_numpy(zero_copy_only=False) == "ok"]
+        if len(spans) != self.sizes[shard]:
+            raise ValueError(
+                f"{parquet}: {len(spans)} usable rows, its commit record says {self.sizes[shard]}; "
+                "the output was changed after it was written"
+            )
+        return spans
+
+
+class ForeignShards(Shards):
+    """A folder of tars that others wrote: the offsets come from walking each tar's headers."""
+
+    def __init__(self, name: str, tars: Sequence[Path]) -> None:
+        self._indices = [index_tar(tar) for tar in tars]
+        sizes = [len(index) for index in self._indices]
+        content = [(tar.name, tar.stat().st_size) for tar in tars]
+        super().__init__(name, tars, sizes, f"{derive_seed(content):016x}")
+
+    def key(self, shard: int, index: int) -> str:
+        return self._indices[shard][index][0]
+
+    def _spans(self, shard: int) -> np.ndarray:
+        spans = [(offset, length) for _, offset, length in self._indices[shard]]
+        return np.asarray(spans, dtype=np.int64).reshape(-1, 2)
+
+
+def open_shards(url: str) -> Shards:
+    """Open one ``--data``: an output of the CapFilt stage, or a folder of tars.
+
+    Raises:
+        ValueError: nothing there, nothing committed yet, no usable sample, or a broken tar.
+    """
+    folder = local_path(url)
+    if not folder.is_dir():
+        raise ValueError(f"--data {url}: no such folder; give a CapFilt output or a folder of tars")
+    tars = sorted(folder.glob("*.tar"))
+    commits = committed(url)
+    if commits:
+        paths = [Path(commit.tar_path) for commit in commits]
+        shards = Shards(url, paths, [c.ok for c in commits], manifest_hash(commits))
+    elif tars:
+        shards = ForeignShards(url, tars)
+    elif (folder / "shards").is_dir() or (folder / "plan.json").is_file():
+        raise ValueError(
+            f"--data {url}: no commit record in shards/ yet; let jobs/capfilt.py commit a shard"
+        )
+    else:
+        raise ValueError(f"--data {url}: neither commit records nor *.tar files in this folder")
+    if sum(shards.sizes) == 0:
+        raise ValueError(f"--data {url}: no usable sample in its {len(shards.tars)} shards")
+    return shards
+
+
+def data_hash(sources: Sequence[Shards]) -> str:
+    """One hash of all sources' content: kept in checkpoints and compared over ranks."""
+    return f"{derive_seed(*(source.digest for source in sources)):016x}"
+
+
+def make_schedule(
+    sources: Sequence[Shards], config: LoaderConfig, seed: int, global_batch: int
+) -> Schedule:
+    """The schedule over opened sources.
+
+    Raises:
+        ValueError: not as many weights as sources.
+    """
+    if config.weights and len(config.weights) != len(sources):
+        raise ValueError(
+            f"loader.weights = {config.weights}: {len(sources)} sources are given; "
+            "give one positive integer each, or none"
+        )
+    weights = config.weights or (0,) * len(sources)
+    pairs = zip(sources, weights, strict=True)
+    return Schedule([SourceSizes(s.name, s.sizes, w) for s, w in pairs], seed, global_batch)
+
+
+class Samples(Dataset):
+    """Map-style: a ``Draw`` in, a decoded sample out, whatever happens to the sample itself."""
+
+    def __init__(
+        self,
+        sources: Sequence[Shards],
+        schedule: Schedule,
+        transform: TrainTransform | EvalTransform,
+        captions: str = "random_top2",
+    ) -> None:
+        self.sources, self.schedule, self.transform = sources, schedule, transform
+        self.captions = captions
+
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, str, str, list[str]]:
+        """Image (3, H, W), text, uid, and why samples before it in its place were not used.
+
+        Raises:
+            ValueError: a hundred samples in a row are unreadable.
+        """
+        replaced: list[str] = []
+        for attempt in range(MAX_REPLACED_IN_A_ROW):
+            this = self.schedule.replacement(draw, attempt) if attempt else draw
+            try:
+                return *self._sample(this), replaced
+            except ValueError as bad:
+                source = self.sources[this.source]
+                where = f"{source.tars[this.shard].name}#{this.index}"
+                replaced.append(f"{source.name}/{where}: {bad}")
+        raise ValueError(
+            f"{MAX_REPLACED_IN_A_ROW} unreadable samples in a row, the last: {replaced[-1]}; "
+            "check the data"
+        )
+
+    def _sample(self, draw: Draw) -> tuple[Tensor, str, str]:
+        source = self.sources[draw.source]
+        members = read_span(source.read(draw.shard, draw.index))
+        record = _record(members)
+        uid = record.get("uid")
+        if not isinstance(uid, str):
+            tar, key = source.tars[draw.shard], source.key(draw.shard, draw.index)
+            uid = make_uid(tar.parent.name, tar.stem, key)
+        text = choose_caption(
+            record,
+            members,
+            policy=self.captions,
+            seed=self.schedule.seed,
+            uid=uid,
+            visit=draw.visit,
+        )
+        image = next((members[ext] for ext in members if ext in _IMAGES), None)
+        if image is None:
+            raise BadSample(f"no image among its members {sorted(members)}")
+        generator = torch.Generator().manual_seed(
+            derive_seed("augment", self.schedule.seed, uid, draw.visit)
+        )
+        return self._transformed(decode(image), generator, text), text, uid
+
+    def _transformed(self, image: Tensor, generator: torch.Generator, text: str) -> Tensor:
+        if isinstance(self.transform, TrainTransform):
+            allowed = not (self.transform.config.keep_sides and names_side(text))
+            return self.transform(image, generator, allowed)
+        return self.transform(image)
+
+
+def names_side(text: str) -> bool:
+    """Whether a text speaks of left or right, which a flip would turn into a lie."""
+    return _SIDES.search(text) is not None
+
+
+def choose_caption(
+    record: dict[str, Any],
+    members: dict[str, bytes],
+    *,
+    policy: str,
+    seed: int,
+    uid: str,
+    visit: int,
+) -> str:
+    """The caption of one visit: a function of (seed, uid, visit) among the kept ones.
+
+    Raises:
+        BadSample: no caption, or none that is text.
+    """
+    kept = _kept(record, members)
+    uniform = derive_seed("caption", seed, uid, visit) / 2**63
+    if policy == "top1":
+        chosen = kept[0][0]
+    elif policy == "weighted":
+        scores = np.array([score for _, score in kept], dtype=np.float64)
+        shares = np.exp(scores - scores.max())
+        place = np.searchsorted(np.cumsum(shares / shares.sum()), uniform, side="right")
+        chosen = kept[min(int(place), len(kept) - 1)][0]
+    else:  # human captions are all kept, and all of them drawn among
+        human = all(origin == "human" for origin in _origins(record))
+        among = kept if human else kept[:2]
+        chosen = among[int(uniform * len(among))][0]
+    text = " ".join(chosen.split())
+    if not text:
+        raise BadSample("its caption is empty")
+    return text
+
+
+def _kept(record: dict[str, Any], members: dict[str, bytes]) -> list[tuple[str, float]]:
+    """(text, score) of the kept captions, best first; of a foreign sample, its only one."""
+    candidates, kept = record.get("captions"), record.get("kept")
+    if isinstance(candidates, list) and isinstance(kept, list) and kept:
+        return [(candidates[i]["text"], float(candidates[i]["score"] or 0.0)) for i in kept]
+    text = members.get("txt")
+    if text is not None:
+        try:
+            return [(text.decode("utf-8"), 0.0)]
+        except UnicodeDecodeError as broken:
+            raise BadSample("its caption is not UTF-8") from broken
+    if isinstance(record.get("caption"), str):
+        return [(record["caption"], 0.0)]
+    raise BadSample("it has no caption")
+
+
+def _origins(record: dict[str, Any]) -> list[str]:
+    captions = record.get("captions")
+    if not isinstance(captions, list) or not record.get("kept"):
+        return [""]
+    return [captions[i].get("origin", "") for i in record["kept"]]
+
+
+def _record(members: dict[str, bytes]) -> dict[str, Any]:
+    try:
+        record = json.loads(members.get("json", b"{}"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as broken:
+        raise BadSample("its json cannot be read") from broken
+    return record if isinstance(record, dict) else {}
+
+
+def collate(items: list[tuple[Tensor, str, str, list[str]]], tokenise: Tokenise | None) -> Batch:
+    """Samples to one batch."""
+    images, texts, uids, replaced = zip(*items, strict=True)
+    tokens = tokenise(list(texts)) if tokenise else {}
+    bad = [line for lines in replaced for line in lines]
+    return Batch(torch.stack(images), list(texts), list(uids), tokens, bad)
+
+
+class Batches:
+    """This rank's batches from a step on: accumulation times a step, in order, made ahead.
+
+    Iterate it once; ``close`` (or leaving a ``with`` block) ends its thread and processes.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        config: LoaderConfig,
+        steps: range,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        accumulation: int = 1,
+        tokenise: Tokenise | None = None,
+    ) -> None:
+        order = _RankOrder(samples.schedule, steps, rank, world, accumulation)
+        order.check()
+        self._loader: DataLoader = DataLoader(
+            samples,
+            batch_sampler=order,
+            collate_fn=partial(collate, tokenise=tokenise),
+            num_workers=config.workers,
+            prefetch_factor=config.prefetch if config.workers else None,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # it would draw from the global one otherwise
+        )
+        self._ahead = _Ahead(iter(self._loader), config.prefetch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        return self._ahead.next()
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop making batches."""
+        self._ahead.close()
+
+
+class _RankOrder:
+    """Batch sampler: the draws of each micro-batch of one rank, step by step."""
+
+    def __init__(
+        self, schedule: Schedule, steps: range, rank: int, world: int, accumulation: int
+    ) -> None:
+        self.schedule, self.steps = schedule, steps
+        self.rank, self.world, self.accumulation = rank, world, accumulation
+
+    def check(self) -> None:
+        """Raise ValueError where the global batch cannot be cut as asked."""
+        share = len(self.schedule.rank_slice(0, self.rank, self.world))
+        if share % self.accumulation:
+            raise ValueError(
+                f"{share} samples a rank cannot be cut into {self.accumulation} equal micro-batches"
+            )
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for step in self.steps:
+            draws = self.schedule.rank_slice(step, self.rank, self.world)
+            micro = len(draws) // self.accumulation
+            for start in range(0, len(draws), micro):
+                yield list(draws[start : start + micro])
+
+
+class _Ahead:
+    """Runs an iterator in a thread, a few items ahead, and hands its errors on."""
+
+    def __init__(self, source: Iterator[Any], depth: int) -> None:
+        self._ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(max(1, depth))
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(source,), daemon=True)
+        self._thread.start()
+
+    def next(self) -> Any:
+        item, error = self._ready.get()
+        if error is not None:
+            raise error
+        return item
+
+    def close(self) -> None:
+        self._closed.set()
+        while self._thread.is_alive():
+            try:
+                self._ready.get(timeout=0.05)
+            except queue.Empty:
+                continue
+
+    def _run(self, source: Iterator[Any]) -> None:
+        error: BaseException = StopIteration()
+        try:
+            for item in source:
+                if self._closed.is_set():
+                    return
+                self._ready.put((item, None))
+        except Exception as raised:  # raised again where the batch is asked for
+            error = raised
+        self._ready.put((None, error))
+
+
+class _Descriptor:
+    """An open file that is closed with its last reference."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        os.close(self.number)

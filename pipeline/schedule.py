@@ -1,0 +1,216 @@
+"""The global sample order: a pure function of (seed, step), whatever the ranks and workers.
+
+It works on shard sizes alone. Each epoch of a source shuffles its shards, cuts them into blocks of
+16 and shuffles the samples within each block, so that only a block's shards need be near. Sources
+are mixed by Sainte-Laguë counts on integer weights: after any number of draws each source has had
+its share, rounded, and counts never step back. Seeking is arithmetic: nothing is stored.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+BLOCK_SHARDS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSizes:
+    """A source as the schedule sees it: samples a shard, and its integer weight in the mix.
+
+    ``weight`` 0 stands for the number of samples: every sample of every source equally often.
+    """
+
+    name: str
+    sizes: tuple[int, ...]
+    weight: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One sample of the order.
+
+    Attributes:
+        source, shard, index: where it is; ``index`` counts the usable samples of the shard.
+        visit: how often this source has been gone through before: 0 in its first epoch.
+        place: position within the source's epoch, which ``Schedule.replacement`` starts from.
+    """
+
+    source: int
+    shard: int
+    index: int
+    visit: int
+    place: int
+
+
+class SourceOrder:
+    """The endless order of one source's samples."""
+
+    def __init__(self, sizes: Sequence[int], seed: int, source: int) -> None:
+        self._sizes = np.asarray(sizes, dtype=np.int64)
+        self._key = (seed, source)
+        self.total = int(self._sizes.sum())
+        self._source = source
+        self._epoch = lru_cache(maxsize=2)(self._make_epoch)
+        self._block = lru_cache(maxsize=4)(self._make_block)
+
+    def at(self, draw: int) -> Draw:
+        """The ``draw``-th sample of the endless order, from 0."""
+        epoch, place = divmod(draw, self.total)
+        return self.within(epoch, place)
+
+    def within(self, epoch: int, place: int) -> Draw:
+        """The sample at ``place`` of an epoch."""
+        _, starts = self._epoch(epoch)
+        block = int(np.searchsorted(starts, place, side="right")) - 1
+        order, shards, ends = self._block(epoch, block)
+        local = int(order[place - starts[block]])
+        which = int(np.searchsorted(ends, local, side="right"))
+        index = local - int(ends[which - 1]) if which else local
+        return Draw(self._source, int(shards[which]), index, epoch, place)
+
+    def next_in_block(self, draw: Draw, step: int) -> Draw:
+        """The sample ``step`` places later in the same block, around its end."""
+        _, starts = self._epoch(draw.visit)
+        block = int(np.searchsorted(starts, draw.place, side="right")) - 1
+        first, size = int(starts[block]), len(self._block(draw.visit, block)[0])
+        return self.within(draw.visit, first + (draw.place - first + step) % size)
+
+    def _make_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Shuffled shards, and the place where each block starts (empty blocks have no place)."""
+        shards = permutation(len(self._sizes), "shards", *self._key, epoch)
+        ends = np.cumsum(self._sizes[shards])[BLOCK_SHARDS - 1 :: BLOCK_SHARDS]
+        blocks = math.ceil(len(shards) / BLOCK_SHARDS)
+        return shards, np.concatenate(([0], ends))[:blocks]
+
+    def _make_block(self, epoch: int, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Shuffled samples of a block, its shards, and where each shard ends among the samples."""
+        shards = self._epoch(epoch)[0][block * BLOCK_SHARDS :][:BLOCK_SHARDS]
+        ends = np.cumsum(self._sizes[shards])
+        return permutation(int(ends[-1]), "block", *self._key, epoch, block), shards, ends
+
+
+class Mixture:
+    """Which source each draw takes: Sainte-Laguë's divisor method on integer weights.
+
+    Source s with weight w takes its k-th draw (from 0) at time (2k + 1) / 2w; draws are sorted by
+    time, then by source.
+    """
+
+    def __init__(self, weights: Sequence[int]) -> None:
+        divisor = math.gcd(*weights)
+        self.weights = [weight // divisor for weight in weights]
+        self._all = sum(self.weights)
+
+    def counts(self, draws: int) -> list[int]:
+        """How many of the first ``draws`` each source has."""
+        rounds, rest = divmod(draws, self._all)  # a whole round gives each source its weight
+        counts = [(2 * rest * w + self._all) // (2 * self._all) for w in self.weights]
+        while sum(counts) > rest:
+            counts[max(self._at_least(counts, 1), key=lambda s: self._time(s, counts[s] - 1))] -= 1
+        while sum(counts) < rest:
+            counts[min(range(len(counts)), key=lambda s: self._time(s, counts[s]))] += 1
+        return [count + rounds * w for count, w in zip(counts, self.weights, strict=True)]
+
+    def take(self, counts: list[int]) -> int:
+        """The source of the next draw after ``counts``; adds the draw to them."""
+        source = min(range(len(counts)), key=lambda s: self._time(s, counts[s]))
+        counts[source] += 1
+        return source
+
+    def _time(self, source: int, draw: int) -> "_Time":
+        return _Time(2 * draw + 1, self.weights[source], source)
+
+    @staticmethod
+    def _at_least(counts: list[int], least: int) -> list[int]:
+        return [s for s, count in enumerate(counts) if count >= least]
+
+
+class _Time:
+    """(odd / weight, source), compared exactly."""
+
+    __slots__ = ("odd", "source", "weight")
+
+    def __init__(self, odd: int, weight: int, source: int) -> None:
+        self.odd, self.weight, self.source = odd, weight, source
+
+    def __lt__(self, other: "_Time") -> bool:
+        mine, theirs = self.odd * other.weight, other.odd * self.weight
+        return mine < theirs or (mine == theirs and self.source < other.source)
+
+    def __gt__(self, other: "_Time") -> bool:
+        return other < self
+
+
+class Schedule:
+    """Which samples each step trains on, and which of them each rank takes.
+
+    Raises:
+        ValueError: no source, an empty one, or a weight or batch that is not positive.
+    """
+
+    def __init__(self, sources: Sequence[SourceSizes], seed: int, global_batch: int) -> None:
+        if not sources:
+            raise ValueError("data: no source given; give at least one --data")
+        for source in sources:
+            if sum(source.sizes) < 1 or source.weight < 0:
+                raise ValueError(
+                    f"data {source.name}: {sum(source.sizes)} usable samples, weight "
+                    f"{source.weight}; give a source with samples and a positive weight"
+                )
+        if global_batch < 1:
+            raise ValueError(f"global batch {global_batch}: give at least 1")
+        self.sources, self.seed, self.global_batch = tuple(sources), seed, global_batch
+        self._orders = [SourceOrder(s.sizes, seed, i) for i, s in enumerate(sources)]
+        self._mixture = Mixture([s.weight or sum(s.sizes) for s in sources])
+        self.step = lru_cache(maxsize=4)(self._make_step)
+
+    def _make_step(self, step: int) -> tuple[Draw, ...]:
+        """The global batch of a step, in the order in which ranks cut it."""
+        counts = self._mixture.counts(step * self.global_batch)
+        draws = []
+        for _ in range(self.global_batch):
+            source = self._mixture.take(counts)
+            draws.append(self._orders[source].at(counts[source] - 1))
+        order = permutation(self.global_batch, "step", self.seed, step)
+        return tuple(draws[place] for place in order)
+
+    def rank_slice(self, step: int, rank: int, world: int) -> tuple[Draw, ...]:
+        """Rank ``rank``'s consecutive share of a step's global batch.
+
+        Raises:
+            ValueError: ``world`` does not divide the global batch.
+        """
+        share, rest = divmod(self.global_batch, world)
+        if rest:
+            raise ValueError(
+                f"global batch {self.global_batch} is not divisible by {world} ranks; "
+                f"give --global-batch {share * world or world} or another number of ranks"
+            )
+        return self.step(step)[rank * share :][:share]
+
+    def replacement(self, draw: Draw, attempt: int) -> Draw:
+        """What stands in for an unreadable sample: the ``attempt``-th after it in its block."""
+        return self._orders[draw.source].next_in_block(draw, attempt)
+
+    def fingerprint(self) -> str:
+        """sha256 of all the order depends on and of its first batch."""
+        first = [(d.source, d.shard, d.index) for d in self.step(0)]
+        what = [(s.name, s.sizes) for s in self.sources], self._mixture.weights
+        text = json.dumps([what, self.seed, self.global_batch, BLOCK_SHARDS, first])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def permutation(size: int, *key: object) -> np.ndarray:
+    """A permutation of ``range(size)``, int64, that depends on the key alone.
+
+    Sorts the output of Philox, a counter-based generator whose stream NumPy guarantees.
+    """
+    text = "\x1f".join(str(part) for part in key)
+    digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+    numbers = np.random.Philox(key=np.frombuffer(digest, dtype="<u8")).random_raw(size)
+    return np.argsort(numbers, kind="stable")
