@@ -86,7 +86,8 @@ def same_everywhere(digest: str) -> bool:
 class StopSignal:
     """Turns SIGTERM and SIGINT into a flag that the training loop reads once a step.
 
-    A second signal gets the default treatment, so that an impatient person can still stop the run.
+    Launchers and schedulers may send SIGTERM several times. Only a second Ctrl-C gets the default
+    treatment, so that an impatient person can still stop at once.
     """
 
     def __init__(self) -> None:
@@ -96,4 +97,5 @@ class StopSignal:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.raised = True
-        signal.signal(number, signal.SIG_DFL)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -129,10 +129,10 @@ def to_deepspeed(
     return settings
 
 
-def gradient_norm(wrapped: Any) -> float:
-    """Global gradient norm of the last step, before clipping; NaN where DeepSpeed keeps none."""
+def gradient_norm(wrapped: Any) -> float | None:
+    """Global gradient norm of the last step, before clipping; None where DeepSpeed keeps none."""
     norm = wrapped.get_global_grad_norm()
-    return float("nan") if norm is None else float(norm)
+    return None if norm is None else float(norm)
 
 
 def _check(module: nn.Module) -> None:

@@ -6,7 +6,9 @@ model's folder when a job starts (``jobs.models.fit``).
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import Suppress, arg
 
 from cluster.zero import ZeroConfig
 from modeling.blip2 import Stage1Config, Stage2Config
@@ -52,6 +54,7 @@ class RunConfig:
         keep: how many checkpoints stay.
         log_every: steps between log lines.
         bad_limit: share of unreadable samples over which the run stops.
+        tensorboard: also write the log for TensorBoard, where it is installed.
     """
 
     steps: int
@@ -62,6 +65,7 @@ class RunConfig:
     keep: int = 2
     log_every: int = 10
     bad_limit: float = 0.01
+    tensorboard: bool = False
     optim: OptimConfig = field(default_factory=OptimConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
@@ -76,26 +80,26 @@ class Stage1Recipe:
     Q-Former starts from, empty for random ones.
     """
 
-    name: str
+    name: Annotated[str, Suppress]
     encoder: EncoderChoice
     tokenizer: str
     model: Stage1Config
-    run: RunConfig
+    run: Annotated[RunConfig, arg(name="")]
     bert: str = ""
     max_text: int = 32
-    kind: str = "stage1"
+    kind: Annotated[str, Suppress] = "stage1"
 
 
 @dataclass(frozen=True)
 class Stage2Recipe:
     """Generative learning with a frozen language model (section 3.3)."""
 
-    name: str
+    name: Annotated[str, Suppress]
     encoder: EncoderChoice
     language: LanguageChoice
     model: Stage2Config
-    run: RunConfig
-    kind: str = "stage2"
+    run: Annotated[RunConfig, arg(name="")]
+    kind: Annotated[str, Suppress] = "stage2"
 
 
 # ------------------------------------------------------------------ the paper, sections 3.4 and 4

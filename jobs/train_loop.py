@@ -1,0 +1,337 @@
+"""The one training loop: fetch, forward, backward, step, log.
+
+Everything random in a step is a function of (seed, step, rank), and what the step trains on of
+(data, seed, step). A checkpoint therefore holds trainable state and a step number, and a resumed
+run makes the losses that it would have made without the interruption.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cluster import checkpoint, dist, zero
+from cluster.dist import Place, StopSignal
+from cluster.runlog import RunLog
+from cluster.storage import local_path
+from jobs.recipes.train import RunConfig
+from modeling.optim import learning_rate, parameter_groups, set_learning_rate
+from pipeline.loader import Batch, Batches, Samples, Shards, data_hash, make_schedule, open_shards
+from pipeline.schedule import Schedule
+from pipeline.transforms import TrainTransform
+
+# What may differ between a run and its resumption; the rest decides what the run computes.
+FREE = ("steps", "micro_batch", "save_every", "keep", "log_every", "bad_limit", "tensorboard")
+FREE_PARTS = ("zero", "loader.workers", "loader.prefetch", "optim.total_steps")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What differs between the stages.
+
+    Attributes:
+        module: all that trains, and nothing frozen.
+        losses: (engine, batch, generator for draws outside the module) -> ``loss``, which is
+            trained on, and its parts.
+        tokenise: texts -> token tensors of a batch, where the module reads text.
+    """
+
+    module: nn.Module
+    losses: Callable[[Any, Batch, torch.Generator], Mapping[str, Tensor]]
+    tokenise: Callable[[list[str]], dict[str, Tensor]] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that has been checked and can start: recipe, data, order, and where it stands."""
+
+    recipe: Any
+    out: Path
+    sources: tuple[Shards, ...]
+    schedule: Schedule
+    found: checkpoint.Checkpoint | None
+
+    @property
+    def run(self) -> RunConfig:
+        """The recipe's run configuration."""
+        return self.recipe.run
+
+    @property
+    def done(self) -> int:
+        """Steps made before this start."""
+        return self.found.step if self.found else 0
+
+    def digest(self) -> str:
+        """Hash of all that decides what the run computes; ranks compare it before they start."""
+        text = json.dumps([as_json(self.recipe), data_hash(self.sources), self.done])
+        return hashlib.sha256((text + self.schedule.fingerprint()).encode()).hexdigest()
+
+
+def prepare(recipe: Any, data: str, out: str) -> Plan:
+    """Open the data and the run's folder.
+
+    Raises:
+        ValueError: data or a checkpoint that cannot be used; names field, value and remedy.
+    """
+    sources = tuple(open_shards(url) for url in data.split(",") if url)
+    schedule = make_schedule(sources, recipe.run.loader, recipe.run.seed, recipe.run.global_batch)
+    folder = local_path(out)
+    found = checkpoint.latest(folder)
+    plan = Plan(recipe, folder, sources, schedule, found)
+    if found is not None:
+        _check_same(found, plan)
+        found.verify()
+    return plan
+
+
+def train(plan: Plan, make_task: Callable[[torch.device], Task]) -> int:
+    """Run (or resume) a plan to its last step.
+
+    Raises:
+        ValueError: ranks that see different data, a batch that ranks do not divide, a checkpoint
+            of other shapes, or too many unreadable samples.
+        FloatingPointError: a loss that is not finite; nothing of that step was applied.
+    """
+    if plan.found is not None and plan.done >= plan.run.steps:
+        if dist.place().rank == 0:
+            print(f"{plan.out} is at step {plan.done} of {plan.run.steps}: nothing to do")
+        return 0
+    stop = StopSignal()
+    here = zero.start(plan.run.zero.timeout_s)
+    if not dist.same_everywhere(plan.digest()):
+        raise ValueError("ranks see different data or recipes; give all nodes the same --data")
+    task = make_task(here.device)
+    micro, accumulation = batch_arithmetic(plan.run, here.world)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(task.module, plan.run.optim),
+        lr=plan.run.optim.lr,
+        betas=plan.run.optim.betas,
+        eps=plan.run.optim.eps,
+        fused=here.device.type == "cuda",
+    )
+    engine = zero.engine(task.module, optimizer, plan.run.zero, micro, accumulation)
+    if plan.found is not None:
+        checkpoint.restore(engine, plan.found)
+    log = RunLog(
+        plan.out,
+        here,
+        steps=plan.run.steps,
+        done=plan.done,
+        every=plan.run.log_every,
+        samples=plan.run.global_batch,
+        tensorboard=plan.run.tensorboard,
+    )
+    log.say(_opening(plan, here, micro, accumulation))
+    samples = Samples(
+        plan.sources,
+        plan.schedule,
+        TrainTransform(plan.run.transform),
+        plan.run.loader.captions,
+    )
+    with Batches(
+        samples,
+        plan.run.loader,
+        range(plan.done, plan.run.steps),
+        rank=here.rank,
+        world=here.world,
+        accumulation=accumulation,
+        tokenise=task.tokenise,
+    ) as batches:
+        _steps(plan, engine, task, batches, log, stop=stop, here=here, accumulation=accumulation)
+    zero.stop()
+    return 0
+
+
+def _steps(
+    plan: Plan,
+    engine: Any,
+    task: Task,
+    batches: Batches,
+    log: RunLog,
+    *,
+    stop: StopSignal,
+    here: Place,
+    accumulation: int,
+) -> None:
+    """The loop itself. Each step's messages between ranks: the gradients, and three flags."""
+    run, bad = plan.run, 0
+    for step in range(plan.done, run.steps):
+        draws = dist.seed_step(run.seed, step, here.rank)
+        lr = learning_rate(run.optim, step)
+        set_learning_rate(engine.basic_optimizer, lr)
+        totals: dict[str, Tensor] = {}
+        replaced: list[str] = []
+        for _ in range(accumulation):
+            with log.waiting():
+                batch = next(batches)
+            losses = task.losses(engine, batch, draws)
+            engine.backward(losses["loss"])
+            for name, value in losses.items():
+                totals[name] = totals.get(name, 0.0) + value.detach().float() / accumulation
+            replaced += batch.replaced
+
+        values = dict(zip(totals, torch.stack(list(totals.values())).tolist(), strict=True))
+        finite = all(math.isfinite(value) for value in values.values())
+        flags = (float(stop.raised), float(len(replaced)), float(not finite))
+        stopping, new_bad, broken = dist.all_reduce(flags)
+        if broken:
+            _stop_on_non_finite(step, values, here)
+        engine.step()
+
+        bad += int(new_bad)
+        for line in replaced:
+            print(f"replaced an unreadable sample: {line}", flush=True)
+        if bad > max(100, run.bad_limit * run.global_batch * (step + 1 - plan.done)):
+            raise ValueError(
+                f"{bad} unreadable samples by step {step + 1}, over run.bad_limit = "
+                f"{run.bad_limit}; check the data, or raise the limit"
+            )
+        made = step + 1
+        if log.due(made):
+            means = dict(zip(values, dist.all_reduce(values.values(), "mean"), strict=True))
+            log.report(made, means, lr, zero.gradient_norm(engine))
+        if stopping or made % run.save_every == 0 or made == run.steps:
+            folder = save(plan, engine, here, made)
+            log.say(f"saved {folder}")
+        if stopping and made < run.steps:
+            log.say(f"stopped by a signal at step {made}; the same command resumes")
+            return
+
+
+def save(plan: Plan, engine: Any, here: Place, step: int) -> Path:
+    """Save a checkpoint of ``step`` updates; collective."""
+    import deepspeed
+
+    state = {
+        "step": step,
+        "seed": plan.run.seed,
+        "global_batch": plan.run.global_batch,
+        "manifest": data_hash(plan.sources),
+        "data": [source.name for source in plan.sources],
+        "schedule": plan.schedule.fingerprint(),
+        "world": here.world,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "deepspeed": deepspeed.__version__,
+        },
+    }
+    recipe = as_json(plan.recipe)
+    return checkpoint.save(plan.out, engine, here, recipe=recipe, state=state, keep=plan.run.keep)
+
+
+def batch_arithmetic(run: RunConfig, world: int) -> tuple[int, int]:
+    """(micro-batch, accumulation) of each rank, so that world x micro x accumulation = global.
+
+    Raises:
+        ValueError: the global batch is not such a product.
+    """
+    share, rest = divmod(run.global_batch, world)
+    micro = run.micro_batch or share
+    if rest or micro < 1 or share % micro:
+        raise ValueError(
+            f"--global-batch {run.global_batch} is not {world} ranks x micro-batches of "
+            f"{micro or 'at least 1'}; give a multiple of {world * max(1, micro)}"
+        )
+    return micro, share // micro
+
+
+def as_json(recipe: Any) -> dict[str, Any]:
+    """A recipe as JSON will give it back."""
+    return json.loads(json.dumps(dataclasses.asdict(recipe)))
+
+
+def describe(recipe: Any, module: nn.Module, world: int) -> str:
+    """What ``--dry-run`` prints: the resolved recipe, parameters, memory, batch arithmetic.
+
+    Args:
+        module: the trainable module, on the meta device.
+    """
+    run = recipe.run
+    trained = sum(p.numel() for p in module.parameters())
+    micro, accumulation = batch_arithmetic(run, world)
+    sharded = world if run.zero.stage else 1
+    weights = (2 if run.zero.precision == "bf16" and run.zero.stage else 4) * trained
+    state = 12 * trained // sharded + (4 * trained // (world if run.zero.stage > 1 else 1))
+    weights //= world if run.zero.stage > 2 else 1
+    return "\n".join(
+        (
+            json.dumps(as_json(recipe), indent=1),
+            f"trainable parameters: {trained:,}",
+            f"a checkpoint: {12 * trained / 2**20:,.1f} MiB",
+            f"weights, gradients and optimizer state a rank: {(weights + state) / 2**20:,.1f} MiB "
+            f"(ZeRO-{run.zero.stage}, {run.zero.precision}), without activations and frozen models",
+            f"global batch {run.global_batch} = {world} ranks x {micro} x {accumulation} "
+            f"accumulated; {run.steps:,} steps see {run.steps * run.global_batch:,} samples",
+        )
+    )
+
+
+def _opening(plan: Plan, here: Place, micro: int, accumulation: int) -> str:
+    start = f"resuming from {plan.found.folder}" if plan.found else "starting"
+    samples = sum(sum(source.sizes) for source in plan.sources)
+    return (
+        f"{plan.recipe.kind} {plan.recipe.name}: {start} at step {plan.done} of {plan.run.steps}; "
+        f"global batch {plan.run.global_batch} = {here.world} ranks x {micro} x {accumulation} "
+        f"accumulated; {samples:,} samples, {plan.run.global_batch * plan.run.steps / samples:.2f} "
+        f"epochs; ZeRO-{plan.run.zero.stage} {plan.run.zero.precision} on {here.device.type}"
+    )
+
+
+def _stop_on_non_finite(step: int, values: Mapping[str, float], here: Place) -> None:
+    named = ", ".join(f"{k} = {v}" for k, v in values.items() if not math.isfinite(v))
+    raise FloatingPointError(
+        f"step {step + 1}, rank {here.rank}: {named or 'a loss of another rank'} is not finite; "
+        "the step was not applied. Resume from the last checkpoint with a lower --optim.lr, "
+        "or --zero.clip 1"
+    )
+
+
+def _check_same(found: checkpoint.Checkpoint, plan: Plan) -> None:
+    """Refuse to continue a run with another recipe or other data."""
+    mine, theirs = as_json(plan.recipe), found.recipe
+    for field in ("kind", "name"):
+        if theirs.get(field) != mine[field]:
+            raise ValueError(
+                f"--out {plan.out} holds a checkpoint of {field} {theirs.get(field)!r}, this is "
+                f"{mine[field]!r}; give another --out, or the recipe it was started with"
+            )
+    for field, then, now in _differences(theirs, mine, ""):
+        name = field.removeprefix("run.")
+        if (
+            name not in FREE
+            and not name.startswith(FREE_PARTS)
+            and not _follows(name, theirs, mine)
+        ):
+            raise ValueError(
+                f"--out {plan.out} was started with {name} = {then!r}, this run has {now!r}; "
+                "give the same value to resume, or another --out"
+            )
+    now_hash, then_hash = data_hash(plan.sources), found.state.get("manifest")
+    if now_hash != then_hash:
+        raise ValueError(
+            f"--data {','.join(source.name for source in plan.sources)}: manifest {now_hash} is "
+            f"not the checkpoint's {then_hash} ({found.folder}); give the data it was trained on, "
+            "or another --out"
+        )
+
+
+def _follows(name: str, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> bool:
+    """A shortened warm-up follows from another number of steps."""
+    return name == "optim.warmup_steps" and theirs["run"]["steps"] != mine["run"]["steps"]
+
+
+def _differences(then: Any, now: Any, where: str) -> list[tuple[str, Any, Any]]:
+    if isinstance(then, dict) and isinstance(now, dict):
+        keys = sorted(then.keys() | now.keys())
+        parts = (_differences(then.get(k), now.get(k), f"{where}.{k}".strip(".")) for k in keys)
+        return [difference for part in parts for difference in part]
+    return [] if then == now else [(where, then, now)]
