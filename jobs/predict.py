@@ -1,0 +1,285 @@
+"""A trained checkpoint as a Python object: captions, answers, embeddings, match scores.
+
+    from jobs.predict import load
+
+    model = load("runs/demo/train/t5")
+    model.caption(["a.jpg", "b.jpg"])
+    model.answer(["a.jpg", "a.jpg"], ["What colour is the star?", "Is there a circle?"])
+
+Images are paths, encoded bytes or PIL images. An image that is given several times in a call is
+encoded once.
+
+Shape suffixes: B images or texts, R pairs, Q queries, P patches, D width, E shared embedding.
+"""
+
+import io
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from jobs.models import DTYPES, Language, Trained, load_trained, tokenise
+from modeling.blip2 import Stage1, Stage2
+from modeling.language import EncoderDecoderLM, GenerationSettings
+from modeling.prompts import vqa_zero_shot
+from modeling.qformer import select
+from pipeline.images import decode
+from pipeline.transforms import eval_transform
+
+Picture = str | Path | bytes | Image.Image
+
+CAPTION = GenerationSettings(beams=5, max_new_tokens=30)
+"""Captioning (paper, table 7); a minimum length, where one is wanted, is the caller's."""
+VQA = GenerationSettings(beams=5, max_new_tokens=10, length_penalty=-1.0)
+"""Zero-shot VQA (paper, section 4.1): a length penalty of -1 asks for short answers."""
+
+_PNG_MODES = frozenset({"1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"})
+
+
+def load(
+    checkpoint: str | Path,
+    device: str = "cpu",
+    dtype: Literal["recipe", "bf16", "fp32"] = "recipe",
+    batch_size: int = 64,
+) -> "Predictor":
+    """Load a checkpoint of stage 1 or 2 with its frozen models.
+
+    Args:
+        checkpoint: a run's folder (its latest checkpoint) or one checkpoint's folder.
+        dtype: of the frozen models; ``recipe`` keeps what they were trained with.
+        batch_size: images or texts in one forward pass.
+
+    Raises:
+        ValueError: no checkpoint there, a damaged one, or an unknown dtype or device.
+    """
+    if dtype != "recipe" and dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r}: choose recipe, {', '.join(DTYPES)}")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r}: this machine has no CUDA device; use cpu")
+    trained = load_trained(checkpoint, device)
+    if dtype != "recipe":
+        trained.encoder.to(DTYPES[dtype])
+        if trained.language is not None:
+            trained.language.model.to(DTYPES[dtype])
+    return Predictor(trained, device, batch_size)
+
+
+class Predictor:
+    """What a checkpoint can do: stage 2 writes, stage 1 embeds and matches."""
+
+    def __init__(self, trained: Trained, device: str = "cpu", batch_size: int = 64) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.trained = trained
+        self.device = torch.device(device)
+        self.batch_size = batch_size
+        self._transform = eval_transform(trained.recipe.encoder.image_size)
+
+    @property
+    def kind(self) -> str:
+        """``stage1`` or ``stage2``."""
+        return self.trained.recipe.kind
+
+    # ------------------------------------------------------------------- stage 2: text
+
+    def caption(
+        self,
+        images: Sequence[Picture],
+        prompt: str = "",
+        settings: GenerationSettings = CAPTION,
+    ) -> list[str]:
+        """One caption an image, continuing ``prompt`` (finetuned models: "a photo of")."""
+        return self.generate(images, [prompt] * len(images), settings)
+
+    def answer(
+        self,
+        images: Sequence[Picture],
+        questions: Sequence[str],
+        settings: GenerationSettings = VQA,
+    ) -> list[str]:
+        """One answer a question, zero-shot, with the language model's prompt of the paper."""
+        return self.generate(images, [self.vqa_prompt(q) for q in questions], settings)
+
+    def generate(
+        self,
+        images: Sequence[Picture],
+        prompts: Sequence[str],
+        settings: GenerationSettings = CAPTION,
+    ) -> list[str]:
+        """Continue each prompt after its image's visual prompt.
+
+        Raises:
+            ValueError: not one prompt an image, an image cannot be read, or a stage-1 checkpoint.
+        """
+        _same_length(images, prompts, "prompts")
+        different, row_of = _unique(images)
+        prompts_BQD = self.visual_prompts(different)
+        # Prompts of like length share a batch, so that little is padding.
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        texts = [""] * len(prompts)
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            visual_BQD = prompts_BQD[[row_of[i] for i in batch]]
+            said = self.continue_text(visual_BQD, [prompts[i] for i in batch], settings)
+            for i, text in zip(batch, said, strict=True):
+                texts[i] = text
+        return texts
+
+    def vqa_prompt(self, question: str) -> str:
+        """The paper's zero-shot prompt for this language model's family."""
+        return vqa_zero_shot(question, isinstance(self._language(), EncoderDecoderLM))
+
+    @torch.inference_mode()
+    def visual_prompts(self, images: Sequence[Picture]) -> Tensor:
+        """Soft visual prompts ``B Q D`` of the images, on the CPU."""
+        self._language()
+        module = cast(Stage2, self.trained.module)
+        return self._batched(images, lambda batch: module(self._encode(batch)).cpu())
+
+    @torch.inference_mode()
+    def continue_text(
+        self,
+        prompts_BQD: Tensor | None,
+        prompts: Sequence[str],
+        settings: GenerationSettings = CAPTION,
+    ) -> list[str]:
+        """The language model's text for each prompt, as one batch; None: without an image."""
+        visual = None if prompts_BQD is None else prompts_BQD.to(self.device)
+        return self._language().generate(visual, list(prompts), settings)
+
+    def _language(self) -> Language:
+        if self.trained.language is None:
+            raise ValueError(
+                "this is a stage-1 checkpoint, which has no language model; "
+                "give one of stage 2 for captions and answers"
+            )
+        return self.trained.language
+
+    # ----------------------------------------------------- stage 1: embeddings and matching
+
+    def image_embeds(self, images: Sequence[Picture]) -> Tensor:
+        """L2-normalised features ``B Q E`` of every query, fp32 on the CPU."""
+        return self.embed_images(images)[0]
+
+    @torch.inference_mode()
+    def embed_images(self, images: Sequence[Picture]) -> tuple[Tensor, Tensor]:
+        """Features ``B Q E`` and the encoder's tokens ``B P D``, which ``match_tokens`` takes."""
+        module, _ = self._stage1()
+        tokens_BPD = self._batched(images, lambda batch: self._encode(batch).cpu())
+        feats = [
+            module.image_embeds(part.to(self.device)).cpu()
+            for part in tokens_BPD.split(self.batch_size)
+        ]
+        return torch.cat(feats), tokens_BPD
+
+    @torch.inference_mode()
+    def text_embeds(self, texts: Sequence[str]) -> Tensor:
+        """L2-normalised features ``B E``, fp32 on the CPU; compare with ``image_embeds``."""
+        module, read = self._stage1()
+        return self._batched(texts, lambda batch: module.text_embeds(*read(batch)).cpu())
+
+    def match(self, images: Sequence[Picture], texts: Sequence[str]) -> Tensor:
+        """ITM score ``R`` of each pair: logit of "match" minus that of "no match".
+
+        Raises:
+            ValueError: not one text an image, an image cannot be read, or a stage-2 checkpoint.
+        """
+        _same_length(images, texts, "texts")
+        self._stage1()
+        different, row_of = _unique(images)
+        tokens_BPD = self._batched(different, lambda batch: self._encode(batch).cpu())
+        rows_R = torch.tensor(row_of)
+        scores = []
+        for part_R in torch.arange(len(texts)).split(self.batch_size):
+            needed, row_R = rows_R[part_R].unique(return_inverse=True)
+            pair_texts = [texts[i] for i in part_R.tolist()]
+            scores.append(self.match_tokens(tokens_BPD[needed], row_R, pair_texts))
+        return torch.cat(scores)
+
+    @torch.inference_mode()
+    def match_tokens(self, tokens_BPD: Tensor, rows_R: Tensor, texts: Sequence[str]) -> Tensor:
+        """ITM score ``R`` of pairs, as one batch; an image's keys are projected once.
+
+        Args:
+            tokens_BPD: tokens of different images, from ``embed_images``.
+            rows_R: for each pair the row of its image.
+            texts: ``R`` texts.
+        """
+        module, read = self._stage1()
+        image = module.project_image(tokens_BPD.to(self.device))
+        logits_RC = module.match_logits(select(image, rows_R.to(self.device)), *read(list(texts)))
+        return (logits_RC[:, 1] - logits_RC[:, 0]).cpu()
+
+    def _stage1(self) -> tuple[Stage1, Callable[[list[str]], tuple[Tensor, Tensor]]]:
+        """The module, and a reader of texts for it."""
+        if self.trained.tokenizer is None:
+            raise ValueError(
+                "this is a stage-2 checkpoint, which has no text encoder; "
+                "give one of stage 1 for embeddings, matching and retrieval"
+            )
+
+        def read(texts: list[str]) -> tuple[Tensor, Tensor]:
+            rows = tokenise(self.trained.tokenizer, texts, self.trained.recipe.max_text)
+            return rows["ids"].to(self.device), rows["mask"].to(self.device)
+
+        return cast(Stage1, self.trained.module), read
+
+    # ------------------------------------------------------------------------- images
+
+    def _encode(self, images: Iterable[Picture]) -> Tensor:
+        pixels_B3HW = torch.stack([self._transform(read_picture(image)) for image in images])
+        return self.trained.encoder(pixels_B3HW.to(self.device))
+
+    def _batched(self, items: Sequence, compute: Callable[[list], Tensor]) -> Tensor:
+        if not items:
+            raise ValueError("nothing to do: no image or text was given")
+        size = self.batch_size
+        return torch.cat([compute(list(items[i : i + size])) for i in range(0, len(items), size)])
+
+
+def read_picture(picture: Picture) -> Tensor:
+    """Any accepted form of an image as uint8 RGB ``3HW``.
+
+    Raises:
+        FileNotFoundError: a path without a file.
+        ValueError: what is there is no image; names the path.
+    """
+    if isinstance(picture, bytes):
+        return decode(picture)
+    if isinstance(picture, Image.Image):
+        # Through the one decoder, so that transparency and depth are treated as in training.
+        plain = picture if picture.mode in _PNG_MODES else picture.convert("RGB")
+        encoded = io.BytesIO()
+        plain.save(encoded, "PNG", compress_level=1)
+        return decode(encoded.getvalue())
+    path = Path(picture)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such image file: {path}")
+    try:
+        return decode(path.read_bytes())
+    except ValueError as broken:
+        raise ValueError(f"{path}: {broken}") from broken
+
+
+def _unique(images: Sequence[Picture]) -> tuple[list[Picture], list[int]]:
+    """The different images, and for each given one its place among them."""
+    places: dict[Hashable, int] = {}
+    different: list[Picture] = []
+    rows = []
+    for image in images:
+        key: Hashable = ("object", id(image)) if isinstance(image, Image.Image) else image
+        if key not in places:
+            places[key] = len(different)
+            different.append(image)
+        rows.append(places[key])
+    return different, rows
+
+
+def _same_length(images: Sequence[Picture], others: Sequence[str], name: str) -> None:
+    if isinstance(images, str | bytes | Path) or isinstance(others, str):
+        raise ValueError(f"images and {name} are lists; put a single one into [ ]")
+    if len(images) != len(others):
+        raise ValueError(f"{len(images)} images for {len(others)} {name}: one each is needed")

@@ -1,0 +1,121 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.evaluate import EvaluateArgs, evaluate, paper_metrics, print_results, true_captions
+from jobs.evaluate import read_questions as read
+from jobs.predict import load
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_captions(t5_run: Path, benchmark_data: Path, tmp_path: Path) -> None:
+    results = evaluate(EvaluateArgs(t5_run, benchmark_data, ("caption",), out=tmp_path))
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert {"cider", "bleu4", "meteor", "rouge_l", "shuffled_cider"} <= set(results["caption"])
+    captions = json.loads((tmp_path / "captions_test_results.json").read_text())
+    assert [c["image_id"] for c in captions] == list(range(6))
+    pictures = sorted((benchmark_data / "images/test").iterdir())
+    assert [c["caption"] for c in captions] == load(t5_run).caption(pictures)
+
+
+def test_answers(stage2_run: Path, benchmark_data: Path, tmp_path: Path) -> None:
+    results = evaluate(EvaluateArgs(stage2_run, benchmark_data, ("vqa", "gqa"), out=tmp_path))
+    vqa = results["vqa"]
+    assert set(vqa["by_question_type"]) == {"colour", "count"}
+    assert all(0 <= vqa[key] <= 1 for key in ("accuracy", "blind", "text_only"))
+    assert set(vqa["by_question_type_text_only"]) == {"colour", "count"}
+    assert results["gqa"]["count"] == 6
+    assert set(results["seconds"]) == {"vqa", "gqa"}
+    answers = json.loads((tmp_path / "vqa_test_results.json").read_text())
+    asked = json.loads((benchmark_data / "annotations/vqa_test_questions.json").read_text())
+    assert [a["question_id"] for a in answers] == [q["question_id"] for q in asked["questions"]]
+
+
+def test_retrieval(stage1_run: Path, benchmark_data: Path, tmp_path: Path) -> None:
+    args = EvaluateArgs(
+        stage1_run, benchmark_data, ("retrieval",), out=tmp_path, retrieval_images=5, k=3
+    )
+    scores = evaluate(args)["retrieval"]
+    assert (scores["images"], scores["texts"], scores["chance"]) == (5, 10, 0.2)
+    assert {"tr_r1", "ir_r10"} <= set(scores)
+    shown = json.loads((tmp_path / "retrieval_test_examples.json").read_text())
+    assert len(shown["image_to_text"]) == len(shown["text_to_image"]) == 5
+    assert all(len(query["results"]) == 5 for query in shown["text_to_image"])
+
+
+def test_limit_and_no_controls(stage2_run: Path, benchmark_data: Path) -> None:
+    args = EvaluateArgs(stage2_run, benchmark_data, ("vqa",), limit=3, controls=False)
+    vqa = evaluate(args)["vqa"]
+    assert vqa["count"] == 3
+    assert "blind" not in vqa
+
+
+def test_the_longest_caption_is_what_is_read(benchmark_data: Path) -> None:
+    questions = read(benchmark_data, "test", "vqa")
+    contexts = true_captions(benchmark_data, "test", questions)
+    assert contexts is not None
+    assert contexts[0] == "one red square on a plain ground"
+
+
+def test_ours_under_the_papers_names(capsys: pytest.CaptureFixture) -> None:
+    results = {
+        "vqa": {"accuracy": 0.5, "by_question_type": {"colour": 0.25}},
+        "gqa": {"accuracy": 0.4},
+        "caption": {"bleu4": 0.3, "cider": 1.2, "notes": ["SPICE is left out"]},
+        "retrieval": {"tr_r1": 0.8, "chance": 0.1, "itc": {"tr_r1": 0.7}},
+    }
+    assert paper_metrics(2, results) == {"vqav2.val": 0.5, "gqa.test-dev": 0.4}
+    assert paper_metrics(3, results) == {"coco.bleu4": 0.3, "coco.cider": 1.2}
+    assert paper_metrics(5, results) == {"coco.tr_r1": 0.8}
+    print_results(results)
+    printed = capsys.readouterr().out
+    assert "vqa.by_question_type.colour" in printed
+    assert "note: SPICE" in printed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"limit": 0}, "--limit 0"),
+        ({"tasks": ()}, "--tasks"),
+        ({"table": 2}, "belong together"),
+        ({"table": 2, "row": "vit-h"}, "no row 'vit-h'"),
+    ],
+)
+def test_mistakes_in_arguments(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EvaluateArgs(**{"checkpoint": Path("c"), "data": Path("d"), "tasks": ("vqa",)} | change)
+
+
+def test_the_wrong_stage_and_missing_data(
+    stage1_run: Path, benchmark_data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="--tasks vqa needs a stage2 checkpoint"):
+        evaluate(EvaluateArgs(stage1_run, benchmark_data, ("vqa",)))
+    with pytest.raises(FileNotFoundError, match="--data"):
+        evaluate(EvaluateArgs(stage1_run, tmp_path / "none", ("retrieval",)))
+    with pytest.raises(FileNotFoundError, match=r"captions_val\.json"):
+        evaluate(EvaluateArgs(stage1_run, benchmark_data, ("retrieval",), split="val"))
+
+
+def run_job(*words: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(
+        command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_command_line(tiny_root: Path, stage1_run: Path, benchmark_data: Path) -> None:
+    common = ["--checkpoint", stage1_run, "--data", benchmark_data, "--tasks", "retrieval"]
+    done = run_job("jobs/evaluate.py", *common, "--table", 5, "--row", "vit-g")
+    assert done.returncode == 0, done.stderr
+    assert "retrieval.tr_r1" in done.stdout
+    assert "coco.tr_r1" in done.stdout and "85.4" in done.stdout
+    wrong = run_job("jobs/evaluate.py", *common[:1], tiny_root, *common[2:])
+    assert wrong.returncode == 2
+    assert wrong.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in wrong.stderr

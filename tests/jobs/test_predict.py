@@ -1,0 +1,132 @@
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from jobs.models import tokenise
+from jobs.predict import CAPTION, VQA, load, read_picture
+from modeling.language import GenerationSettings
+from pipeline.images import decode
+from pipeline.transforms import eval_transform
+
+SHORT = GenerationSettings(beams=3, max_new_tokens=6)
+
+
+@pytest.fixture
+def pictures(benchmark_data: Path) -> list[Path]:
+    return sorted((benchmark_data / "images" / "test").iterdir())
+
+
+def test_settings_are_the_papers() -> None:
+    assert (CAPTION.beams, CAPTION.max_new_tokens) == (5, 30)
+    assert (VQA.beams, VQA.max_new_tokens, VQA.length_penalty) == (5, 10, -1.0)
+
+
+def test_paths_bytes_and_pil_are_one_image(pictures: list[Path]) -> None:
+    expected = decode(pictures[0].read_bytes())
+    assert torch.equal(read_picture(pictures[0]), expected)
+    assert torch.equal(read_picture(str(pictures[0])), expected)
+    assert torch.equal(read_picture(pictures[0].read_bytes()), expected)
+    assert torch.equal(read_picture(Image.open(pictures[0])), expected)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "1", "CMYK", "I;16", "HSV"])
+def test_every_pil_mode_becomes_rgb(mode: str) -> None:
+    shown = read_picture(Image.new(mode, (5, 4)))
+    assert (shown.shape, shown.dtype) == ((3, 4, 5), torch.uint8)
+    if mode in {"RGBA", "LA"}:
+        assert (shown == 255).all()  # nothing over white
+
+
+def test_what_is_no_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "page.jpg").write_text("<html>")
+    with pytest.raises(ValueError, match=r"page\.jpg: not_an_image"):
+        read_picture(tmp_path / "page.jpg")
+    with pytest.raises(FileNotFoundError, match=r"gone\.jpg"):
+        read_picture(tmp_path / "gone.jpg")
+
+
+def test_texts_do_not_depend_on_batch_or_order(stage2_run: Path, pictures: list[Path]) -> None:
+    questions = ["What colour?", "Is it a square or not?", "How many?"]
+    images = [image for image in pictures[:4] for _ in questions]
+    asked = questions * 4
+    model = load(stage2_run, dtype="fp32", batch_size=5)
+    together = model.answer(images, asked, SHORT)
+    assert len(set(together)) > 1  # the random model does look
+    backwards = model.answer(images[::-1], asked[::-1], SHORT)[::-1]
+    alone = [model.answer([i], [q], SHORT)[0] for i, q in zip(images, asked, strict=True)]
+    assert together == backwards == alone
+
+
+def test_an_image_is_encoded_once(
+    stage2_run: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, seen = load(stage2_run), []
+    forward = model.trained.encoder.forward
+    monkeypatch.setattr(
+        model.trained.encoder, "forward", lambda x: (seen.append(len(x)), forward(x))[1]
+    )
+    opened = Image.open(pictures[0])
+    model.generate([pictures[1]] * 3 + [opened] * 2, ["a"] * 5, SHORT)
+    assert seen == [2]
+
+
+def test_captions_and_prompts(stage2_run: Path, pictures: list[Path]) -> None:
+    model = load(stage2_run)
+    family = "Short answer:" if "t5" in stage2_run.name else "Answer:"
+    assert model.vqa_prompt("What? ") == f"Question: What? {family}"
+    captions = model.caption(pictures[:2], settings=SHORT)
+    assert captions == model.generate(pictures[:2], ["", ""], SHORT)
+    assert model.continue_text(None, ["a red square"], SHORT)  # the language model alone
+
+
+def test_embeddings_and_match(stage1_run: Path, pictures: list[Path]) -> None:
+    model = load(stage1_run, batch_size=4)
+    texts = ["a red square", "a green square on the left", "blue"]
+    feats, text_feats = model.image_embeds(pictures), model.text_embeds(texts)
+    assert feats.shape == (6, 4, 128)
+    assert torch.allclose(feats.norm(dim=-1), torch.ones(6, 4))
+    assert torch.allclose(text_feats.norm(dim=-1), torch.ones(3))
+    pairs = model.match([pictures[0], pictures[1], pictures[0]], texts)
+    module, recipe = model.trained.module, model.trained.recipe
+    rows = tokenise(model.trained.tokenizer, texts, recipe.max_text)
+    pixels = torch.stack([eval_transform(32)(read_picture(pictures[i])) for i in (0, 1, 0)])
+    with torch.no_grad():
+        expected = module.match(model.trained.encoder(pixels), rows["ids"], rows["mask"])
+    assert torch.allclose(pairs, expected, atol=1e-5)
+
+
+def test_the_wrong_stage_is_named(stage1_run: Path, stage2_run: Path, pictures: list[Path]) -> None:
+    with pytest.raises(ValueError, match="stage-1 checkpoint"):
+        load(stage1_run).caption(pictures[:1])
+    for use in (
+        lambda m: m.image_embeds(pictures[:1]),
+        lambda m: m.text_embeds(["a"]),
+        lambda m: m.match(pictures[:1], ["a"]),
+    ):
+        with pytest.raises(ValueError, match="stage-2 checkpoint"):
+            use(load(stage2_run))
+
+
+def test_mistakes_are_named(stage1_run: Path, tmp_path: Path, pictures: list[Path]) -> None:
+    with pytest.raises(ValueError, match="no checkpoint there"):
+        load(tmp_path)
+    with pytest.raises(ValueError, match="dtype 'int8'"):
+        load(stage1_run, dtype="int8")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="batch_size"):
+        load(stage1_run, batch_size=0)
+    model = load(stage1_run)
+    with pytest.raises(ValueError, match="2 images for 1 texts"):
+        model.match(pictures[:2], ["a"])
+    with pytest.raises(ValueError, match="are lists"):
+        model.match(pictures[0], ["a"])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="nothing to do"):
+        model.image_embeds([])
+
+
+def test_a_format_in_memory(stage1_run: Path) -> None:
+    encoded = io.BytesIO()
+    Image.new("P", (9, 9)).save(encoded, "GIF")
+    assert load(stage1_run).image_embeds([encoded.getvalue()]).shape == (1, 4, 128)
