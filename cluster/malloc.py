@@ -1,0 +1,26 @@
+"""Keep freed memory in the process: page faults cost more than the arithmetic on some machines."""
+
+import ctypes
+import ctypes.util
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # malloc.h of glibc
+
+
+def keep_freed_memory(reserve: int = 256 << 20) -> bool:
+    """Tell glibc to reuse freed blocks instead of handing them back to the kernel.
+
+    PyTorch frees and allocates every activation at every step; on a small virtual machine with slow
+    page faults the training of a tiny model became 3 to 7 times faster with this. ``reserve`` bytes
+    are taken from the kernel at a time. Returns whether it took effect (False without glibc).
+    """
+    name = ctypes.util.find_library("c")
+    libc = ctypes.CDLL(name) if name else None
+    if libc is None or not hasattr(libc, "mallopt"):
+        return False
+    return all(
+        (
+            libc.mallopt(_MMAP_MAX, 0),
+            libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1),
+            libc.mallopt(_TOP_PAD, reserve),
+        )
+    )
