@@ -31,7 +31,7 @@ def gather(local_B: Tensor) -> Tensor:
     if world_size() == 1:
         return local
     parts = local.new_empty(world_size() * local.shape[0], *local.shape[1:])
-    dist.all_gather_into_tensor(_bytes(parts), _bytes(local.contiguous()))
+    dist.all_gather_single(_bytes(parts), _bytes(local.contiguous()))
     return parts
 
 

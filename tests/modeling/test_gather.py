@@ -1,0 +1,124 @@
+"""Two gloo ranks against one rank on the joined batch: losses, gradients, and what travels."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from modeling import gather
+from tests.modeling.tiny import batch, sharp_stage1
+
+RANKS = 2
+# Samples 0 and 3 show the same image, and they live on different ranks.
+IMAGE_IDS = torch.tensor([7, 1, 2, 7, 4, 5])
+
+
+def most_likely(weights: Tensor, count: int) -> Tensor:
+    return weights.argmax(-1, keepdim=True)
+
+
+def joined(case: str) -> tuple[Tensor, ...]:
+    """Inputs of all ranks together; the first rank's texts are the shorter ones."""
+    if case == "one sample a rank":
+        return batch(RANKS)
+    tokens, ids, mask = batch(6, length=9)
+    mask[:3, 6:], ids[:3, 6:] = 0, 0
+    return (tokens, ids, mask, IMAGE_IDS) if case == "image ids" else (tokens, ids, mask)
+
+
+CASES = ["plain", "image ids", "one sample a rank"]
+
+
+def losses_and_gradients(inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    model = sharp_stage1()
+    losses = model(*inputs)
+    losses["loss"].backward()
+    gradients = {f"grad.{name}": p.grad for name, p in model.named_parameters()}
+    return {name: tensor.detach() for name, tensor in {**losses, **gradients}.items()}
+
+
+def one_rank(rank: int, port: int, folder: str) -> None:
+    """Everything that is asked of two ranks, in one start of the processes."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=RANKS)
+    torch.multinomial = most_likely
+    result = {}
+    for case in CASES:
+        tensors = losses_and_gradients(own_part(joined(case), rank))
+        mean = {f"{case}/{name}": gather.world_sum(t) / RANKS for name, t in tensors.items()}
+        result.update(mean)
+    result.update(fetched(rank))
+    with pytest.raises(ValueError, match="from 2 to 3 samples"):
+        sharp_stage1()(*batch(2 + rank))
+    if rank == 0:
+        torch.save(result, Path(folder) / "result.pt")
+    dist.destroy_process_group()
+
+
+def own_part(inputs: tuple[Tensor, ...], rank: int) -> tuple[Tensor, ...]:
+    size = inputs[0].shape[0] // RANKS
+    tokens, ids, mask, *more = (tensor[rank * size : (rank + 1) * size] for tensor in inputs)
+    longest = int(mask.sum(1).max())  # each rank pads to its own longest text
+    return tokens, ids[:, :longest], mask[:, :longest], *more
+
+
+def fetched(rank: int) -> dict[str, Tensor]:
+    sent: list[int] = []
+    exchange = dist.all_to_all_single
+
+    def counted(output, given, *sizes):
+        sent.append(given.numel() * given.element_size())
+        return exchange(output, given, *sizes)
+
+    dist.all_to_all_single = counted
+    world = torch.arange(6.0)[:, None, None].expand(6, 4, 8).bfloat16()
+    chosen = torch.tensor([[5, 1, 3], [4, 0, 5]])[rank]  # rank 0 lacks 5 and 3, rank 1 lacks 0
+    received, rows = gather.fetch(world[rank * 3 : rank * 3 + 3], chosen)
+    dist.all_to_all_single = exchange
+    found = torch.cat((world[rank * 3 : rank * 3 + 3], received))[rows]
+    return {
+        "found": gather.gather(found[:, 0, 0].contiguous()),
+        "received": gather.gather(torch.tensor([received.shape[0]])),
+        "bytes": gather.gather(torch.tensor(sent)),
+    }
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory) -> dict[str, Tensor]:
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(one_rank, (port, str(folder)), nprocs=RANKS)
+    return torch.load(folder / "result.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_equal_one_rank_on_the_joined_batch(two_ranks, monkeypatch, case):
+    monkeypatch.setattr(torch, "multinomial", most_likely)
+    expected = losses_and_gradients(joined(case))
+    assert len(expected) > 100
+    for name, tensor in expected.items():
+        found = two_ranks[f"{case}/{name}"]
+        assert torch.allclose(found, tensor, atol=2e-6, rtol=1e-4), name
+
+
+def test_only_the_chosen_negatives_travel(two_ranks):
+    assert two_ranks["found"].tolist() == [5, 1, 3, 4, 0, 5]
+    assert two_ranks["received"].tolist() == [2, 1]
+    token_bytes = 4 * 8 * 2
+    assert two_ranks["bytes"].tolist() == [1 * token_bytes, 2 * token_bytes]
+
+
+def test_one_process_needs_no_group():
+    tokens = torch.randn(3, 2, 4, requires_grad=True)
+    assert not gather.gather(tokens).requires_grad
+    received, rows = gather.fetch(tokens, torch.tensor([2, 0, 1]))
+    assert received.shape == (0, 2, 4) and rows.tolist() == [2, 0, 1]
+    assert gather.world_mean(torch.tensor(6.0), torch.tensor(3)).item() == 2

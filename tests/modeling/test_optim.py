@@ -1,0 +1,77 @@
+"""Schedules at hand-picked steps, decay groups, and layer-wise decay that has its effect."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from modeling.blip2 import Stage1
+from modeling.optim import OptimConfig, learning_rate, parameter_groups, set_learning_rate
+from tests.modeling.tiny import stage1_config
+
+CONFIG = OptimConfig(lr=1.0, min_lr=0.2, warmup_lr=0.1, warmup_steps=10, total_steps=110)
+
+
+@pytest.mark.parametrize(
+    ("step", "rate"),
+    [
+        (0, 0.1),
+        (5, 0.55),
+        (10, 1.0),
+        (60, 0.6),
+        (35, 0.2 + 0.8 * (1 + 2**-0.5) / 2),
+        (110, 0.2),
+        (500, 0.2),
+    ],
+)
+def test_warm_up_then_cosine_per_step(step, rate):
+    assert learning_rate(CONFIG, step) == pytest.approx(rate)
+
+
+def test_every_step_of_the_warm_up_rises_and_of_the_cosine_falls():
+    rates = [learning_rate(CONFIG, step) for step in range(111)]
+    assert all(a < b for a, b in pairwise(rates[:11]))
+    assert all(a > b for a, b in pairwise(rates[10:]))
+
+
+def test_biases_norms_queries_and_temperature_are_not_decayed():
+    model = Stage1(stage1_config())
+    groups = parameter_groups(model, CONFIG)
+    decayed = {name for group in groups if group["weight_decay"] for name in group["names"]}
+    plain = {name for group in groups if not group["weight_decay"] for name in group["names"]}
+    assert decayed | plain == {name for name, _ in model.named_parameters()}
+    assert {"qformer.query_tokens", "temperature", "ln_vision.weight", "lm_head.bias"} <= plain
+    assert not any(name.endswith("bias") or "norm" in name for name in decayed)
+    assert {"qformer.word_embeddings.weight", "vision_proj.weight", "itm_head.weight"} <= decayed
+
+
+class Finetuned(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Module()
+        self.encoder.vit = nn.Module()
+        self.encoder.vit.pos_embed = nn.Parameter(torch.zeros(1, 2, 2))
+        self.encoder.vit.blocks = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
+        self.head = nn.Linear(2, 2)
+        self.frozen = nn.Linear(2, 2).requires_grad_(False)
+
+
+def test_layer_wise_decay_survives_the_schedule():
+    model = Finetuned()
+    config = OptimConfig(lr=1.0, min_lr=0.0, warmup_steps=0, total_steps=2, layer_decay=0.5)
+    optimizer = torch.optim.AdamW(parameter_groups(model, config))
+    set_learning_rate(optimizer, learning_rate(config, 1))  # half way: 0.5
+    rates = {name: group["lr"] for group in optimizer.param_groups for name in group["names"]}
+    assert rates["head.weight"] == pytest.approx(0.5)
+    assert rates["encoder.vit.blocks.2.weight"] == pytest.approx(0.25)
+    assert rates["encoder.vit.blocks.0.bias"] == pytest.approx(0.0625)
+    assert rates["encoder.vit.pos_embed"] == pytest.approx(0.03125)
+    assert not any(name.startswith("frozen") for name in rates)
+
+
+def test_bad_settings_name_the_field():
+    with pytest.raises(ValueError, match=r"optim\.warmup_steps = 10"):
+        OptimConfig(warmup_steps=10, total_steps=10)
+    with pytest.raises(ValueError, match=r"optim\.layer_decay"):
+        OptimConfig(layer_decay=0.0)

@@ -1,0 +1,58 @@
+"""Small configurations and batches that the model tests share."""
+
+import torch
+from torch import Tensor
+
+from modeling.blip2 import Stage1, Stage1Config
+from modeling.qformer import QFormerConfig
+
+VOCAB, PATCHES, ENCODER_WIDTH = 50, 5, 24
+
+
+def qformer_config(**changes) -> QFormerConfig:
+    values = {
+        "width": 32,
+        "layers": 4,
+        "heads": 4,
+        "ffn": 48,
+        "queries": 3,
+        "encoder_width": ENCODER_WIDTH,
+        "vocab": VOCAB,
+        "max_positions": 16,
+        "dropout": 0.0,
+    }
+    return QFormerConfig(**(values | changes))
+
+
+def stage1_config(**changes) -> Stage1Config:
+    return Stage1Config(qformer_config(**changes), embed=16, dec_token_id=VOCAB - 1)
+
+
+def sharpen(model: torch.nn.Module, seed: int = 1) -> None:
+    """Larger random weights than at initialisation, so that no term of the comparison vanishes."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("temperature"):
+                continue
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(0.15 * noise)
+
+
+def sharp_stage1(**changes) -> Stage1:
+    torch.manual_seed(0)
+    model = Stage1(stage1_config(**changes))
+    sharpen(model)
+    return model
+
+
+def batch(size: int, length: int = 7, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Image tokens, ids that start with [CLS] = 1 and end with [SEP] = 2, and the mask; lengths differ."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(size, PATCHES, ENCODER_WIDTH, generator=generator)
+    ids = torch.randint(3, VOCAB - 1, (size, length), generator=generator)
+    lengths = torch.randint(3, length + 1, (size,), generator=generator)
+    mask = (torch.arange(length)[None] < lengths[:, None]).long()
+    ids[:, 0] = 1
+    ids[torch.arange(size), lengths - 1] = 2
+    return tokens, ids * mask, mask
