@@ -13,7 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modeling import gather, losses
-from modeling.qformer import KeyValue, LMHead, QFormer, QFormerConfig, init_bert, select
+from modeling.qformer import (
+    KeyValue,
+    LMHead,
+    QFormer,
+    QFormerConfig,
+    concatenate,
+    init_bert,
+    select,
+)
 
 TEMPERATURE_BOUNDS = (0.001, 0.5)
 
@@ -84,7 +92,7 @@ class Stage1(nn.Module):
             ValueError: Unequal batches over ranks, or one pair in all.
         """
         ids_BL, mask_BL = _pad_to_world(text_ids_BL, text_mask_BL)
-        image = self.qformer.project(self.ln_vision(tokens_BPD))
+        image = self.project_image(tokens_BPD)
         query_BQD, cache = self.qformer.encode_image(image)
         feats_BQE, text_BE = self._image_feats(query_BQD), self.text_embeds(ids_BL, mask_BL)
 
@@ -104,7 +112,7 @@ class Stage1(nn.Module):
 
     def image_embeds(self, tokens_BPD: Tensor) -> Tensor:
         """L2-normalised features (B, Q, E) of every query."""
-        query_BQD, _ = self.qformer.encode_image(self.qformer.project(self.ln_vision(tokens_BPD)))
+        query_BQD, _ = self.qformer.encode_image(self.project_image(tokens_BPD))
         return self._image_feats(query_BQD)
 
     def text_embeds(self, text_ids_BL: Tensor, text_mask_BL: Tensor) -> Tensor:
@@ -150,11 +158,11 @@ class Stage1(nn.Module):
     ) -> Tensor:
         """3B rows in one batch: (text, image), (text, negative image), (negative text, image)."""
         negative_image_B, negative_text_B = negatives
-        own_B = torch.arange(ids_BL.shape[0], device=ids_BL.device)
         received_RPD, row_B = gather.fetch(tokens_BPD, negative_image_B)
+        candidates = image
         if received_RPD.shape[0]:
-            image = _append(image, self.qformer.project(self.ln_vision(received_RPD)))
-        pairs = select(image, torch.cat((own_B, row_B, own_B)))
+            candidates = concatenate(image, self.project_image(received_RPD))
+        pairs = concatenate(image, select(candidates, row_B), image)
         ids_RL = torch.cat((ids_BL, ids_BL, gather.gather(ids_BL)[negative_text_B]))
         mask_RL = torch.cat((mask_BL, mask_BL, gather.gather(mask_BL)[negative_text_B]))
         return losses.itm_loss(self.match_logits(pairs, ids_RL, mask_RL), positives=ids_BL.shape[0])
@@ -293,10 +301,3 @@ def _same_images(batch: int, image_ids_B: Tensor | None, device: torch.device) -
     if image_ids_B is None:
         image_ids_B = torch.arange(batch, device=device) + gather.rank() * batch
     return image_ids_B[:, None] == gather.gather(image_ids_B)[None, :]
-
-
-def _append(image: list[KeyValue], more: list[KeyValue]) -> list[KeyValue]:
-    return [
-        (torch.cat((key, extra_key)), torch.cat((value, extra_value)))
-        for (key, value), (extra_key, extra_value) in zip(image, more, strict=True)
-    ]

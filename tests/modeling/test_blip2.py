@@ -33,7 +33,7 @@ def test_trainable_parameters_are_the_papers():
 
 
 def test_losses_equal_a_plain_calculation(monkeypatch):
-    """The same three losses from the public parts, one pair at a time, without sharing or merging."""
+    """The same losses from the public parts, one pair at a time, nothing shared or merged."""
     monkeypatch.setattr(torch, "multinomial", lambda w, n: w.argmax(-1, keepdim=True))
     model, (tokens, ids, mask) = sharp_stage1(), batch(4)
     losses = model(tokens, ids, mask)
@@ -224,6 +224,6 @@ def test_modeling_needs_only_torch_timm_and_transformers():
     program = f"""
 import sys
 sys.modules.update(dict.fromkeys([{blocked}, 'pyarrow', 'tyro', 'pandas', 'boto3']))
-from modeling import (vision, masks, qformer, losses, gather, language, blip2, prompts, optim, weights)
+from modeling import blip2, gather, language, losses, masks, optim, prompts, qformer, vision, weights
 """
     subprocess.run([sys.executable, "-c", program], check=True)

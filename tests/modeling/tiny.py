@@ -47,7 +47,7 @@ def sharp_stage1(**changes) -> Stage1:
 
 
 def batch(size: int, length: int = 7, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Image tokens, ids that start with [CLS] = 1 and end with [SEP] = 2, and the mask; lengths differ."""
+    """Image tokens, ids from [CLS] = 1 to [SEP] = 2 of different length, and the mask."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randn(size, PATCHES, ENCODER_WIDTH, generator=generator)
     ids = torch.randint(3, VOCAB - 1, (size, length), generator=generator)
