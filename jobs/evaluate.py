@@ -270,13 +270,12 @@ def true_captions(data: Path, split: str, questions: QuestionSet) -> dict[ImageI
     """
     if not (data / "annotations" / f"captions_{split}.json").is_file():
         return None
-    longest = {
-        str(item.image_id): max(item.captions, key=len) for item in read_captions(data, split)
-    }
-    missing = [key for key in questions.images if str(key) not in longest]
+    # Joined by file: GQA writes the id 42 as "42", or with zeros in front.
+    by_file = {item.path: item.captions for item in read_captions(data, split)}
+    missing = [key for key, path in questions.images.items() if path not in by_file]
     if missing:
         raise ValueError(f"captions_{split}.json has no caption for image {missing[0]}")
-    return {key: longest[str(key)] for key in questions.images}
+    return {key: max(by_file[path], key=len) for key, path in questions.images.items()}
 
 
 def _add_control(scores: dict[str, Any], name: str, control: dict[str, Any]) -> None:
@@ -312,7 +311,8 @@ def paper_metrics(table: int, results: dict[str, Any]) -> dict[str, float]:
     if table == 3 and "caption" in results:
         domains = results["caption"].get("domains")
         if domains:
-            ours = {f"nocaps.{name}.cider": domains[name]["cider"] for name in domains}
+            short = {name: name.removesuffix("-domain") for name in domains}
+            ours = {f"nocaps.{short[name]}.cider": domains[name]["cider"] for name in domains}
             ours["nocaps.overall.cider"] = results["caption"]["cider"]
         else:
             ours = {name: results["caption"][key] for name, key in _CAPTION_METRICS.items()}

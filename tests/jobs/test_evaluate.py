@@ -59,6 +59,9 @@ def test_the_longest_caption_is_what_is_read(benchmark_data: Path) -> None:
     contexts = true_captions(benchmark_data, "test", questions)
     assert contexts is not None
     assert contexts[0] == "one red square on a plain ground"
+    gqa = true_captions(benchmark_data, "test", read(benchmark_data, "test", "gqa"))
+    assert gqa is not None
+    assert gqa["00000000"] == contexts[0]
 
 
 def test_ours_under_the_papers_names(capsys: pytest.CaptureFixture) -> None:
@@ -70,6 +73,13 @@ def test_ours_under_the_papers_names(capsys: pytest.CaptureFixture) -> None:
     }
     assert paper_metrics(2, results) == {"vqav2.val": 0.5, "gqa.test-dev": 0.4}
     assert paper_metrics(3, results) == {"coco.bleu4": 0.3, "coco.cider": 1.2}
+    domains = {"in-domain": {"cider": 1.1}, "out-domain": {"cider": 0.9}}
+    nocaps = {"caption": {"cider": 1.0, "domains": domains}}
+    assert paper_metrics(3, nocaps) == {
+        "nocaps.in.cider": 1.1,
+        "nocaps.out.cider": 0.9,
+        "nocaps.overall.cider": 1.0,
+    }
     assert paper_metrics(5, results) == {"coco.tr_r1": 0.8}
     print_results(results)
     printed = capsys.readouterr().out

@@ -107,7 +107,7 @@ def save_benchmark(root: Path, split: str = "test") -> Path:
             answers = [{"answer": answer, "answer_id": i} for i in range(9)] + [{"answer": "x"}]
             note = {"question_id": key, "question_type": kind, "answer_type": "other"}
             notes.append(note | {"answers": answers})
-        gqa[f"g{n}"] = {"imageId": str(n), "question": "Is it a square?", "answer": "yes"}
+        gqa[f"g{n}"] = {"imageId": f"{n:08}", "question": "Is it a square?", "answer": "yes"}
     for file, content in (
         (f"captions_{split}.json", coco),
         (f"vqa_{split}_questions.json", {"questions": questions}),
