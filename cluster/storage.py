@@ -39,10 +39,11 @@ class Storage(Protocol):
 
     def exists(self, name: str) -> bool: ...
     def read(self, name: str) -> bytes: ...
+    def read_range(self, name: str, offset: int, length: int) -> bytes: ...
     def list(self, folder: str) -> list[str]: ...
     def publish(self, name: str, data: bytes) -> bool: ...
     def replace(self, name: str, data: bytes) -> None: ...
-    def sweep(self, folder: str) -> None: ...
+    def sweep(self) -> None: ...
 
 
 class LocalStorage:
@@ -64,6 +65,12 @@ class LocalStorage:
 
     def read(self, name: str) -> bytes:
         return self.path(name).read_bytes()
+
+    def read_range(self, name: str, offset: int, length: int) -> bytes:
+        """``length`` bytes from ``offset``: fewer only where the file ends."""
+        with open(self.path(name), "rb") as file:
+            file.seek(offset)
+            return file.read(length)
 
     def list(self, folder: str) -> list[str]:
         """Names of the finished files directly in ``folder``, sorted; [] where there is none."""
@@ -102,12 +109,9 @@ class LocalStorage:
         os.replace(self._write_temporary(final, data), final)
         _sync_folder(final.parent)
 
-    def sweep(self, folder: str) -> None:
+    def sweep(self) -> None:
         """Remove temporary files whose writer is dead: this host's by process id, others by age."""
-        where = self.path(folder)
-        if not where.is_dir():
-            return
-        for entry in where.iterdir():
+        for entry in self.root.rglob(".*.tmp"):
             found = _TEMPORARY.match(entry.name)
             if found and not _writer_lives(entry, found["host"], int(found["pid"])):
                 entry.unlink(missing_ok=True)

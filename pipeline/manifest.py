@@ -41,11 +41,13 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """A committed shard. ``n`` rows in, ``ok`` in the tar, counts by reason for the rest."""
+    """A committed shard: ``n`` rows in, ``ok`` in the tar, the rest filtered or failed."""
 
     name: str
     n: int
     ok: int
+    filtered: int
+    failed: int
     reasons: dict[str, int]
     web_won: int
     tar_sha256: str
@@ -145,6 +147,8 @@ def _read_record(storage: Storage, path: str) -> Commit:
             name=record["name"],
             n=record["n"],
             ok=record["ok"],
+            filtered=record["filtered"],
+            failed=record["failed"],
             reasons=record["reasons"],
             web_won=record["web_won"],
             tar_sha256=record["tar_sha256"],

@@ -20,7 +20,9 @@ from pipeline.manifest import (
     open_plan,
 )
 
-STATS = {"n": 3, "ok": 2, "reasons": {"not_an_image": 1}, "web_won": 1}
+STATS = {
+    "n": 3, "ok": 2, "filtered": 0, "failed": 1, "reasons": {"not_an_image": 1}, "web_won": 1,
+}  # fmt: skip
 
 
 def race(root: str, content: bytes, start: object, results: object) -> None:
@@ -109,7 +111,7 @@ def test_leftovers_of_the_dead_are_swept_and_of_the_living_kept(tmp_path: Path):
     storage = LocalStorage(tmp_path)
     mine = storage._write_temporary(tmp_path / "s" / "y", b"2")
     assert len(os.listdir(tmp_path / "s")) == 2 and storage.list("s") == []
-    storage.sweep("s")
+    storage.sweep()
     assert os.listdir(tmp_path / "s") == [mine.name]
 
 

@@ -1,0 +1,285 @@
+"""CapFilt: caption every image ten times, rank with the web caption, keep the best two.
+
+    python jobs/capfilt.py --recipe tinyworld --input FOLDER --output FOLDER
+    ray job submit --working-dir . -- python jobs/capfilt.py --recipe NAME --input URL --output URL
+
+Input: a folder of tars (img2dataset, webdataset), a folder with captions.jsonl, or COCO JSON
+(with --images). Output: WebDataset tars, a parquet row for every input, commit records, and
+gallery.html to judge the filter by eye. Started again, it does what is not committed yet.
+Fields of the recipe are overridden as ``--config.sampling.top-p 0.95``.
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a script: import from the clone, not from jobs/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import tyro
+from tqdm import tqdm
+
+from cluster.ray_map import RayConfig, Resources, Stages, describe_cluster, map_shards, session
+from cluster.storage import LocalStorage, open_storage
+from jobs import recipes
+from jobs.capfilt_models import Describer, find_folder, read_processor, revision
+from jobs.cli import run
+from jobs.recipes.capfilt import CapFiltRecipe
+from pipeline.capfilt import Described, Kept, ModelInput, assemble, prepare
+from pipeline.gallery import build_gallery
+from pipeline.manifest import (
+    Commit,
+    Plan,
+    PlannedShard,
+    commit_shard,
+    committed,
+    compact,
+    open_plan,
+)
+from pipeline.sources import InputShard, Source, open_source
+
+ROOT = Path(__file__).resolve().parents[1]
+_LIBRARIES = ("torch", "transformers", "tokenizers", "pillow", "numpy", "pyarrow")
+
+
+@dataclass(frozen=True)
+class CapFiltArgs:
+    """What a run needs to know.
+
+    Attributes:
+        recipe: name of a CapFilt recipe.
+        input: folder of tars, folder with captions.jsonl, .jsonl, .tar or COCO .json.
+        output: folder for shards, records and the gallery.
+        images: image folder of a .jsonl or COCO .json; default: beside it.
+        source: the source's name in records and uids; default: from the input's name.
+        gallery: how many images gallery.html shows; 0 writes none.
+        ray: where it runs.
+        config: the recipe's fields, to override.
+    """
+
+    input: str
+    output: str
+    recipe: str = "tinyworld"
+    images: str | None = None
+    source: str | None = None
+    gallery: int = 60
+    dry_run: bool = False
+    ray: Annotated[RayConfig, tyro.conf.arg(name="")] = field(default_factory=RayConfig)
+    config: CapFiltRecipe = field(default_factory=lambda: recipes.recipe("capfilt", "tinyworld"))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an output holds after a run; counts are of the whole output, speed of this run.
+
+    Attributes:
+        images: inputs, all of them; ``kept`` in the tars, ``filtered`` and ``failed`` by reason.
+        web_won: how often the web caption ranked first.
+        done, skipped: shards of this run, shards that were committed before.
+        images_per_s: of this run, wall time from the first shard's start; 0 if none ran.
+    """
+
+    images: int
+    kept: int
+    filtered: int
+    failed: int
+    reasons: dict[str, int]
+    web_won: int
+    done: int
+    skipped: int
+    seconds: float
+    images_per_s: float
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """An output shard to make: its name and its input."""
+
+    name: str
+    shard: InputShard
+
+    def __str__(self) -> str:
+        return f"shard {self.name} ({self.shard.name})"
+
+
+def run_capfilt(args: CapFiltArgs) -> Summary:
+    """Run CapFilt to the end, or resume it; see the module's docstring.
+
+    Raises:
+        ValueError: input, output, recipe or model that cannot be used; the message says why.
+    """
+    begun = time.perf_counter()
+    source = open_source(args.input, args.images, args.config.shard_size, args.source)
+    storage = open_storage(args.output)
+    with session(args.ray, ROOT) as resources:
+        work = _plan(args, source, storage, resources)
+        before = {commit.name for commit in committed(args.output)}
+        todo = [item for item in work if item.name not in before]
+        print(
+            f"{len(work)} shards, {len(before)} committed already, {len(todo)} to do on "
+            f"{resources.actors} model workers ({resources.device}; {describe_cluster()})",
+            flush=True,
+        )
+        start = time.perf_counter()
+        images = _process(args, source, todo, resources) if todo else 0
+        spent = time.perf_counter() - start
+    commits = committed(args.output)
+    compact(storage, commits)
+    if args.gallery:
+        storage.replace("gallery.html", build_gallery(storage, commits, args.gallery))
+    return _summarise(commits, len(todo), images / spent, time.perf_counter() - begun, args.output)
+
+
+def _plan(
+    args: CapFiltArgs, source: Source, storage: LocalStorage, resources: Resources
+) -> list[Work]:
+    """Publish the plan, or check that the one that is there is ours."""
+    shards = source.shards()
+    if not shards:
+        raise ValueError(f"input {args.input!r} is empty: no line, no image")
+    work = [Work(f"{index:08d}", shard) for index, shard in enumerate(shards)]
+    inputs = tuple(
+        PlannedShard(item.name, item.shard.name, item.shard.size, item.shard.etag) for item in work
+    )
+    fingerprint = _fingerprint(args.config, args.ray, source.name, resources.device)
+    storage.sweep()
+    open_plan(storage, Plan(fingerprint, inputs))
+    return work
+
+
+def _fingerprint(recipe: CapFiltRecipe, ray: RayConfig, source: str, device: str) -> dict[str, Any]:
+    """What decides the bytes, besides the input. Models count by content, not by place."""
+    import torch
+
+    settings = asdict(recipe)
+    if settings["filters"]["max_aspect"] == float("inf"):
+        settings["filters"]["max_aspect"] = None  # JSON has no infinity
+    for name in ("captioner", "ranker"):
+        settings[name] = revision(find_folder(name, getattr(recipe, name)))
+    if device == "cpu":
+        device = f"cpu {torch.backends.cpu.get_cpu_capability()}, {ray.threads} threads"
+    return {
+        "recipe": settings,
+        "source": source,
+        "device": device,
+        "libraries": {name: version(name) for name in _LIBRARIES},
+    }
+
+
+def _process(args: CapFiltArgs, source: Source, todo: Sequence[Work], resources: Resources) -> int:
+    """Run the map with a progress bar; returns how many images went through."""
+    recipe, images, failed = args.config, 0, Counter[str]()
+    specs = [
+        read_processor(find_folder(name, getattr(recipe, name))).spec
+        for name in ("captioner", "ranker")
+    ]
+    output = str(Path(open_storage(args.output).url).resolve())
+    stages = Stages(
+        partial(_prepare, source.reader(), recipe, specs),
+        partial(Describer, recipe),
+        partial(_commit, output, recipe.keep),
+    )
+    sizes = [item.shard.size for item in todo]
+    listed = all(item.shard.items for item in todo)
+    with tqdm(
+        total=sum(sizes) if listed else len(todo), unit="image" if listed else "shard",
+        desc="capfilt", mininterval=1.0, smoothing=0.1, dynamic_ncols=True,
+    ) as bar:  # fmt: skip
+
+        def done(item: Work, stats: dict[str, Any]) -> None:
+            nonlocal images
+            images += stats["n"]
+            failed.update(stats["reasons"])
+            spent = max(time.time() - bar.start_t, 1e-9)
+            bar.set_postfix(
+                {"images/s": f"{images / spent:.1f}", "dropped": sum(failed.values())},
+                refresh=False,
+            )
+            bar.update(item.shard.size if listed else 1)
+
+        map_shards(todo, stages, args.ray, resources, done)
+    return images
+
+
+def _prepare(
+    source: Source, recipe: CapFiltRecipe, specs: Sequence[Any], item: Work
+) -> tuple[tuple[str, Kept], ModelInput]:
+    kept, model_input = prepare(source.read(item.shard), recipe.filters, *specs)
+    return (item.name, kept), model_input
+
+
+def _commit(
+    output: str, keep: int, named: tuple[str, Kept], described: Described
+) -> dict[str, Any]:
+    name, kept = named
+    shard = assemble(kept, described, keep)
+    commit_shard(LocalStorage(Path(output)), name, shard.tar, shard.parquet, shard.stats)
+    return shard.stats
+
+
+def _summarise(
+    commits: Sequence[Commit], done: int, speed: float, seconds: float, output: str
+) -> Summary:
+    reasons: Counter[str] = Counter()
+    for commit in commits:
+        reasons.update(commit.reasons)
+    return Summary(
+        images=sum(commit.n for commit in commits),
+        kept=sum(commit.ok for commit in commits),
+        filtered=sum(commit.filtered for commit in commits),
+        failed=sum(commit.failed for commit in commits),
+        reasons=dict(sorted(reasons.items())),
+        web_won=sum(commit.web_won for commit in commits),
+        done=done,
+        skipped=len(commits) - done,
+        seconds=round(seconds, 2),
+        images_per_s=round(speed, 2),
+        output=output,
+    )
+
+
+def show(summary: Summary) -> None:
+    """The table for people, and the last line for programs."""
+    lines = [("images in", summary.images), ("kept", summary.kept)]
+    lines += [(f"dropped: {reason}", count) for reason, count in summary.reasons.items()]
+    share = summary.web_won / max(summary.kept, 1)
+    print(f"\n{summary.done} shards done, {summary.skipped} skipped as committed before")
+    for label, count in lines:
+        print(f"  {label:<32}{count:>10,}")
+    print(f"  {'web caption ranked first':<32}{summary.web_won:>10,}  ({share:.1%})")
+    print(f"  {summary.images_per_s:.1f} images/s, {summary.seconds:.1f} s, in {summary.output}")
+    print(json.dumps(asdict(summary), ensure_ascii=False), flush=True)
+
+
+def parse(argv: Sequence[str]) -> CapFiltArgs:
+    """Arguments with the named recipe's values as the defaults of ``--config.*``."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--recipe", default="tinyworld")
+    name = early.parse_known_args(argv)[0].recipe
+    config = recipes.recipe("capfilt", name)
+    missing: Any = tyro.MISSING
+    default = CapFiltArgs(input=missing, output=missing, recipe=name, config=config)
+    return tyro.cli(CapFiltArgs, args=argv, default=default, description=__doc__)
+
+
+def main() -> None:
+    """Parse, run, show."""
+    args = parse(sys.argv[1:])
+    if args.dry_run:
+        print(json.dumps(asdict(args), indent=2, default=str))
+        return
+    show(run_capfilt(args))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,127 @@
+"""CapFilt's models from their folders: loading, image sizes, revision, and the actor's half."""
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.recipes.capfilt import CapFiltRecipe
+from pipeline.capfilt import Described, ImageSpec, ModelInput, describe
+
+ROOT = Path(__file__).resolve().parents[1]
+_REVISION_FILES = ("*.json", "*.safetensors", "*.txt")
+
+
+def find_folder(field: str, name: str) -> Path:
+    """The folder of a model: absolute, relative to the clone, or a cached Hugging Face id.
+
+    Raises:
+        ValueError: it is nowhere; the message says how to get it.
+    """
+    for folder in (Path(name), ROOT / name):
+        if (folder / "config.json").is_file():
+            return folder
+    if name.startswith("modeling/zoo/"):
+        remedy = "train it with: python jobs/zoo.py"
+    else:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+        )
+
+        try:
+            return Path(snapshot_download(name, local_files_only=True))
+        except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError):
+            remedy = f"give a Hugging Face folder, or fetch it once with: hf download {name}"
+    raise ValueError(f"{field} {name!r}: no model there (no config.json); {remedy}")
+
+
+def revision(folder: Path) -> str:
+    """A hash of the files that decide what the model says."""
+    digest = hashlib.sha256()
+    files = {path for pattern in _REVISION_FILES for path in folder.glob(pattern)}
+    for path in sorted(files):
+        digest.update(path.name.encode())
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """What a folder's image processor says: size and cropping, channel means and deviations."""
+
+    spec: ImageSpec
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def read_processor(folder: Path) -> Processor:
+    """Read ``preprocessor_config.json`` (or the newer ``processor_config.json``).
+
+    Raises:
+        ValueError: neither is there, or its size is none we know.
+    """
+    config = _processor_config(folder)
+    size, crop = config.get("size"), bool(config.get("do_center_crop"))
+    if isinstance(size, dict):
+        size = size.get("shortest_edge", size.get("height"))
+    if crop:
+        crop_size = config.get("crop_size", size)
+        size = crop_size["height"] if isinstance(crop_size, dict) else crop_size
+    if not isinstance(size, int):
+        raise ValueError(f"{folder}: the image processor's size {config.get('size')!r} is unknown")
+    return Processor(ImageSpec(size, crop), tuple(config["image_mean"]), tuple(config["image_std"]))
+
+
+def _processor_config(folder: Path) -> dict[str, Any]:
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            config = json.loads((folder / name).read_text("utf-8"))
+            return config.get("image_processor", config)
+    raise ValueError(f"{folder}: no preprocessor_config.json; save the image processor with it")
+
+
+class Describer:
+    """The model actor's half: captioner and scorer in one process (one GPU where there is one)."""
+
+    def __init__(self, recipe: CapFiltRecipe) -> None:
+        import torch
+        from transformers import AutoTokenizer, BlipForConditionalGeneration, CLIPModel
+        from transformers.utils import logging
+
+        from modeling.captioner import Captioner, ClipScorer
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+        self.batch_size = recipe.batch_size
+        folder = find_folder("captioner", recipe.captioner)
+        processor = read_processor(folder)
+        model: Any = BlipForConditionalGeneration.from_pretrained(folder, dtype=dtype[recipe.dtype])
+        self.captioner = Captioner(
+            model.to(device),
+            AutoTokenizer.from_pretrained(folder),
+            recipe.sampling,
+            processor.mean,
+            processor.std,
+            seed=recipe.seed,
+        )
+        folder = find_folder("ranker", recipe.ranker)
+        processor = read_processor(folder)
+        model = CLIPModel.from_pretrained(folder, dtype=dtype[recipe.dtype])
+        self.scorer = ClipScorer(
+            model.to(device), AutoTokenizer.from_pretrained(folder), processor.mean, processor.std
+        )
+
+    def process(self, model_input: ModelInput) -> Described:
+        """Captions and scores of a prepared shard."""
+        start = time.perf_counter()
+        described = describe(model_input, self.captioner, self.scorer, self.batch_size)
+        described.seconds["models"] = time.perf_counter() - start
+        return described

@@ -1,0 +1,314 @@
+"""CapFilt without machines: prepare, describe, select, assemble (paper, section 3.4).
+
+Pure functions between a source and an output shard. The models come in as callables, so this
+file knows none of them; the job decides on which machine each step runs.
+"""
+
+import hashlib
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.filters import FilterConfig, check_header, check_sample
+from pipeline.images import ImageError, ImageHeader, decode, read_header, resize_square
+from pipeline.sample import Rejected, Sample
+from pipeline.shards import Row, to_json, write_parquet, write_tar
+
+CaptionFn = Callable[[Tensor, Sequence[str]], list[list[str]]]
+"""(uint8 B3SS, uids) -> captions of each image; an empty uid marks padding."""
+ScoreFn = Callable[[Tensor, Sequence[Sequence[str]]], list[list[float]]]
+"""(uint8 B3SS, texts of each image) -> their scores."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A caption that competed: ``origin`` is synthetic, web or human."""
+
+    text: str
+    score: float
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpec:
+    """How a model wants its images: side in pixels, squashed or cropped from the centre."""
+
+    size: int
+    crop: bool = False
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What stays with the shard while the models work: originals, and the rows of the dropped."""
+
+    samples: list[tuple[Sample, ImageHeader, str]]
+    rows: list[Row]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """What travels to the models: decoded, resized images N3SS and the texts of the source."""
+
+    uids: list[str]
+    texts: list[tuple[str, ...]]
+    human: list[bool]
+    for_captioner: np.ndarray
+    for_scorer: np.ndarray
+
+
+@dataclass(frozen=True)
+class Described:
+    """What the models said: per sample its candidates in generation order, the web's last."""
+
+    candidates: list[list[Candidate]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ShardOutput:
+    """The bytes of an output shard and the counts of its record."""
+
+    tar: bytes
+    parquet: bytes
+    stats: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Passed:
+    """A sample on its way to the models, with its pixels for each of them."""
+
+    sample: Sample
+    header: ImageHeader
+    sha256: str
+    for_captioner: Tensor
+    for_scorer: Tensor
+
+
+def prepare(
+    records: Iterable[Sample | Rejected],
+    filters: FilterConfig,
+    captioner: ImageSpec,
+    scorer: ImageSpec,
+) -> tuple[Kept, ModelInput]:
+    """Filter, decode and resize a shard; samples in key order, everything else as rows."""
+    start = time.perf_counter()
+    rows: list[Row] = []
+    passed: list[_Passed] = []
+    for record in records:
+        outcome = _admit(record, filters, captioner, scorer)
+        if isinstance(outcome, Row):
+            rows.append(outcome)
+        else:
+            passed.append(outcome)
+    passed.sort(key=lambda entry: entry.sample.key)
+    samples = [entry.sample for entry in passed]
+    model_input = ModelInput(
+        uids=[sample.uid for sample in samples],
+        texts=[sample.captions if sample.human else sample.captions[:1] for sample in samples],
+        human=[sample.human for sample in samples],
+        for_captioner=_stack([entry.for_captioner for entry in passed], captioner.size),
+        for_scorer=_stack([entry.for_scorer for entry in passed], scorer.size),
+    )
+    kept = [(entry.sample, entry.header, entry.sha256) for entry in passed]
+    return Kept(kept, rows, time.perf_counter() - start), model_input
+
+
+def _stack(images: list[Tensor], size: int) -> np.ndarray:
+    return torch.stack(images).numpy() if images else np.zeros((0, 3, size, size), np.uint8)
+
+
+def _admit(
+    record: Sample | Rejected, filters: FilterConfig, captioner: ImageSpec, scorer: ImageSpec
+) -> Row | _Passed:
+    row = Row(record.uid, record.key, record.source, "failed", web_caption=record.caption)
+    if isinstance(record, Rejected):
+        return replace(row, reason=record.reason)
+    row = replace(row, sha256=hashlib.sha256(record.image).hexdigest())
+    reason = check_sample(filters, record)
+    if reason:
+        return replace(row, status="filtered", reason=reason)
+    try:
+        header = read_header(record.image, filters.max_pixels)
+        row = replace(row, width=header.width, height=header.height)
+        reason = check_header(filters, header)
+        if reason:
+            return replace(row, status="filtered", reason=reason)
+        image = decode(record.image, filters.max_pixels)
+    except ImageError as broken:
+        return replace(row, reason=broken.reason)
+    small = [resize_square(image, spec.size, spec.crop) for spec in (captioner, scorer)]
+    return _Passed(record, header, row.sha256, *small)
+
+
+def describe(
+    model_input: ModelInput, caption: CaptionFn, score: ScoreFn, batch_size: int
+) -> Described:
+    """Captions and scores of a prepared shard.
+
+    Batches are consecutive samples, the last one padded: the models always see the same shapes
+    with the same content, whoever runs the shard, so equal inputs give equal bits.
+    """
+    candidates: list[list[Candidate]] = []
+    seconds = {"caption": 0.0, "score": 0.0}
+    for first in range(0, len(model_input.uids), batch_size):
+        part = slice(first, first + batch_size)
+        uids, texts = model_input.uids[part], model_input.texts[part]
+        human = model_input.human[part]
+        start = time.perf_counter()
+        synthetic: list[list[str]] = [[] for _ in uids]
+        if not all(human):
+            images = _batch(model_input.for_captioner[part], batch_size)
+            keys = ["" if mine else uid for uid, mine in zip(uids, human, strict=True)]
+            drawn = caption(images, keys + [""] * (batch_size - len(keys)))
+            synthetic = [
+                [] if mine else captions
+                for captions, mine in zip(drawn[: len(uids)], human, strict=True)
+            ]
+        middle = time.perf_counter()
+        rows = [[*made, *own] for made, own in zip(synthetic, texts, strict=True)]
+        padding: list[list[str]] = [[] for _ in range(batch_size - len(rows))]
+        scores = score(_batch(model_input.for_scorer[part], batch_size), rows + padding)
+        for made, row, values, mine in zip(synthetic, rows, scores, human, strict=False):
+            origins = ["synthetic"] * len(made) + ["human" if mine else "web"] * len(row)
+            candidates.append(
+                [Candidate(t, s, o) for t, s, o in zip(row, values, origins, strict=False)]
+            )
+        seconds["caption"] += middle - start
+        seconds["score"] += time.perf_counter() - middle
+    return Described(candidates, seconds)
+
+
+def _batch(images: np.ndarray, batch_size: int) -> Tensor:
+    batch = torch.zeros((batch_size, *images.shape[1:]), dtype=torch.uint8)
+    batch[: len(images)] = torch.from_numpy(np.array(images))
+    return batch
+
+
+def select(candidates: Sequence[Candidate], keep: int) -> tuple[list[Candidate], list[int]]:
+    """Rank candidates by score and choose which to keep.
+
+    Equal scores keep their order (synthetic before web); of equal texts only the best ranked is
+    kept; an empty one never. Human captions are all kept: they need no filter.
+
+    Returns:
+        All candidates in rank order, and the indices of the kept, best first.
+
+    >>> a, b = Candidate("a dog", 0.3, "synthetic"), Candidate("sale!", 0.1, "web")
+    >>> select([b, a, a], keep=2)[1]
+    [0, 2]
+    """
+    ranked = sorted(candidates, key=lambda candidate: -candidate.score)
+    kept: list[int] = []
+    texts: set[str] = set()
+    for index, candidate in enumerate(ranked):
+        full = len(kept) >= keep and candidate.origin != "human"
+        if full or not candidate.text or candidate.text in texts:
+            continue
+        kept.append(index)
+        texts.add(candidate.text)
+    return ranked, kept
+
+
+def assemble(kept: Kept, described: Described, keep: int) -> ShardOutput:
+    """The output shard: a tar member triple per kept sample, a row per input, the counts."""
+    start = time.perf_counter()
+    rows, members = list(kept.rows), []
+    good: list[Row] = []
+    for (sample, header, sha256), candidates in zip(
+        kept.samples, described.candidates, strict=True
+    ):
+        row = _described_row(sample, header, sha256, candidates, keep)
+        if row.status == "ok":
+            good.append(row)
+            members.append((row.key, _members(sample, row)))
+        else:
+            rows.append(row)
+    tar, spans = write_tar(members)
+    rows += [
+        replace(row, offset=offset, length=length)
+        for row, (offset, length) in zip(good, spans, strict=True)
+    ]
+    rows.sort(key=lambda row: (row.key, row.status, row.reason))
+    stats = {
+        "n": len(rows),
+        "ok": len(good),
+        "reasons": dict(sorted(Counter(row.reason for row in rows if row.reason).items())),
+        "failed": sum(row.status == "failed" for row in rows),
+        "filtered": sum(row.status == "filtered" for row in rows),
+        "web_won": sum(row.origins[row.kept[0]] == "web" for row in good),
+        "web_kept": sum(any(row.origins[k] == "web" for k in row.kept) for row in good),
+        "seconds": {
+            "prepare": round(kept.seconds, 3),
+            **{name: round(value, 3) for name, value in described.seconds.items()},
+            "assemble": round(time.perf_counter() - start, 3),
+        },
+    }
+    return ShardOutput(tar, write_parquet(rows), stats)
+
+
+def _described_row(
+    sample: Sample, header: ImageHeader, sha256: str, candidates: list[Candidate], keep: int
+) -> Row:
+    row = Row(
+        sample.uid,
+        sample.key,
+        sample.source,
+        "failed",
+        width=header.width,
+        height=header.height,
+        sha256=sha256,
+        web_caption=sample.caption,
+    )
+    if not all(math.isfinite(candidate.score) for candidate in candidates):
+        return replace(row, reason="score_not_finite")
+    ranked, kept = select(candidates, keep)
+    if not kept:
+        return replace(row, reason="no_caption")
+    return replace(
+        row,
+        status="ok",
+        captions=tuple(candidate.text for candidate in ranked),
+        scores=tuple(float(np.float32(candidate.score)) for candidate in ranked),
+        origins=tuple(candidate.origin for candidate in ranked),
+        kept=tuple(kept),
+    )
+
+
+def _members(sample: Sample, row: Row) -> dict[str, bytes]:
+    captions = zip(row.captions, row.scores, row.origins, strict=True)
+    record = {
+        "uid": row.uid,
+        "key": row.key,
+        "source": row.source,
+        "width": row.width,
+        "height": row.height,
+        "sha256": row.sha256,
+        "web_caption": row.web_caption,
+        "captions": [
+            {"text": text, "score": round(score, 6), "origin": origin}
+            for text, score, origin in captions
+        ],
+        "kept": list(row.kept),
+        "meta": _plain(sample.meta),
+    }
+    best = row.captions[row.kept[0]]
+    return {sample.ext: sample.image, "json": to_json(record), "txt": best.encode("utf-8")}
+
+
+def _plain(value: Any) -> Any:
+    """A source's own fields as JSON can hold them: NaN becomes null, other things text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | bool | None) else str(value)
