@@ -263,7 +263,7 @@ def read_questions(data: Path, split: str, task: Literal["vqa", "gqa"]) -> Quest
 
 
 def true_captions(data: Path, split: str, questions: QuestionSet) -> dict[ImageId, str] | None:
-    """For each image its longest reference caption, the one that says most; None without captions.
+    """For each image its first reference caption (TinyWorld's complete one); None without captions.
 
     Raises:
         ValueError: there are captions, but not for an image that is asked about.
@@ -275,7 +275,7 @@ def true_captions(data: Path, split: str, questions: QuestionSet) -> dict[ImageI
     missing = [key for key, path in questions.images.items() if path not in by_file]
     if missing:
         raise ValueError(f"captions_{split}.json has no caption for image {missing[0]}")
-    return {key: max(by_file[path], key=len) for key, path in questions.images.items()}
+    return {key: by_file[path][0] for key, path in questions.images.items()}
 
 
 def _add_control(scores: dict[str, Any], name: str, control: dict[str, Any]) -> None:
