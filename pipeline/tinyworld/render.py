@@ -43,6 +43,7 @@ def _around(centre: float, radius: float, angle: float) -> Point:
 
 def _outline(shape: str, centre: float, radius: float, angle: float) -> list[Point]:
     """The corners of a polygonal shape of about the same weight as a circle of ``radius``."""
+    polar: list[tuple[float, float]]
     match shape:
         case "square":
             polar = [(1.2 * radius, 45 + 90 * i) for i in range(4)]

@@ -169,7 +169,8 @@ def _coco(directory: Path, split: str, scenes: list[Scene], seed: int, first_id:
     """Pictures and ``captions_<split>.json``; image ids count from ``first_id``."""
     folder = directory / "images" / split
     folder.mkdir(parents=True, exist_ok=True)
-    images, notes = [], []
+    images: list[dict[str, Any]] = []
+    notes: list[dict[str, Any]] = []
     for image_id, scene in enumerate(scenes, first_id):
         rng = stream(seed, split, image_id)
         name = f"{image_id:012d}.jpg"
@@ -254,7 +255,8 @@ def _gqa(directory: Path, split: str, scenes: list[Scene], seed: int, first_id: 
 
 def _karpathy(directory: Path, splits: tuple[str, ...]) -> None:
     """``dataset_karpathy.json`` from the COCO files of ``splits``."""
-    entries, sentence_id = [], 0
+    entries: list[dict[str, Any]] = []
+    sentence_id = 0
     for split in splits:
         coco = json.loads((directory / "annotations" / f"captions_{split}.json").read_text())
         texts: dict[int, list[str]] = {}

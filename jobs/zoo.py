@@ -1,0 +1,184 @@
+"""Train the zoo: the small frozen models of TinyWorld, each measured before it counts.
+
+    python jobs/zoo.py                                  # all of them, about an hour on two cores
+    python jobs/zoo.py --only clip captioner --out DIR
+    python jobs/zoo.py --check                          # measure the shipped ones again
+
+Every model is a normal Hugging Face folder with ``zoo.json`` beside the weights: seed, command,
+date, seconds, steps, scores. ``scores.json`` gathers the scores. The same seed, machine and library
+versions give the same weights. A model below its bar is an error and keeps its folder for a look.
+"""
+
+import json
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+if not __package__:  # run as a script: import from the clone, not from jobs/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+import transformers
+import tyro
+from transformers import AutoTokenizer
+
+from cluster.malloc import keep_freed_memory
+from jobs import zoo_language, zoo_probe, zoo_vision
+from jobs.cli import run
+
+ROOT = Path(__file__).resolve().parents[1]
+Name = Literal["clip", "captioner", "t5", "opt"]
+NAMES: tuple[Name, ...] = ("clip", "captioner", "t5", "opt")
+MAX_BYTES = 16_000_000  # of all the weights; they are shipped in the repository
+
+
+@dataclass(frozen=True)
+class ZooArgs:
+    """What to train or to measure."""
+
+    only: tuple[Name, ...] = NAMES
+    """models to train, in this order"""
+    out: Path = ROOT / "modeling" / "zoo"
+    """folder of the models"""
+    seed: int = 0
+    check: bool = False
+    """measure the models in the folder instead of training them"""
+
+
+def _record(name: str, folder: Path, plan: Any, seconds: float) -> dict[str, float]:
+    """Measure a new vision model, write its ``zoo.json`` and hold it against its bars."""
+    scores = measure(name, folder)
+    weights = folder / "model.safetensors"
+    weights.chmod(0o644)
+    record = {
+        "seed": plan.seed,
+        "command": shlex.join(["python", "jobs/zoo.py", "--only", name, "--seed", str(plan.seed)]),
+        "date": datetime.now(UTC).date().isoformat(),
+        "seconds": round(seconds),
+        "steps": plan.steps,
+        "weight_bytes": weights.stat().st_size,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "scores": scores,
+        "plan": asdict(plan),
+    }
+    (folder / "zoo.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    zoo_probe.demand(name, scores)
+    return scores
+
+
+def train_clip(out: Path, seed: int) -> dict[str, float]:
+    """Make ``out/clip``; returns its scores."""
+    plan = replace(zoo_vision.ClipTraining(), seed=seed)
+    start = time.monotonic()
+    zoo_vision.train_clip(out / "clip", plan)
+    return _record("clip", out / "clip", plan, time.monotonic() - start)
+
+
+def train_captioner(out: Path, seed: int) -> dict[str, float]:
+    """Make ``out/captioner`` with the vocabulary of ``out/bert``; returns its scores."""
+    if not (out / "bert" / "tokenizer.json").exists():
+        zoo_language.write_tokenizers(out)
+    plan = replace(zoo_vision.CaptionerTraining(), seed=seed)
+    start = time.monotonic()
+    tokenizer = AutoTokenizer.from_pretrained(out / "bert")
+    zoo_vision.train_captioner(out / "captioner", tokenizer, plan)
+    return _record("captioner", out / "captioner", plan, time.monotonic() - start)
+
+
+TRAINERS: dict[Name, Callable[[Path, int], dict[str, float]]] = {
+    "clip": train_clip,
+    "captioner": train_captioner,
+    "t5": zoo_language.train_t5,
+    "opt": zoo_language.train_opt,
+}
+
+
+def measure(name: str, folder: Path) -> dict[str, float]:
+    """Scores of one model, on held-out scenes.
+
+    Raises:
+        FileNotFoundError: the model is not in ``folder``.
+    """
+    if not (folder / "model.safetensors").exists():
+        raise FileNotFoundError(f"no model in {folder}: train it with jobs/zoo.py --only {name}")
+    if name == "clip":
+        return zoo_probe.check_clip(folder)
+    if name == "captioner":
+        return zoo_probe.check_captioner(folder)
+    return zoo_language.check(folder)
+
+
+def demand(name: str, scores: dict[str, float]) -> None:
+    """Hold scores against the model's bars.
+
+    Raises:
+        ValueError: a score is below its bar.
+    """
+    if name in zoo_probe.BARS:
+        zoo_probe.demand(name, scores)
+    elif scores["reading"] < zoo_language.BAR:
+        raise ValueError(f"{name} reads {scores['reading']:.3f} right, below {zoo_language.BAR}")
+
+
+def _print(name: str, scores: dict[str, float]) -> None:
+    print(f"{name}:", "  ".join(f"{key} {value:.3f}" for key, value in scores.items()), flush=True)
+
+
+def check(args: ZooArgs) -> None:
+    """Measure the models in the folder and hold each against its bars.
+
+    Raises:
+        ValueError: a score is below its bar.
+        FileNotFoundError: a model is missing.
+    """
+    for name in args.only:
+        scores = measure(name, args.out / name)
+        _print(name, scores)
+        demand(name, scores)
+    print("every model is above its bar")
+
+
+def _gather(out: Path) -> None:
+    """Write ``scores.json``: what each model's ``zoo.json`` says of it, and the size of all."""
+    records = {
+        name: json.loads((out / name / "zoo.json").read_text())
+        for name in NAMES
+        if (out / name / "zoo.json").exists()
+    }
+    size = sum((out / name / "model.safetensors").stat().st_size for name in records)
+    content = {name: record["scores"] for name, record in records.items()}
+    text = json.dumps(content | {"weight_bytes": size}, indent=2)
+    (out / "scores.json").write_text(text + "\n", encoding="utf-8")
+    if size > MAX_BYTES:
+        raise ValueError(f"{size} bytes of weights in {out}; at most {MAX_BYTES} may ship")
+
+
+def train(args: ZooArgs) -> None:
+    """Train the models in turn; each counts only above its bars.
+
+    Raises:
+        ValueError: a model is below a bar, or the weights are too large to ship.
+    """
+    for number, name in enumerate(args.only, 1):
+        print(f"[{number}/{len(args.only)}] training {name}", flush=True)
+        _print(name, TRAINERS[name](args.out, args.seed))
+    _gather(args.out)
+
+
+def main() -> None:
+    args = tyro.cli(ZooArgs, description=__doc__)
+    keep_freed_memory()
+    check(args) if args.check else train(args)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,137 @@
+"""Pictures and captions for the zoo's vision models, drawn afresh at every step from the seed.
+
+Batches are made of groups: a scene and others that differ from it in one attribute only. Without
+such hard negatives a contrastive loss is satisfied by colour and place and never looks at shapes.
+"""
+
+import io
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline.tinyworld.render import jpeg, render
+from pipeline.tinyworld.scene import (
+    COLORS,
+    QUARTERS,
+    SHAPES,
+    Domain,
+    Scene,
+    Thing,
+    domain_of,
+    sample_scene,
+)
+from pipeline.tinyworld.text import caption, describe, is_true, web_caption
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_KINDS = ("color", "shape", "shape", "size", "place", "swap colors", "swap shapes")
+
+
+def _changed(things: list[Thing], kind: str, rng: random.Random) -> list[Thing] | None:
+    """``things`` with one change of ``kind``, or None where there is nothing to swap."""
+    at = rng.randrange(len(things))
+    thing = things[at]
+    if kind.startswith("swap"):
+        if len(things) < 2:
+            return None
+        other = rng.choice([i for i in range(len(things)) if i != at])
+        name = kind.removeprefix("swap ").removesuffix("s")
+        mine, theirs = getattr(thing, name), getattr(things[other], name)
+        things[at] = replace(thing, **{name: theirs})
+        things[other] = replace(things[other], **{name: mine})
+    elif kind == "size":
+        things[at] = replace(thing, size="small" if thing.size == "large" else "large")
+    elif kind == "place":
+        taken = {(t.row, t.column) for t in things}
+        row, column = rng.choice([q for q in QUARTERS if q not in taken])
+        things[at] = replace(thing, row=row, column=column)
+    else:
+        pool = COLORS if kind == "color" else SHAPES
+        taken_words = {getattr(t, kind) for t in things}
+        word = rng.choice([w for w in pool if w not in taken_words])
+        things[at] = replace(thing, **{kind: word})
+    return things
+
+
+def vary(scene: Scene, rng: random.Random, domain: Domain | None = None) -> Scene:
+    """A scene that differs from ``scene`` in one attribute, place or exchange.
+
+    Training asks for ``domain="train"``: most scenes have training neighbours. Not every scene has
+    an evaluation neighbour.
+    """
+    while True:
+        things = _changed(list(scene.things), rng.choice(_KINDS), rng)
+        if things is None:
+            continue
+        ordered = sorted(things, key=lambda t: QUARTERS.index((t.row, t.column)))
+        other = Scene(tuple(ordered), scene.texture)
+        if domain in (None, domain_of(other)):
+            return other
+
+
+def draw(scene: Scene, rng: random.Random) -> Tensor:
+    """A picture as a reader of files sees it, after JPEG: uint8 3HW."""
+    with Image.open(io.BytesIO(jpeg(render(scene, rng)))) as image:
+        return torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1)
+
+
+def pixels(scenes: Sequence[Scene], rng: random.Random) -> Tensor:
+    """Pictures normalised with CLIP's mean and standard deviation: float32 B3HW."""
+    images_B3HW = torch.stack([draw(scene, rng) for scene in scenes]).float() / 255
+    return (images_B3HW - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(
+        3, 1, 1
+    )
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Pictures with one caption each, the complete caption, and texts that fit no picture."""
+
+    scenes: list[Scene]
+    images_B3HW: Tensor
+    texts: list[str]  # B
+    complete: list[str]  # B
+    noise: list[str]  # web noise: wrong for every picture of the batch
+    true_BB: Tensor  # whether text j is true of picture i; the diagonal is
+
+
+def _truths(scenes: list[Scene], texts: list[str]) -> Tensor:
+    """Which texts hold for which pictures. A caption names all objects of its own scene."""
+    pairs = [frozenset(t.pair for t in scene.things) for scene in scenes]
+    true_BB = torch.eye(len(scenes), dtype=torch.bool)
+    for j, text in enumerate(texts):
+        for i, scene in enumerate(scenes):
+            if i != j and pairs[j] <= pairs[i]:
+                true_BB[i, j] = is_true(text, scene)
+    return true_BB
+
+
+def _noise(scenes: list[Scene], count: int, rng: random.Random) -> list[str]:
+    found: list[str] = []
+    while len(found) < count:
+        text, kind = web_caption(rng.choice(scenes), rng)
+        if kind not in ("right", "other image"):
+            found.append(text)
+    return found
+
+
+def pair_batch(rng: random.Random, groups: int, group: int, noise: int) -> PairBatch:
+    """``groups`` × ``group`` pictures of training scenes, the members of a group nearly alike."""
+    scenes: list[Scene] = []
+    for _ in range(groups):
+        first = sample_scene(rng)
+        scenes += [first, *(vary(first, rng, "train") for _ in range(group - 1))]
+    complete = [describe(scene) for scene in scenes]
+    texts = [
+        full if rng.random() < 0.25 else caption(scene, rng)
+        for scene, full in zip(scenes, complete, strict=True)
+    ]
+    images_B3HW = pixels(scenes, rng)
+    return PairBatch(
+        scenes, images_B3HW, texts, complete, _noise(scenes, noise, rng), _truths(scenes, texts)
+    )
