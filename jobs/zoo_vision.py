@@ -17,17 +17,15 @@ Weights are bf16 with fp32 copies in the optimizer. Everything is drawn from the
 """
 
 import json
-import math
 import random
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
     BlipConfig,
@@ -44,7 +42,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from cluster.malloc import keep_freed_memory
+from jobs.zoo_fit import Report, fit, printer
 from jobs.zoo_pictures import CLIP_MEAN, CLIP_STD, pair_batch, pixels
 from jobs.zoo_probe import Surveyor, survey
 from pipeline.tinyworld.render import IMAGE_SIZE
@@ -53,7 +51,6 @@ from pipeline.tinyworld.text import NUMBERS, OPENERS, caption, describe, web_cap
 
 PROMPT = "a picture of "
 PATCH = 8
-Report = Callable[[int, int, dict[str, float]], None]  # step, steps, running means
 
 
 @dataclass(frozen=True)
@@ -95,93 +92,11 @@ class CaptionerTraining:
     weight_decay: float = 0.05
 
 
-# ---------------------------------------------------------------------------- training
-
-
-class MasterAdamW:
-    """AdamW on fp32 copies of bf16 weights; no decay of biases, norms and single vectors."""
-
-    def __init__(self, modules: Sequence[nn.Module], lr: float, weight_decay: float) -> None:
-        self.weights: list[Tensor] = [p for module in modules for p in module.parameters()]
-        self.copies = [p.detach().float().clone() for p in self.weights]
-        for module in modules:
-            module.to(torch.bfloat16)
-        decayed = [c for c in self.copies if c.ndim > 1]
-        plain = [c for c in self.copies if c.ndim <= 1]
-        groups = [
-            {"params": decayed, "weight_decay": weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
-        self.lr = lr
-        self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), foreach=True)
-
-    def step(self, factor: float) -> None:
-        """One update with ``factor`` times the base learning rate; gradients are cleared."""
-        for weight, copy in zip(self.weights, self.copies, strict=True):
-            copy.grad = None if weight.grad is None else weight.grad.float()
-            weight.grad = None
-        nn.utils.clip_grad_norm_(self.copies, 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * factor
-        self.optimizer.step()
-        with torch.no_grad():
-            torch._foreach_copy_(self.weights, self.copies)
-
-
-def _factor(step: int, steps: int, warmup: int) -> float:
-    """Linear warm-up, then a cosine to nearly zero."""
-    return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.01)
-
-
 def _survey_loss(head: Surveyor, tokens_BPD: Tensor, scenes: list[Scene]) -> tuple[Tensor, float]:
     """The survey's loss, and the share of readings that are right."""
     logits_BQV, truth_BQ = head(tokens_BPD).float(), survey(scenes)
     right = (logits_BQV.argmax(-1) == truth_BQ).float().mean().item()
     return F.cross_entropy(logits_BQV.flatten(0, 1), truth_BQ.flatten()), right
-
-
-Losses = Callable[[int, random.Random], tuple[Tensor, dict[str, float]]]
-
-
-def _fit(
-    name: str,
-    modules: Sequence[nn.Module],
-    losses: Losses,
-    plan: ClipTraining | CaptionerTraining,
-    report: Report,
-) -> None:
-    """The training loop of both models.
-
-    Raises:
-        ValueError: the loss is not finite.
-    """
-    keep_freed_memory()
-    optimizer = MasterAdamW(modules, plan.lr, plan.weight_decay)
-    running: dict[str, float] = {}
-    for step in range(plan.steps):
-        loss, values = losses(step, stream(plan.seed, name, step))
-        if not math.isfinite(loss.item()):
-            raise ValueError(f"{name}: loss {loss.item()} at step {step}; lower lr={plan.lr}")
-        loss.backward()
-        optimizer.step(_factor(step, plan.steps, plan.warmup))
-        for key, value in values.items():
-            running[key] = 0.95 * running.get(key, value) + 0.05 * value
-        report(step + 1, plan.steps, running)
-
-
-def printer(name: str, every: int = 50) -> Report:
-    """Progress with an estimate of the time left, one line every ``every`` steps."""
-    start = time.monotonic()
-
-    def report(step: int, steps: int, running: dict[str, float]) -> None:
-        if step % every and step != steps:
-            return
-        spent = time.monotonic() - start
-        means = "  ".join(f"{key} {value:.3f}" for key, value in running.items())
-        eta = spent / step * (steps - step)
-        print(f"{name} {step}/{steps}  {means}  {spent:.0f} s, ETA {eta:.0f} s", flush=True)
-
-    return report
 
 
 # -------------------------------------------------------------------------------- CLIP
@@ -298,7 +213,7 @@ def train_clip(
         values = {"survey": loss.item(), "read": right, "clip": contrastive.item(), "match": hit}
         return loss + contrastive, values
 
-    _fit("clip", [model, head], losses, plan, report or printer("clip"))
+    fit("clip", [model, head], losses, plan, report or printer("clip"))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     CLIPImageProcessor(
@@ -401,7 +316,7 @@ def train_captioner(
         )
         return loss + spoken, {"survey": loss.item(), "read": right, "caption": spoken.item()}
 
-    _fit("captioner", [model, head], losses, plan, report or printer("captioner"))
+    fit("captioner", [model, head], losses, plan, report or printer("captioner"))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     BlipImageProcessor(

@@ -1,0 +1,107 @@
+"""The training loop of the zoo's vision models: bf16 weights, fp32 copies, a stream per step."""
+
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from cluster.malloc import keep_freed_memory
+from pipeline.tinyworld.scene import stream
+
+Report = Callable[[int, int, dict[str, float]], None]  # step, steps, running means
+Losses = Callable[[int, random.Random], tuple[Tensor, dict[str, float]]]  # loss, values to show
+
+
+class Plan(Protocol):
+    """What the loop reads of a model's plan."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def warmup(self) -> int: ...
+    @property
+    def weight_decay(self) -> float: ...
+
+
+class MasterAdamW:
+    """AdamW on fp32 copies of bf16 weights; no decay of biases, norms and single vectors."""
+
+    def __init__(self, modules: Sequence[nn.Module], lr: float, weight_decay: float) -> None:
+        self.weights: list[Tensor] = [p for module in modules for p in module.parameters()]
+        self.copies = [p.detach().float().clone() for p in self.weights]
+        for module in modules:
+            module.to(torch.bfloat16)
+        decayed = [c for c in self.copies if c.ndim > 1]
+        plain = [c for c in self.copies if c.ndim <= 1]
+        groups = [
+            {"params": decayed, "weight_decay": weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        self.lr = lr
+        self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), foreach=True)
+
+    def step(self, factor: float) -> None:
+        """One update with ``factor`` times the base learning rate; gradients are cleared."""
+        for weight, copy in zip(self.weights, self.copies, strict=True):
+            copy.grad = None if weight.grad is None else weight.grad.float()
+            weight.grad = None
+        nn.utils.clip_grad_norm_(self.copies, 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * factor
+        self.optimizer.step()
+        with torch.no_grad():
+            torch._foreach_copy_(self.weights, self.copies)
+
+
+def _factor(step: int, steps: int, warmup: int) -> float:
+    """Linear warm-up, then a cosine to nearly zero."""
+    return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.01)
+
+
+def fit(
+    name: str,
+    modules: Sequence[nn.Module],
+    losses: Losses,
+    plan: Plan,
+    report: Report,
+) -> None:
+    """Train ``modules`` (turned to bf16) by the losses of each step, drawn from (seed, step).
+
+    Raises:
+        ValueError: the loss is not finite.
+    """
+    keep_freed_memory()
+    optimizer = MasterAdamW(modules, plan.lr, plan.weight_decay)
+    running: dict[str, float] = {}
+    for step in range(plan.steps):
+        loss, values = losses(step, stream(plan.seed, name, step))
+        if not math.isfinite(loss.item()):
+            raise ValueError(f"{name}: loss {loss.item()} at step {step}; lower lr={plan.lr}")
+        loss.backward()
+        optimizer.step(_factor(step, plan.steps, plan.warmup))
+        for key, value in values.items():
+            running[key] = 0.95 * running.get(key, value) + 0.05 * value
+        report(step + 1, plan.steps, running)
+
+
+def printer(name: str, every: int = 50) -> Report:
+    """Progress with an estimate of the time left, one line every ``every`` steps."""
+    start = time.monotonic()
+
+    def report(step: int, steps: int, running: dict[str, float]) -> None:
+        if step % every and step != steps:
+            return
+        spent = time.monotonic() - start
+        means = "  ".join(f"{key} {value:.3f}" for key, value in running.items())
+        eta = spent / step * (steps - step)
+        print(f"{name} {step}/{steps}  {means}  {spent:.0f} s, ETA {eta:.0f} s", flush=True)
+
+    return report
