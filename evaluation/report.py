@@ -283,7 +283,7 @@ def _percent(share: float) -> str:
 
 
 def format_number(value: object) -> str:
-    """Floats with three decimals (from 100 on with one, from 1000 on with none), others as they are."""
+    """Floats with three decimals (one from 100 on, none from 1000 on), others as they are."""
     if isinstance(value, float):
         return f"{value:,.{3 if abs(value) < 100 else 1 if abs(value) < 1000 else 0}f}"
     return str(value)
