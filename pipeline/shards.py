@@ -136,11 +136,13 @@ def _padded(size: int) -> int:
     return (size + BLOCK - 1) // BLOCK * BLOCK
 
 
-def walk_tar(file: BinaryIO, size: int) -> Iterator[Member]:
+def walk_tar(file: BinaryIO, size: int, ended: bool = False) -> Iterator[Member]:
     """The members of a tar (USTAR, PAX, GNU long names), in order, without reading their data.
 
     Args:
         file: seekable; ``size`` its length in bytes.
+        ended: insist on the end-of-archive block: without one, a cut between two members shows
+            as nothing at all.
 
     Raises:
         TarError: ``empty_tar`` (zero bytes), ``truncated_tar`` or ``corrupt_tar``, after every
@@ -170,6 +172,8 @@ def walk_tar(file: BinaryIO, size: int) -> Iterator[Member]:
         long_name = None
     if long_name is not None:
         raise TarError("truncated_tar", f"ends behind the long name {long_name!r}")
+    if ended:
+        raise TarError("truncated_tar", "no end-of-archive block")
 
 
 def _parse_header(block: bytes, offset: int) -> tuple[str, int, bytes]:

@@ -172,7 +172,7 @@ class _TarReader:
         odd: list[Member] = []
         damage: TarError | None = None
         try:
-            for member in walk_tar(file, size):
+            for member in walk_tar(file, size, ended=True):
                 (whole if member.regular else odd).append(member)
         except TarError as broken:
             damage = broken

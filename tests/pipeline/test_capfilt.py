@@ -1,0 +1,180 @@
+"""Selection by hand; and every input comes out, in the tar or as a row with its reason."""
+
+import io
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.capfilt import Candidate, ImageSpec, assemble, describe, prepare, select
+from pipeline.filters import FilterConfig, check_sample
+from pipeline.sample import Rejected, Sample
+from pipeline.shards import read_parquet, read_span
+
+SPECS = (ImageSpec(16), ImageSpec(8, crop=True))
+
+
+def encoded(width: int = 20, height: int = 10, value: int = 9) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (width, height), (value, value, value)).save(out, "PNG")
+    return out.getvalue()
+
+
+def sample(key: str, image: bytes | None = None, caption: str = "web", **more: object) -> Sample:
+    values = {"captions": (caption,), "meta": {}, "ext": "png", **more}
+    image = encoded() if image is None else image
+    return Sample(f"uid-{key}", key, "s", "shard", image, caption, **values)
+
+
+def captions(images: torch.Tensor, uids: Sequence[str]) -> list[list[str]]:
+    assert len(images) == len(uids) == 4 and images.shape[1:] == (3, 16, 16)
+    return [[f"{uid} {n}" for n in range(3)] for uid in uids]
+
+
+def scores(images: torch.Tensor, texts: Sequence[Sequence[str]]) -> list[list[float]]:
+    assert len(images) == len(texts) == 4 and images.shape[1:] == (3, 8, 8)
+    return [[len(text) / 100 + index / 1000 for index, text in enumerate(row)] for row in texts]
+
+
+def run(records: list, filters: FilterConfig | None = None, score=scores):
+    kept, model_input = prepare(records, filters or FilterConfig(), *SPECS)
+    out = assemble(kept, describe(model_input, captions, score, batch_size=4), keep=2)
+    return out, read_parquet(out.parquet)
+
+
+def candidates(*values: tuple[str, float, str]) -> list[Candidate]:
+    return [Candidate(*value) for value in values]
+
+
+def test_the_best_two_are_kept_in_rank_order():
+    ranked, kept = select(
+        candidates(("a", 0.1, "synthetic"), ("b", 0.3, "synthetic"), ("w", 0.2, "web")), keep=2
+    )
+    assert [c.text for c in ranked] == ["b", "w", "a"] and kept == [0, 1]
+
+
+def test_ties_are_stable_and_a_text_is_kept_once():
+    ranked, kept = select(
+        candidates(
+            ("x", 0.2, "synthetic"), ("x", 0.2, "synthetic"), ("x", 0.2, "web"),
+            ("", 0.9, "synthetic"), ("y", 0.1, "synthetic"),
+        ),
+        keep=2,
+    )  # fmt: skip
+    assert [c.origin for c in ranked[1:4]] == ["synthetic", "synthetic", "web"]
+    assert [ranked[i].text for i in kept] == ["x", "y"] and kept == [1, 4]
+    assert select([], 2) == ([], [])
+
+
+def test_human_captions_all_stay():
+    _, kept = select(candidates(*[(t, 0.1, "human") for t in "abcde"]), keep=2)
+    assert kept == [0, 1, 2, 3, 4]
+
+
+def test_counts_in_equal_counts_out_and_records_are_complete():
+    records = [
+        sample("d"), sample("b", meta={"punsafe": 0.9}),
+        sample("a", caption="a longer web caption"),
+        Rejected("uid-r", "r", "s", "shard", "missing_file", "lost"),
+        sample("html", b"<html>"), sample("empty", b""), sample("long", caption="x" * 10_000),
+        sample("c"), sample("e"), sample("f", caption="  "),
+    ]  # fmt: skip
+    out, rows = run(records)
+    assert [row.key for row in rows] == sorted(r.key for r in records)
+    assert {row.key: row.reason for row in rows if row.status != "ok"} == {
+        "b": "unsafe", "r": "missing_file", "html": "not_an_image", "empty": "empty_image",
+        "long": "caption_too_long", "f": "caption_too_short",
+    }  # fmt: skip
+    assert (out.stats["n"], out.stats["ok"]) == (10, 4)
+    assert (out.stats["filtered"], out.stats["failed"]) == (3, 3)
+    assert out.stats["web_won"] == 1
+    row = next(row for row in rows if row.key == "a")
+    members = read_span(out.tar[row.offset : row.offset + row.length])
+    assert list(members) == ["png", "json", "txt"] and members["png"] == encoded()
+    assert members["txt"] == b"a longer web caption"
+    record = json.loads(members["json"])
+    assert record["kept"] == [0, 1] and record["captions"][0] == {
+        "text": "a longer web caption", "score": 0.203, "origin": "web",
+    }  # fmt: skip
+    assert (record["width"], record["height"], record["uid"]) == (20, 10, "uid-a")
+    assert row.captions == tuple(c["text"] for c in record["captions"])
+    assert next(r for r in rows if r.key == "long").web_caption == "x" * 10_000
+
+
+def test_bytes_do_not_depend_on_the_order_of_arrival():
+    records = [sample(key, encoded(value=ord(key))) for key in "abcdefg"]
+    first, _ = run(records)
+    second, _ = run(records[::-1])
+    assert (first.tar, first.parquet) == (second.tar, second.parquet)
+
+
+def test_human_sources_pass_without_synthetic_captions():
+    out, (row,) = run([sample("a", human=True, captions=("one", "three", "one"))])
+    assert row.origins == ("human",) * 3 and set(row.captions) == {"one", "three"}
+    assert [row.captions[k] for k in row.kept] == ["three", "one"]
+    assert out.stats["web_won"] == 0
+
+
+def test_a_score_that_is_not_finite_fails_its_sample_only():
+    def broken(images: torch.Tensor, texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        return [[float("nan")] * len(t) if "uid-b 0" in t else s
+                for t, s in zip(texts, scores(images, texts), strict=True)]  # fmt: skip
+
+    _, rows = run([sample(key) for key in "abc"], score=broken)
+    assert [(row.status, row.reason) for row in rows] == [
+        ("ok", ""), ("failed", "score_not_finite"), ("ok", ""),
+    ]  # fmt: skip
+
+
+def test_a_shard_without_a_single_image_is_still_a_shard():
+    out, rows = run([sample("a", b"")])
+    assert out.stats["ok"] == 0 and len(rows) == 1 and out.tar == b"\0" * 1024
+
+
+def test_batches_are_padded_and_pixels_are_exact():
+    seen = []
+
+    def look(images: torch.Tensor, uids: Sequence[str]) -> list[list[str]]:
+        seen.append((images[:, 0, 0, 0].tolist(), list(uids)))
+        return captions(images, uids)
+
+    _, model_input = prepare(
+        [sample(k, encoded(value=ord(k))) for k in "fedcba"], FilterConfig(), *SPECS
+    )
+    describe(model_input, look, scores, batch_size=4)
+    assert seen[0] == ([97, 98, 99, 100], [f"uid-{k}" for k in "abcd"])
+    assert seen[1] == ([101, 102, 0, 0], ["uid-e", "uid-f", "", ""])
+    assert model_input.for_scorer.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (FilterConfig(min_side=11), "image_too_small"),
+        (FilterConfig(max_aspect=1.9), "image_too_elongated"),
+        (FilterConfig(max_pixels=199), "too_many_pixels"),
+        (FilterConfig(min_caption=4), "caption_too_short"),
+        (FilterConfig(max_caption=2), "caption_too_long"),
+        (FilterConfig(min_side=10, max_aspect=2, max_pixels=200, max_caption=3), ""),
+    ],
+)
+def test_filters_at_their_edges(config: FilterConfig, reason: str):
+    _, (row,) = run([sample("a")], config)
+    assert row.reason == reason
+
+
+def test_the_nsfw_column_may_be_text_or_missing():
+    config = FilterConfig()
+    assert check_sample(config, sample("a", meta={"punsafe": "0.11"})) == "unsafe"
+    for value in (0.1, None, "unknown"):
+        assert check_sample(config, sample("a", meta={"punsafe": value})) is None
+
+
+def test_odd_fields_of_the_source_survive_as_json():
+    meta = {"similarity": float("nan"), "when": np.datetime64("2020-01-01"), "list": (1, 2.5)}
+    out, (row,) = run([sample("a", meta=meta)])
+    record = json.loads(read_span(out.tar[: row.length])["json"])
+    assert record["meta"] == {"similarity": None, "when": "2020-01-01", "list": [1, 2.5]}
