@@ -1,4 +1,4 @@
-"""The tokenizers of TinyWorld's small models: BERT's, T5's and OPT's kinds, with small vocabularies.
+"""The tokenizers of TinyWorld's small models: of BERT's, T5's and OPT's kinds, small vocabularies.
 
 Every word of TinyWorld is one token; every other text is spelled in characters or bytes, so that
 real captions pass through without an unknown token. ``jobs/zoo.py`` writes them.
@@ -8,6 +8,7 @@ import json
 import re
 import string
 from pathlib import Path
+from typing import Any
 
 from tokenizers import (
     AddedToken,
@@ -25,18 +26,18 @@ from pipeline.tinyworld.scene import sample_scene, stream
 from pipeline.tinyworld.text import captions, compositional, questions, web_caption
 
 # Words around the world's own: the paper's prompts, and what an instruction may say.
-EXTRA_WORDS = (
-    "Question : Short Answer answer answers Long a photo of an in the on and or is are this that it "
-    "there what where which how many color shape object objects picture image background describe "
-    "yes no one two three zero 0 1 2 3 4 5 6 7 8 9 A An The This We What Is How Are Where Which "
-    "Describe Two Three One red Red white White"
-).split()
+_EXTRA = """
+Question : Short Answer answer answers Long a photo of an in the on and or is are this that it there
+what where which how many color shape object objects picture image background describe yes no one
+two three zero 0 1 2 3 4 5 6 7 8 9 A An The This We What Is How Are Where Which Describe Two Three
+One red Red white White
+"""
 _ACCENTED = "".join(chr(code) for code in range(0xA1, 0x180) if chr(code).isprintable())
 
 
 def words(scenes: int = 3000) -> list[str]:
     """Every word TinyWorld's captions, questions, answers and web texts use, sorted, cased."""
-    found = set(EXTRA_WORDS)
+    found = set(_EXTRA.split())
     for index in range(scenes):
         rng = stream("zoo", "words", index)
         scene = sample_scene(rng)
@@ -119,9 +120,10 @@ def opt_tokenizer(known: list[str]) -> PreTrainedTokenizerBase:
     spaced = [f" {word}" for word in known]
     fast.train_from_iterator([*spaced, *known], trainer)
     trained = json.loads(fast.to_str())["model"]
+    merges: Any = [tuple(pair) for pair in trained["merges"]]  # pairs, whatever the stub says
     return GPT2Tokenizer(
         vocab=trained["vocab"],
-        merges=[tuple(pair) for pair in trained["merges"]],
+        merges=merges,
         bos_token=AddedToken("</s>", special=True, normalized=True),
         eos_token=AddedToken("</s>", special=True, normalized=True),
         unk_token=AddedToken("</s>", special=True, normalized=True),
