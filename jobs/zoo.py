@@ -147,7 +147,7 @@ def check(args: ZooArgs) -> None:
     print("every model is above its bar")
 
 
-def _gather(out: Path) -> None:
+def gather(out: Path) -> None:
     """Write ``scores.json``: what each model's ``zoo.json`` says of it, and the size of all."""
     records = {
         name: json.loads((out / name / "zoo.json").read_text())
@@ -171,7 +171,7 @@ def train(args: ZooArgs) -> None:
     for number, name in enumerate(args.only, 1):
         print(f"[{number}/{len(args.only)}] training {name}", flush=True)
         _print(name, TRAINERS[name](args.out, args.seed))
-    _gather(args.out)
+    gather(args.out)
 
 
 def main() -> None:
