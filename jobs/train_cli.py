@@ -79,9 +79,11 @@ def _settle(recipe: Any, zero_stage: int | None) -> Any:
 
 
 def _recipe_name(arguments: Sequence[str]) -> str | None:
+    """The last ``--recipe`` given, as the parser itself will take it."""
+    name = None
     for place, argument in enumerate(arguments):
         if argument == "--recipe" and place + 1 < len(arguments):
-            return arguments[place + 1]
-        if argument.startswith("--recipe="):
-            return argument.removeprefix("--recipe=")
-    return None
+            name = arguments[place + 1]
+        elif argument.startswith("--recipe="):
+            name = argument.removeprefix("--recipe=")
+    return name

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from cluster import checkpoint, dist, zero
 from cluster.dist import Place, StopSignal
+from cluster.malloc import keep_freed_memory
 from cluster.runlog import RunLog
 from cluster.storage import local_path
 from jobs.recipes.train import RunConfig
@@ -104,6 +105,7 @@ def train(plan: Plan, make_task: Callable[[torch.device], Task]) -> int:
         if dist.place().rank == 0:
             print(f"{plan.out} is at step {plan.done} of {plan.run.steps}: nothing to do")
         return 0
+    keep_freed_memory()
     stop = StopSignal()
     here = zero.start(plan.run.zero.timeout_s)
     if not dist.same_everywhere(plan.digest()):

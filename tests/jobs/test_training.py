@@ -1,0 +1,236 @@
+"""Both training jobs as a person runs them: by command line, killed, resumed, and misused."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from cluster import checkpoint
+from cluster.runlog import read_log
+from jobs import models
+from tests.tiny_training import capfilt_output, tiny_clip, tiny_opt, tiny_t5
+
+ROOT = Path(__file__).parents[2]
+TIMES = ("images_per_s", "data_wait", "memory_gb", "eta_s")
+SMALL = [
+    *("--model.qformer.width", "32", "--model.qformer.layers", "2", "--model.qformer.heads", "2"),
+    *("--model.qformer.ffn", "32", "--model.qformer.queries", "4", "--global-batch", "8"),
+    *("--log-every", "1", "--save-every", "4"),
+]
+ENV = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Folders of data and frozen models."""
+    folder = tmp_path_factory.mktemp("world")
+    tiny_clip(folder / "clip")
+    tiny_t5(folder / "t5")
+    tiny_opt(folder / "opt")
+    capfilt_output(folder / "data", shards=2, samples=20, bad=(5,))
+    return folder
+
+
+def command(world: Path, stage: str, out: Path, steps: int, *more: str) -> list[str]:
+    recipe = {"stage1": "tinyworld", "stage2": "tinyworld-t5"}[stage]
+    language = ["--language.name", str(world / "t5")] if stage == "stage2" else []
+    return [
+        *(f"jobs/{stage}.py", "--recipe", recipe, "--data", str(world / "data")),
+        *("--encoder.name", str(world / "clip"), "--out", str(out), "--steps", str(steps)),
+        *(*SMALL, *language, *more),
+    ]
+
+
+def run(arguments: list[str]) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        arguments, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=900, check=False
+    )
+
+
+def python(arguments: list[str]) -> subprocess.CompletedProcess:
+    return run([sys.executable, *arguments])
+
+
+def launcher(arguments: list[str], ranks: int) -> list[str]:
+    """The real launcher's command for ``ranks`` gloo ranks, on a free port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    deepspeed = shutil.which("deepspeed", path=Path(sys.executable).parent) or "deepspeed"
+    options = ["--num_accelerators", str(ranks), "--master_port", str(port)]
+    return [sys.executable, deepspeed, *options, *arguments]
+
+
+def curve(out: Path) -> list[dict]:
+    """The records of a run without what a clock measured."""
+    return [{k: v for k, v in record.items() if k not in TIMES} for record in read_log(out)]
+
+
+def kill_at(arguments: list[str], out: Path, step: int) -> None:
+    """Start a run, and SIGKILL it with all its ranks once it has logged ``step``."""
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    limit = time.monotonic() + 900
+    while not any(record["step"] >= step for record in read_log(out)):
+        assert process.poll() is None and time.monotonic() < limit
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world, tmp_path_factory):
+    """A stage-1 run of 12 steps that nothing interrupted."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    done = python(command(world, "stage1", out, 12))
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def test_stage1_learns_logs_and_saves(undisturbed):
+    out, said = undisturbed
+    records = read_log(out)
+    assert [record["step"] for record in records] == list(range(1, 13))
+    for record in records:
+        assert record["loss"] == pytest.approx(sum(record[k] for k in ("itc", "itm", "itg")))
+        assert record["grad_norm"] > 0 and record["images_per_s"] > 0
+    assert records[-1]["loss"] < records[0]["loss"]
+    assert "global batch 8 = 1 ranks x 8 x 1" in said
+    assert "replaced an unreadable sample" in said
+    names = sorted(path.name for path in (out / "checkpoints").iterdir())
+    assert names == ["latest", "step_00000008", "step_00000012"]
+    found = checkpoint.find(out)
+    assert found.recipe["kind"] == "stage1" and found.state["step"] == 12
+
+
+def test_killed_and_resumed_equals_undisturbed(world, undisturbed, tmp_path):
+    arguments = command(world, "stage1", tmp_path, 12)
+    kill_at([sys.executable, *arguments], tmp_path, step=6)
+    assert checkpoint.find(tmp_path).step == 4
+    done = python(arguments)
+    assert done.returncode == 0, done.stderr
+    assert "resuming from" in done.stdout and "step_00000004 at step 4" in done.stdout
+    assert curve(tmp_path) == curve(undisturbed[0])
+    again = python(arguments)
+    assert again.returncode == 0 and "nothing to do" in again.stdout
+
+
+@pytest.mark.slow
+def test_two_ranks_killed_and_resumed(world, undisturbed, tmp_path):
+    """Through the real launcher; then 2 ranks to 1: the same samples, nearly the same losses."""
+    whole, killed, fewer = tmp_path / "whole", tmp_path / "killed", tmp_path / "fewer"
+    done = run(launcher(command(world, "stage1", whole, 12), 2))
+    assert done.returncode == 0, done.stderr
+    kill_at(launcher(command(world, "stage1", killed, 12), 2), killed, step=6)
+    shutil.copytree(killed, fewer)
+    again = run(launcher(command(world, "stage1", killed, 12), 2))
+    assert again.returncode == 0, again.stderr
+    assert curve(killed) == curve(whole)
+    assert python(command(world, "stage1", fewer, 12)).returncode == 0
+    for one, two in zip(curve(fewer)[4:], curve(whole)[4:], strict=True):
+        assert one["step"] == two["step"]  # dropout and ITM draw per rank: close, not equal
+        assert one["itc"] == pytest.approx(two["itc"], rel=0.05)
+
+
+@pytest.mark.parametrize("language", ["t5", "opt"])
+def test_stage2_starts_from_stage1(world, undisturbed, tmp_path, language):
+    more = ["--init", str(undisturbed[0]), "--recipe", f"tinyworld-{language}"]
+    more += ["--language.name", str(world / language)]
+    done = python(command(world, "stage2", tmp_path, 4, *more))
+    assert done.returncode == 0, done.stderr
+    assert "starting from" in done.stdout and "step_00000012" in done.stdout
+    assert len(read_log(tmp_path)) == 4
+    trained = models.load_trained(tmp_path)
+    assert trained.step == 4 and trained.recipe.name == f"tinyworld-{language}"
+    with torch.no_grad():
+        tokens = trained.encoder(torch.zeros(2, 3, 64, 64)).float()
+        assert trained.module(tokens).shape == (2, 4, 24)
+    other = python(command(world, "stage1", tmp_path, 4))
+    assert other.returncode == 2
+    assert other.stderr.startswith("error: --out") and "kind 'stage2'" in other.stderr
+
+
+def mistake(capsys, main, arguments: list[str]) -> str:
+    """Run a job in this process; its one error line."""
+    from jobs import cli
+
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(lambda: main(arguments))
+    assert stopped.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_mistakes_end_with_one_line(world, undisturbed, tmp_path, capsys):
+    from jobs import stage1, stage2
+
+    out = undisturbed[0]
+    good = command(world, "stage1", tmp_path / "out", 12)[1:]
+    assert "no stage1 recipe" in mistake(capsys, stage1.main, ["--recipe", "vit-x"])
+    assert "none given" in mistake(capsys, stage1.main, ["--data", "x"])
+    assert "no such folder" in mistake(capsys, stage1.main, [*good, "--data", "/nowhere"])
+    (tmp_path / "empty").mkdir()
+    line = mistake(capsys, stage1.main, [*good, "--data", str(tmp_path / "empty")])
+    assert "neither commit records nor" in line
+    line = mistake(capsys, stage1.main, [*good, "--optim.lr", "-1"])
+    assert "optim" in line
+    line = mistake(capsys, stage1.main, [*good, "--zero-stage", "7"])
+    assert "--zero-stage 7" in line
+    line = mistake(capsys, stage1.main, [*good, "--out", str(out), "--optim.lr", "0.5"])
+    assert "optim.lr = 0.001, this run has 0.5" in line
+    line = mistake(capsys, stage1.main, [*good, "--out", str(out), "--seed", "9"])
+    assert "seed = 0, this run has 9" in line
+    line = mistake(capsys, stage1.main, [*good, "--init", str(out)])
+    assert "starts from nothing" in line
+
+    second = [*command(world, "stage2", tmp_path / "out", 12)[1:], "--init"]
+    assert "no checkpoint there" in mistake(capsys, stage2.main, [*second, "/nowhere"])
+    wide = ["--model.qformer.width", "64"]
+    line = mistake(capsys, stage2.main, [*second, str(out), *wide])
+    assert "has shape" in line and "step_00000012" in line
+
+
+def test_changed_data_and_cut_checkpoint(world, undisturbed, tmp_path, capsys):
+    from jobs import stage1
+
+    out = tmp_path / "copy"
+    shutil.copytree(undisturbed[0], out)
+    arguments = command(world, "stage1", out, 20)[1:]
+    other = capfilt_output(tmp_path / "other", shards=1, samples=20)
+    line = mistake(capsys, stage1.main, [*arguments, "--data", str(other)])
+    assert "manifest" in line and "another --out" in line
+    cut = out / "checkpoints" / "step_00000012" / "optimizer.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    line = mistake(capsys, stage1.main, arguments)
+    assert "optimizer.safetensors has" in line and "remove the folder" in line
+
+
+def test_other_ranks_stay_silent(world, tmp_path, monkeypatch, capsys):
+    from jobs import stage1
+
+    monkeypatch.setenv("RANK", "1")
+    assert stage1.main(["--recipe", "vit-x"]) == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_dry_run_prints_the_arithmetic(capsys):
+    from jobs import stage1, stage2
+
+    assert stage1.main(["--recipe", "vit-g", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "trainable parameters: 186,705,470" in said
+    assert "global batch 1680 = 1 ranks x 1680 x 1" in said
+    assert stage2.main(["--recipe", "vit-g-opt-2.7b", "--dry-run", "--micro-batch", "96"]) == 0
+    said = capsys.readouterr().out
+    assert "trainable parameters: 107,133,696" in said and "1 ranks x 96 x 20" in said
+    assert json.loads(said[: said.rindex("}") + 1])["run"]["optim"]["min_lr"] == 5e-5
