@@ -56,7 +56,7 @@ class Mix:
     plain: float = 0.5  # of the other contexts: the complete description and nothing else
     kinds: tuple[str, ...] = READING_KINDS
     full: float = 0.3  # of the rewritten captions: complete descriptions
-    short: float = 0.0  # of the text contexts: only colours and shapes
+    short: float = 0.0  # of the text contexts and their rewriting: only colours and shapes
     turns: int = 1  # questions on one context, for models that read on after an answer
 
 
@@ -163,6 +163,13 @@ def _halve(text: str, rng: random.Random) -> tuple[str, str]:
     return " ".join(pieces[:cut]), " ".join(pieces[cut:])
 
 
+def _retold(scene: Scene, rng: random.Random, mix: Mix) -> str:
+    """Another caption of the scene, as short as the mix's contexts are."""
+    if rng.random() < mix.short:
+        return text_context(scene, rng, plain=1.0, short=1.0).text.removesuffix(".")
+    return describe(_shuffled(scene, rng)) if rng.random() < mix.full else caption(scene, rng)
+
+
 def example(rng: random.Random, mix: Mix, domain: Domain = "train") -> Example:
     """One example of the mix; scenes with a question that cannot be asked are drawn again."""
     task = rng.random()
@@ -179,8 +186,7 @@ def example(rng: random.Random, mix: Mix, domain: Domain = "train") -> Example:
             else text_context(scene, rng, mix.plain, mix.short)
         )
         if task >= mix.reading:
-            full = rng.random() < mix.full
-            told = describe(_shuffled(scene, rng)) if full else caption(scene, rng)
+            told = _retold(scene, rng, mix)
             return Example(context, (_halve(told, rng),), "rewrite")
         asked = [ask(scene, context, kind, rng) for kind in kinds]
         if kinds[0] == "one-sided relation" and len(scene.things) < 3:

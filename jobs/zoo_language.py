@@ -109,34 +109,37 @@ T5_THIRD = Plan(
 )
 OPT_PLAN = Plan(
     phases=(
-        Phase(300, Mix(1.0, 0.0, 0.0, plain=1.0, short=1.0, kinds=LOOKUP, turns=3)),
-        Phase(200, Mix(1.0, 0.0, 0.0, plain=1.0, short=0.1, kinds=PLAIN, turns=3)),
-        Phase(300, Mix(1.0, 0.0, 0.0, plain=1.0, kinds=ONE_SIDED, turns=3)),
-        Phase(300, Mix(0.9, 0.1, 0.1, plain=0.8, kinds=BOTH, turns=3)),
-        Phase(600, Mix(0.5, 0.4, 0.25, turns=3)),
+        Phase(600, Mix(0.4, 0.6, 0.0, plain=1.0, short=1.0, kinds=LOOKUP, turns=3)),
+        Phase(300, Mix(0.5, 0.5, 0.0, plain=1.0, full=0.9, kinds=PLACES, turns=2)),
+        Phase(200, Mix(0.8, 0.2, 0.0, plain=1.0, full=0.9, kinds=PLAIN, turns=2)),
+        Phase(300, Mix(0.8, 0.2, 0.0, plain=1.0, full=0.9, kinds=ONE_SIDED, turns=2)),
+        Phase(500, Mix(0.6, 0.4, 0.1, plain=0.9, full=0.9, kinds=BOTH, turns=2)),
+        Phase(900, Mix(0.4, 0.5, 0.25, full=0.5, kinds=HARD, turns=2)),
     ),
     rate=2e-3,
     scaled=False,
+    power=0.5,
 )
 
 
 def t5_config(tokenizer: PreTrainedTokenizerBase) -> T5Config:
     """T5 v1.1's shape (gated GELU, untied head, no dropout) with 1.4 million parameters."""
-    return T5Config(
-        vocab_size=len(tokenizer),
-        d_model=128,
-        d_kv=32,
-        num_heads=4,
-        d_ff=256,
-        num_layers=3,
-        num_decoder_layers=3,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        dropout_rate=0.0,
-        pad_token_id=0,
-        eos_token_id=1,
-        decoder_start_token_id=0,
-    )
+    settings: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "d_model": 128,
+        "d_kv": 32,
+        "num_heads": 4,
+        "d_ff": 256,
+        "num_layers": 3,
+        "num_decoder_layers": 3,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+        "dropout_rate": 0.0,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+    }
+    return T5Config(**settings)
 
 
 def opt_config(tokenizer: PreTrainedTokenizerBase) -> OPTConfig:
