@@ -117,20 +117,29 @@ def _start_local(config: RayConfig, root: Path) -> None:
     os.environ.setdefault("RAY_AUTH_TOKEN", _token())
     cores = len(os.sched_getaffinity(0))
     actors = config.workers or max(1, cores // config.threads)
-    ray.init(
-        "local",
+    settings: dict[str, Any] = {
         # One more than the actors take: the reading and writing tasks need a place, and the
         # operating system shares the cores better than a reservation would.
-        num_cpus=actors * config.threads + 1,
-        include_dashboard=False,
-        object_store_memory=1 << 30,
-        _node_ip_address="127.0.0.1",
-        runtime_env={"env_vars": {"PYTHONPATH": str(root)}},
-        logging_level=logging.ERROR,
-        log_to_driver=False,
+        "num_cpus": actors * config.threads + 1,
+        "include_dashboard": False,
+        "object_store_memory": 1 << 30,
+        "_node_ip_address": "127.0.0.1",
+        "runtime_env": {"env_vars": {"PYTHONPATH": str(root)}},
+        "logging_level": logging.ERROR,
+        "log_to_driver": False,
         # Ray's default is 15: anything else that runs here would starve the models.
-        _system_config={"worker_niceness": 0},
-    )
+        "_system_config": {"worker_niceness": 0},
+    }
+    try:
+        ray.init("local", **settings)
+    except Exception as late:  # Ray raises the bare class when its node misses 30 s
+        ray.shutdown()
+        if "timed out during startup" not in str(late):
+            raise
+        raise ValueError(
+            "the local Ray did not start within 30 s: other programs hold this machine's cores; "
+            "start again when they are done"
+        ) from late
 
 
 @functools.cache

@@ -27,7 +27,8 @@ _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 1500px; padding: 1.5rem; }
 h1 { font-size: 1.5rem; margin: 0 0 .3rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .8rem; }
 p { margin: .2rem 0; } .quiet { opacity: .75; }
-.grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); }
+.grid { display: grid; gap: 1rem; align-items: start;
+  grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); }
 .card { border: 1px solid var(--line); border-radius: 10px; padding: .9rem; min-width: 0; }
 .card img { display: block; width: 160px; height: 160px; object-fit: contain; margin: 0 auto .6rem;
   background: var(--soft); border-radius: 6px; }
