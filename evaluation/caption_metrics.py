@@ -23,7 +23,9 @@ from evaluation.metrics import require_predictions
 
 Captions = dict[str, list[str]]
 
-_START_SECONDS = 120.0
+# Against a hang, not against a slow machine: METEOR loads its tables in 3 s alone, in minutes on
+# cores that dozens of processes share.
+_START_SECONDS = 900.0
 _SECONDS_PER_LINE = 0.2
 _PTB_JAR = "tokenizer/stanford-corenlp-3.4.1.jar"
 _METEOR_JAR = "meteor/meteor-1.5.jar"

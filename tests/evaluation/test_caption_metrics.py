@@ -21,7 +21,7 @@ def test_a_line_break_inside_a_caption_moves_no_other_caption() -> None:
 def test_meteor_equals_pycocoevalcaps_and_leaves_no_process() -> None:
     gold = {"1": ["a red star above a circle", "the star is red"], "2": ["two dogs"]}
     mine = {"1": ["a red star above the circle"], "2": ["||| two small dogs"]}
-    with ours.Meteor(60) as meteor:
+    with ours.Meteor(900) as meteor:
         corpus, each = meteor.score(gold, mine)
     assert meteor._process.poll() is not None
     assert (corpus, each) == TheirMeteor().compute_score(gold, mine)
