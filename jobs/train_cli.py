@@ -32,7 +32,6 @@ class Arguments(Generic[RecipeT]):
     init: str = ""
     zero_stage: int | None = None
     dry_run: bool = False
-    local_rank: Annotated[int, tyro.conf.Suppress] = -1
 
 
 def parse(kind: str, arguments: Sequence[str]) -> Arguments[Any]:
@@ -51,7 +50,7 @@ def parse(kind: str, arguments: Sequence[str]) -> Arguments[Any]:
     parsed = tyro.cli(
         shape,
         default=default,
-        args=list(arguments),
+        args=[a for a in arguments if not a.startswith("--local_rank=")],  # the launcher's
         prog=f"jobs/{kind}.py",
         console_outputs=os.environ.get("RANK", "0") == "0",
     )
