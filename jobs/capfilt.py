@@ -17,6 +17,7 @@ if not __package__:  # run as a script: import from the clone, not from jobs/
 
 import argparse
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Annotated, Any
 
+import torch
 import tyro
 from tqdm import tqdm
 
@@ -121,8 +123,9 @@ def run_capfilt(args: CapFiltArgs) -> Summary:
     begun = time.perf_counter()
     source = open_source(args.input, args.images, args.config.shard_size, args.source)
     storage = open_storage(args.output)
+    settings = _settings(args.config, source.name)  # before Ray: a wrong path is known at once
     with session(args.ray, ROOT) as resources:
-        work = _plan(args, source, storage, resources)
+        work = _plan(args, source, storage, {**settings, "device": _device(args, resources)})
         before = {commit.name for commit in committed(args.output)}
         todo = [item for item in work if item.name not in before]
         print(
@@ -141,7 +144,7 @@ def run_capfilt(args: CapFiltArgs) -> Summary:
 
 
 def _plan(
-    args: CapFiltArgs, source: Source, storage: LocalStorage, resources: Resources
+    args: CapFiltArgs, source: Source, storage: LocalStorage, fingerprint: dict[str, Any]
 ) -> list[Work]:
     """Publish the plan, or check that the one that is there is ours."""
     shards = source.shards()
@@ -151,29 +154,27 @@ def _plan(
     inputs = tuple(
         PlannedShard(item.name, item.shard.name, item.shard.size, item.shard.etag) for item in work
     )
-    fingerprint = _fingerprint(args.config, args.ray, source.name, resources.device)
     storage.sweep()
     open_plan(storage, Plan(fingerprint, inputs))
     return work
 
 
-def _fingerprint(recipe: CapFiltRecipe, ray: RayConfig, source: str, device: str) -> dict[str, Any]:
-    """What decides the bytes, besides the input. Models count by content, not by place."""
-    import torch
-
+def _settings(recipe: CapFiltRecipe, source: str) -> dict[str, Any]:
+    """What decides the bytes, besides the input and the device. Models count by content."""
     settings = asdict(recipe)
-    if settings["filters"]["max_aspect"] == float("inf"):
+    if math.isinf(settings["filters"]["max_aspect"]):
         settings["filters"]["max_aspect"] = None  # JSON has no infinity
     for name in ("captioner", "ranker"):
         settings[name] = revision(find_folder(name, getattr(recipe, name)))
-    if device == "cpu":
-        device = f"cpu {torch.backends.cpu.get_cpu_capability()}, {ray.threads} threads"
-    return {
-        "recipe": settings,
-        "source": source,
-        "device": device,
-        "libraries": {name: version(name) for name in _LIBRARIES},
-    }
+    libraries = {name: version(name) for name in _LIBRARIES}
+    return {"recipe": settings, "source": source, "libraries": libraries}
+
+
+def _device(args: CapFiltArgs, resources: Resources) -> str:
+    """The device's name; on CPUs instructions and threads decide how sums are split."""
+    if resources.device != "cpu":
+        return resources.device
+    return f"cpu {torch.backends.cpu.get_cpu_capability()}, {args.ray.threads} threads"
 
 
 def _process(args: CapFiltArgs, source: Source, todo: Sequence[Work], resources: Resources) -> int:
