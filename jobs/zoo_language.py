@@ -109,14 +109,14 @@ T5_THIRD = Plan(
 )
 OPT_PLAN = Plan(
     phases=(
-        Phase(600, Mix(0.4, 0.6, 0.0, plain=1.0, short=1.0, kinds=LOOKUP, turns=3)),
-        Phase(300, Mix(0.5, 0.5, 0.0, plain=1.0, full=0.9, kinds=PLACES, turns=2)),
-        Phase(200, Mix(0.8, 0.2, 0.0, plain=1.0, full=0.9, kinds=PLAIN, turns=2)),
-        Phase(300, Mix(0.8, 0.2, 0.0, plain=1.0, full=0.9, kinds=ONE_SIDED, turns=2)),
-        Phase(500, Mix(0.6, 0.4, 0.1, plain=0.9, full=0.9, kinds=BOTH, turns=2)),
-        Phase(900, Mix(0.4, 0.5, 0.25, full=0.5, kinds=HARD, turns=2)),
+        Phase(600, Mix(1.0, 0.0, 0.0, plain=1.0, short=1.0, kinds=LOOKUP)),
+        Phase(500, Mix(1.0, 0.0, 0.0, plain=1.0, short=0.3, kinds=PLACES)),
+        Phase(200, Mix(0.8, 0.2, 0.0, plain=1.0, full=0.9, kinds=PLAIN)),
+        Phase(350, Mix(0.8, 0.2, 0.0, plain=1.0, full=0.9, kinds=ONE_SIDED)),
+        Phase(500, Mix(0.7, 0.3, 0.1, plain=0.9, full=0.9, kinds=BOTH, turns=2)),
+        Phase(1000, Mix(0.4, 0.5, 0.25, full=0.5, kinds=HARD, turns=2)),
     ),
-    rate=2e-3,
+    rate=7e-4,
     scaled=False,
     power=0.5,
 )
@@ -334,11 +334,11 @@ def fit(  # noqa: PLR0917
 def _initialise(model: Any) -> None:
     """Starts that make looking things up quick to learn; the architectures stay as they are.
 
-    Heads must first attend by distance before they can look up what stands beside a word. T5's
-    distance biases start too small to tell distances apart: they start wide. OPT's positions start
-    unrelated to each other: they start as sinusoids, and three of the first layer's four heads
-    turn them so as to attend one, two and three places back. T5's untied head is brought to unit
-    logits.
+    Looking up takes a head that attends by distance, to gather what stands beside a word, and one
+    that attends to the same word elsewhere. T5's distance biases start too small to tell distances
+    apart: they start wide, and its untied head is brought to unit logits. OPT's positions start
+    unrelated to each other: they start as sinusoids in a quarter of the width; three heads of the
+    first layer attend one, two and three places back, two of the second to equal words.
     """
     with torch.no_grad():
         if model.config.is_encoder_decoder:
@@ -346,12 +346,17 @@ def _initialise(model: Any) -> None:
             for stack in (model.encoder, model.decoder):
                 bias = stack.block[0].layer[0].SelfAttention.relative_attention_bias
                 bias.weight.normal_(0.0, 2.0)
-        else:
-            table = model.model.decoder.embed_positions.weight
-            table.copy_(_sinusoids(*table.shape) * 2 * model.config.init_std)
-            attention = model.model.decoder.layers[0].self_attn
-            for head, back in enumerate((1, 2, 3)):
-                _look_back(attention, head, back)
+            return
+        decoder = model.model.decoder
+        places = decoder.embed_positions.weight
+        quarter = places.shape[1] // 4
+        places.zero_()
+        places[:, :quarter] = 3 * model.config.init_std * _sinusoids(len(places), quarter)
+        decoder.embed_tokens.weight[:, :quarter] = 0.0
+        for head in range(3):
+            _look_back(decoder.layers[0].self_attn, head, back=head + 1, width=quarter)
+        for head in range(2):
+            _look_alike(decoder.layers[1].self_attn, head, beyond=quarter)
 
 
 def _frequencies(width: int) -> Tensor:
@@ -365,18 +370,26 @@ def _sinusoids(length: int, width: int) -> Tensor:
     return math.sqrt(2.0) * torch.cat((turns.sin(), turns.cos()), 1)
 
 
-def _look_back(attention: Any, head: int, back: int, gain: float = 2.0) -> None:
-    """Make one head attend ``back`` places back, by the sinusoids that its input holds."""
-    size, width = attention.head_dim, attention.embed_dim
-    sines = 3 * torch.arange(size // 2)  # from one radian a place down to a twentieth
-    angle = -back * _frequencies(width)[sines]
-    rows = torch.arange(head * size, head * size + size // 2)
+def _look_back(attention: Any, head: int, back: int, width: int, gain: float = 0.7) -> None:
+    """Make one head attend ``back`` places back, by the sinusoids in the first ``width``."""
+    half = width // 2
+    rows = head * attention.head_dim + torch.arange(half)
+    waves = torch.arange(half)
+    angle = -back * _frequencies(width)
     for weight, turn in ((attention.q_proj.weight, angle), (attention.k_proj.weight, 0 * angle)):
-        weight[head * size : (head + 1) * size] = 0.0
-        weight[rows, sines] = gain * turn.cos()
-        weight[rows, sines + width // 2] = gain * turn.sin()
-        weight[rows + size // 2, sines] = -gain * turn.sin()
-        weight[rows + size // 2, sines + width // 2] = gain * turn.cos()
+        weight[head * attention.head_dim : (head + 1) * attention.head_dim] = 0.0
+        weight[rows, waves] = gain * turn.cos()
+        weight[rows, waves + half] = gain * turn.sin()
+        weight[rows + half, waves] = -gain * turn.sin()
+        weight[rows + half, waves + half] = gain * turn.cos()
+
+
+def _look_alike(attention: Any, head: int, beyond: int, gain: float = 0.2) -> None:
+    """Make one head attend to equal words: queries equal keys, both blind to positions."""
+    rows = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
+    attention.q_proj.weight[rows].normal_(0.0, gain)
+    attention.q_proj.weight[rows, :beyond] = 0.0
+    attention.k_proj.weight[rows] = attention.q_proj.weight[rows]
 
 
 def _train(  # noqa: PLR0917
