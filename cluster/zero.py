@@ -149,6 +149,8 @@ def _deepspeed() -> Any:
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
+    # DeepSpeed calls collectives under names that this torch has deprecated.
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
     # On a CPU the backend would probe compilers and build a shared-memory all-reduce (a minute at
     # first start) that only inference calls. No operator marked compatible: nothing is built.
     if not torch.cuda.is_available():
