@@ -40,7 +40,7 @@ def audit_capfilt(output: str, truth: Mapping[str, Scene]) -> dict[str, Any]:
     synthetic: list[bool] = []
     columns = ["key", "status", "web_caption", "captions", "origins", "kept"]
     for commit in committed(output):
-        for row in pq.read_table(commit.parquet, columns=columns).to_pylist():
+        for row in pq.read_table(commit.parquet_path, columns=columns).to_pylist():
             scene = truth[row["key"]]
             before.append(is_true(row["web_caption"] or "", scene))
             if row["status"] != "ok":

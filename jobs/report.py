@@ -1,0 +1,356 @@
+"""One HTML page over any of a run's folders: CapFilt outputs, training runs, evaluations.
+
+    python jobs/report.py --capfilt OUT --train RUN RUN --eval DIR --out report.html
+
+Nothing is computed again: the page shows what the stages wrote beside their results.
+"""
+
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a script: import from the clone, not from jobs/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import pyarrow.parquet as pq
+import tyro
+
+from evaluation.metrics import vqa_accuracy
+from evaluation.plots import Chart, log_series, read_log
+from evaluation.report import (
+    Answer,
+    Answers,
+    AnswerSample,
+    CapFilt,
+    Captions,
+    CaptionSample,
+    Curves,
+    Dropped,
+    Facts,
+    Failures,
+    FilteredImage,
+    Grid,
+    Query,
+    RankedCaption,
+    Report,
+    Result,
+    Results,
+    Retrieval,
+    Retrieved,
+    Section,
+    write_report,
+)
+from jobs.cli import run
+from jobs.evaluate import read_captions, read_questions
+from pipeline.manifest import Commit, committed
+from pipeline.shards import read_span
+from pipeline.tinyworld.scene import Scene
+from pipeline.tinyworld.text import is_true
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("torch", "deepspeed", "transformers", "timm", "ray", "webdataset")
+LOSSES = ("loss", "itc", "itm", "itg")
+SHOWN_IMAGES = 24
+SHOWN_DROPPED = 50
+SHOWN_TESTS = 12
+
+
+@dataclass(frozen=True)
+class ReportArgs:
+    """Folders to show; each may be left out."""
+
+    out: Path
+    """the page to write"""
+    capfilt: tuple[Path, ...] = ()
+    """outputs of jobs/capfilt.py"""
+    train: tuple[Path, ...] = ()
+    """--out folders of jobs/stage1.py and jobs/stage2.py"""
+    eval: tuple[Path, ...] = ()
+    """--out folders of jobs/evaluate.py"""
+    title: str = "Isthmus: a run"
+
+
+def hardware() -> Facts:
+    """What ran this: commit, machine, package versions."""
+    command = ["git", "describe", "--always", "--dirty"]
+    git = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    rows = {
+        "commit": git.stdout.strip() or "not a git clone",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "python": platform.python_version(),
+    }
+    return Facts("What ran", rows | {name: version(name) for name in PACKAGES})
+
+
+def capfilt_sections(out: Path, truth: Mapping[str, Scene] | None = None) -> list[Section]:
+    """What one CapFilt run kept and dropped, with sampled images.
+
+    Args:
+        out: an output of ``jobs/capfilt.py``.
+        truth: scene by sample key where it is known; candidates are then marked right or wrong.
+
+    Raises:
+        ValueError: the folder holds no committed shard.
+    """
+    commits = committed(str(out))
+    if not commits:
+        raise ValueError(f"--capfilt {out} holds no committed shard; is it an output of capfilt?")
+    reasons: Counter[str] = Counter()
+    for commit in commits:
+        reasons.update(commit.reasons)
+    total, ok = sum(c.n for c in commits), sum(c.ok for c in commits)
+    samples = _sampled(commits, truth)
+    filtered = CapFilt(
+        f"CapFilt: {out.name}",
+        {"pairs in": total, "kept": ok, "left out": total - ok, "shards": len(commits)},
+        web_won=sum(c.web_won for c in commits) / max(ok, 1),
+        samples=samples,
+    )
+    if total == ok:
+        return [filtered]
+    dropped = [
+        Dropped(row["key"], row["status"], row["reason"])
+        for row in _rows(commits, ("key", "status", "reason"))
+        if row["status"] != "ok"
+    ]
+    return [filtered, Failures(f"Left out of {out.name}", reasons, dropped[:SHOWN_DROPPED])]
+
+
+def _rows(commits: Sequence[Commit], columns: Sequence[str]) -> list[dict[str, Any]]:
+    return [
+        row
+        for commit in commits
+        for row in pq.read_table(commit.parquet_path, columns=list(columns)).to_pylist()
+    ]
+
+
+def _sampled(commits: Sequence[Commit], truth: Mapping[str, Scene] | None) -> list[FilteredImage]:
+    """A few kept images of one shard drawn by name, so that a second report shows the same."""
+    rng = random.Random(commits[0].name)
+    commit = rng.choice([c for c in commits if c.ok] or list(commits))
+    kept = [row for row in pq.read_table(commit.parquet_path).to_pylist() if row["status"] == "ok"]
+    images = []
+    with open(commit.tar_path, "rb") as tar:
+        for row in rng.sample(kept, min(SHOWN_IMAGES, len(kept))):
+            span = os.pread(tar.fileno(), row["length"], row["offset"])
+            members = read_span(span)
+            image = next(data for ext, data in members.items() if ext not in ("json", "txt"))
+            images.append(FilteredImage(image, row["key"], _ranked(row, truth)))
+    return images
+
+
+def _ranked(row: Mapping[str, Any], truth: Mapping[str, Scene] | None) -> list[RankedCaption]:
+    scene = truth[row["key"]] if truth is not None else None
+    return [
+        RankedCaption(
+            text, score, origin, i in row["kept"], None if scene is None else is_true(text, scene)
+        )
+        for i, (text, score, origin) in enumerate(
+            zip(row["captions"], row["scores"], row["origins"], strict=True)
+        )
+    ]
+
+
+def curves(runs: Sequence[Path]) -> Curves:
+    """Losses of every run, one chart a run, and their learning rates and speeds."""
+    logs = {path.name: read_log(path / "log.jsonl") for path in runs}
+    charts = [
+        Chart(f"{name}: loss", log_series(records, LOSSES), y_label="loss")
+        for name, records in logs.items()
+    ]
+    charts += [
+        Chart(f"{name}: images a second", log_series(records, ["images_per_s"]), y_label="images/s")
+        for name, records in logs.items()
+    ]
+    return Curves("Training", charts)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One evaluation folder: its name, its results and where its data are."""
+
+    folder: Path
+    results: dict[str, Any]
+
+    @property
+    def data(self) -> Path:
+        return Path(self.results["data"])
+
+    @property
+    def split(self) -> str:
+        return self.results["split"]
+
+    def read(self, name: str) -> Any:
+        """A file of predictions, or None where the task was not run."""
+        path = self.folder / name.format(split=self.split)
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def read_evaluation(folder: Path) -> Evaluated:
+    """Open an output folder of ``jobs/evaluate.py``.
+
+    Raises:
+        FileNotFoundError: it holds no ``results.json``.
+    """
+    path = folder / "results.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"--eval {folder} holds no results.json: not an evaluation")
+    return Evaluated(folder, json.loads(path.read_text(encoding="utf-8")))
+
+
+def caption_section(evaluations: Sequence[Evaluated]) -> list[Section]:
+    """What each model says of some test images, beside what people said."""
+    said = {e.folder.name: e.read("captions_{split}_results.json") for e in evaluations}
+    texts = {
+        name: {str(row["image_id"]): row["caption"] for row in rows}
+        for name, rows in said.items()
+        if rows is not None
+    }
+    if not texts:
+        return []
+    items = read_captions(evaluations[0].data, evaluations[0].split)
+    shown = [i for i in items if all(str(i.image_id) in t for t in texts.values())][:SHOWN_TESTS]
+    samples = [
+        CaptionSample(
+            item.path,
+            str(item.image_id),
+            {name: text[str(item.image_id)] for name, text in texts.items()},
+            item.captions,
+        )
+        for item in shown
+    ]
+    return [Captions("Captions of test images", samples)]
+
+
+def answer_sections(evaluations: Sequence[Evaluated]) -> list[Section]:
+    """Accuracy per question type with its controls, and answers beside their references."""
+    sections: list[Section] = []
+    given: dict[str, dict[Any, str]] = {}
+    for e in evaluations:
+        if "vqa" not in e.results:
+            continue
+        sections.append(_by_type(e))
+        rows = e.read("vqa_{split}_results.json")
+        given[e.folder.name] = {row["question_id"]: row["answer"] for row in rows}
+    if not given:
+        return []
+    questions = read_questions(evaluations[0].data, evaluations[0].split, "vqa")
+    samples: dict[Any, list[Answer]] = {}
+    for q in questions.questions:
+        if not all(q.question_id in answers for answers in given.values()):
+            continue
+        predicted = {
+            name: (answers[q.question_id], vqa_accuracy(answers[q.question_id], q.answers))
+            for name, answers in given.items()
+        }
+        samples.setdefault(q.image_id, []).append(
+            Answer(q.text, predicted, [_most_common(q.answers)])
+        )
+    shown = [
+        AnswerSample(questions.images[image_id], str(image_id), answers)
+        for image_id, answers in list(samples.items())[:SHOWN_TESTS]
+    ]
+    return [*sections, Answers("Questions about test images, never asked in training", shown)]
+
+
+def _most_common(answers: Sequence[str]) -> str:
+    return Counter(answers).most_common(1)[0][0]
+
+
+def _by_type(e: Evaluated) -> Grid:
+    scores = e.results["vqa"]
+    columns = [("", "with the image"), ("_blind", "blind"), ("_text_only", "text only")]
+    tables = [(title, scores.get(f"by_question_type{key}")) for key, title in columns]
+    present = [(title, table) for title, table in tables if table is not None]
+    rows = [
+        [kind, *(f"{table.get(kind, 0.0):.3f}" for _, table in present)]
+        for kind in sorted(present[0][1])
+    ]
+    overall = [scores["accuracy"], scores.get("blind"), scores.get("text_only")]
+    rows.append(["all", *(f"{value:.3f}" for value in overall if value is not None)])
+    return Grid(
+        f"VQA accuracy by question type: {e.folder.name}",
+        ["question", *(title for title, _ in present)],
+        rows,
+        "blind: the same model, shown another image. text only: the language model alone, "
+        "reading a true caption in place of the image; the ceiling of what it can answer.",
+    )
+
+
+def retrieval_section(e: Evaluated) -> list[Section]:
+    """Examples of both directions, after re-ranking."""
+    found = e.read("retrieval_{split}_examples.json")
+    if found is None:
+        return []
+    paths = {item.image_id: item.path for item in read_captions(e.data, e.split)}
+    queries = [
+        Query(
+            [Retrieved(r["right"], r["score"], text=r["text"]) for r in query["results"]],
+            image=paths[query["image_id"]],
+        )
+        for query in found["image_to_text"][:4]
+    ]
+    queries += [
+        Query(
+            [Retrieved(r["right"], r["score"], image=paths[r["image_id"]]) for r in q["results"]],
+            text=q["text"],
+        )
+        for q in found["text_to_image"][:4]
+    ]
+    return [Retrieval("Retrieval among test images", queries)]
+
+
+def scores(evaluations: Sequence[Evaluated]) -> Results:
+    """Every overall score of every evaluation."""
+    rows = [
+        Result(f"{e.folder.name}: {task}.{key}", float(value))
+        for e in evaluations
+        for task in ("caption", "vqa", "gqa", "retrieval")
+        for key, value in e.results.get(task, {}).items()
+        if isinstance(value, int | float)
+    ]
+    return Results("Results", rows)
+
+
+def sections_of(
+    capfilt: Sequence[Path],
+    train: Sequence[Path],
+    evaluations: Sequence[Evaluated],
+    truth: Mapping[Path, Mapping[str, Scene]] | None = None,
+) -> list[Section]:
+    """The sections that the given folders fill, in the order of the pipeline."""
+    sections: list[Section] = []
+    for out in capfilt:
+        sections += capfilt_sections(out, (truth or {}).get(out))
+    if train:
+        sections.append(curves(train))
+    for e in evaluations:
+        sections += retrieval_section(e)
+    return [*sections, *caption_section(evaluations), *answer_sections(evaluations)]
+
+
+def report(args: ReportArgs) -> int:
+    """Write the page."""
+    if not (args.capfilt or args.train or args.eval):
+        raise ValueError("nothing to show: name at least one of --capfilt, --train, --eval")
+    evaluations = [read_evaluation(folder) for folder in args.eval]
+    sections: list[Section] = [hardware()]
+    if evaluations:
+        sections.append(scores(evaluations))
+    sections += sections_of(args.capfilt, args.train, evaluations)
+    write_report(args.out, Report(args.title, sections))
+    print(args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    run(lambda: report(tyro.cli(ReportArgs, description=__doc__)))
