@@ -1,0 +1,236 @@
+"""The job as people run it: to the end, killed and resumed to the same bytes, refused clearly."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+import webdataset
+
+from jobs.capfilt import CapFiltArgs, parse, run_capfilt
+from jobs.capfilt_models import find_folder, read_processor
+from pipeline.manifest import committed, manifest_hash
+from pipeline.shards import read_parquet
+from tests.pipeline.test_sources import png, tar, trio
+from tests.tiny_models import save_captioner, save_clip
+
+ROOT = Path(__file__).parents[2]
+STAMPS = ROOT.parent / "shared" / "data" / "stamps"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("models")
+    captioner, ranker = save_captioner(folder / "captioner"), save_clip(folder / "clip")
+    return [
+        "--config.captioner", str(captioner), "--config.ranker", str(ranker),
+        "--config.batch-size", "4", "--workers", "1",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four tars of six samples; one tar is cut, one image is HTML."""
+    folder = tmp_path_factory.mktemp("web")
+    for shard in range(4):
+        members = [m for i in range(6) for m in trio(f"{shard:05d}{i:04d}")]
+        if shard == 1:
+            members[3] = (members[3][0], b"<html>")
+        data = tar(folder / f"{shard:05d}.tar", members)
+        if shard == 2:
+            (folder / f"{shard:05d}.tar").write_bytes(data[: 3 * 5 * 512 + 700])
+    return folder
+
+
+def command(source: Path, out: Path, models: list[str], *more: str) -> list[str]:
+    paths = ["--input", str(source), "--output", str(out)]
+    return [sys.executable, "jobs/capfilt.py", "--recipe", "tinyworld", *paths, *models, *more]
+
+
+def launch(*arguments: object) -> subprocess.CompletedProcess:
+    return execute(command(*arguments))
+
+
+def execute(arguments: list[str]) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        arguments, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
+    )
+
+
+def content(out: Path) -> dict[str, object]:
+    """Every byte below ``out``, the records without their wall times."""
+    found: dict[str, object] = {}
+    for path in sorted(p for p in out.rglob("*") if p.is_file()):
+        data: object = path.read_bytes()
+        if path.name.endswith("_stats.json"):
+            data = {k: v for k, v in json.loads(path.read_text()).items() if k != "seconds"}
+        found[str(path.relative_to(out))] = data
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(web: Path, models: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out") / "undisturbed"
+    done = launch(web, out, models)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["done"] == 4 and summary["skipped"] == 0 and summary["images_per_s"] > 0
+    assert summary["images"] == summary["kept"] + summary["filtered"] + summary["failed"]
+    assert summary["reasons"] == {"not_an_image": 1, "truncated_tar": 2}
+    return out
+
+
+def test_layout_counts_and_records(undisturbed: Path):
+    commits = committed(str(undisturbed))
+    assert [c.name for c in commits] == [f"{i:08d}" for i in range(4)]
+    assert [(c.n, c.ok) for c in commits] == [(6, 6), (6, 5), (4, 2), (6, 6)]
+    for commit in commits:
+        rows = read_parquet(Path(commit.parquet_path).read_bytes())
+        ok = [row for row in rows if row.status == "ok"]
+        assert all(len(row.captions) == 11 and 1 <= len(row.kept) <= 2 for row in ok)
+        assert all(row.origins.count("web") == 1 for row in ok)
+        assert all(list(row.scores) == sorted(row.scores, reverse=True) for row in ok)
+        with tarfile.open(commit.tar_path) as shard:
+            assert len(shard.getnames()) == 3 * len(ok)
+    page = (undisturbed / "gallery.html").read_text()
+    assert page.count('class="card"') == 19 and "truncated_tar" in page
+    assert "<script" not in page and "data:image/png;base64," in page
+
+
+def test_the_webdataset_library_reads_the_output(undisturbed: Path):
+    shards = sorted(map(str, (undisturbed / "shards").glob("*.tar")))
+    samples = list(webdataset.WebDataset(shards, shardshuffle=False))
+    assert len(samples) == 19
+    for sample in samples:
+        record = json.loads(sample["json"])
+        assert record["key"] == sample["__key__"] and sample["png"] == png()
+        assert sample["txt"].decode() == record["captions"][record["kept"][0]]["text"]
+
+
+def test_started_again_it_skips_what_is_there(undisturbed: Path, web: Path, models: list[str]):
+    before = content(undisturbed)
+    args = parse(command(web, undisturbed, models)[2:])
+    summary = run_capfilt(args)
+    assert (summary.done, summary.skipped, summary.images) == (0, 4, 22)
+    assert content(undisturbed) == before
+    (undisturbed / "shards" / "00000003_stats.json").unlink()  # killed before the record
+    assert run_capfilt(args).done == 1
+    assert content(undisturbed) == before
+
+
+def test_another_recipe_or_input_is_refused(undisturbed: Path, web: Path, models: list[str]):
+    done = launch(web, undisturbed, models, "--config.seed", "5")
+    assert done.returncode == 2
+    assert "fingerprint.recipe.seed: 0 then, 5 now" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_resumes_to_the_same_bytes(
+    undisturbed: Path, web: Path, models: list[str], tmp_path: Path
+):
+    """Driver (with all its Ray) and single workers killed; then it runs to the end."""
+    out, chance = tmp_path / "out", random.Random(0)
+    for attempt in range(3):
+        process = subprocess.Popen(
+            command(web, out, models), cwd=ROOT, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        wait_for_commits(out, attempt, process)
+        time.sleep(chance.random())
+        if attempt == 2:
+            kill_workers(process.pid)
+            assert process.wait(timeout=600) == 0
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    done = launch(web, out, models)
+    assert done.returncode == 0, done.stderr
+    assert content(out) == content(undisturbed)
+    assert manifest_hash(committed(str(out))) == manifest_hash(committed(str(undisturbed)))
+
+
+def wait_for_commits(out: Path, count: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 300
+    while len(committed(str(out))) < count and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def kill_workers(driver: int) -> None:
+    """SIGKILL the model actor, if it is up, among the driver's own descendants."""
+    parents = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rsplit(")", 1)[1].split()
+            title = (status.parent / "cmdline").read_bytes().decode("utf-8", "replace")
+        except OSError:
+            continue
+        parents[int(status.parent.name)] = (int(fields[1]), title)
+    for pid, (_, title) in parents.items():
+        ancestor = pid
+        while ancestor in parents and ancestor != driver:
+            ancestor = parents[ancestor][0]
+        if ancestor == driver and "_Holder" in title:
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input": "/nowhere/at/all"}, "does not exist"),
+        ({"output": "s3://bucket/x"}, "s3"),
+        ({"--recipe": "nope"}, "tinyworld"),
+        ({"--config.captioner": "no/such-model"}, "captioner 'no/such-model'"),
+    ],
+)
+def test_users_mistakes_are_one_line(
+    web: Path, models: list[str], tmp_path: Path, change: dict[str, str], message: str
+):
+    arguments = command(
+        Path(change.get("input", str(web))), tmp_path / "out", models,
+        *[part for key, value in change.items() if key.startswith("--") for part in (key, value)],
+    )  # fmt: skip
+    if "output" in change:
+        arguments[arguments.index("--output") + 1] = change["output"]
+    done = execute(arguments)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ") and message in line
+
+
+def test_recipe_names_set_the_defaults_of_the_overrides():
+    args = parse(["--recipe", "blip-large", "--input", "a", "--output", "b",
+                  "--config.sampling.top-p", "0.8"])  # fmt: skip
+    assert isinstance(args, CapFiltArgs) and args.config.ranker.startswith("openai/")
+    assert args.config.sampling.top_p == 0.8 and args.config.sampling.captions == 10
+
+
+def test_image_processors_are_understood(tmp_path: Path):
+    blip = read_processor(save_captioner(tmp_path / "blip", image=32))
+    clip = read_processor(save_clip(tmp_path / "clip", image=24))
+    assert (blip.spec.size, blip.spec.crop) == (32, False)
+    assert (clip.spec.size, clip.spec.crop) == (24, True)
+    assert blip.mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
+    with pytest.raises(ValueError, match=r"python jobs/zoo\.py"):
+        find_folder("captioner", "modeling/zoo/nothing")
+
+
+@pytest.mark.skipif(not STAMPS.is_dir(), reason="the stamps are not here")
+@pytest.mark.slow
+def test_real_stamps_all_come_through(models: list[str], tmp_path: Path):
+    done = launch(STAMPS, tmp_path / "out", models, "--config.shard-size", "200")
+    assert done.returncode == 0, done.stderr
+    rows = [
+        row
+        for commit in committed(str(tmp_path / "out"))
+        for row in read_parquet(Path(commit.parquet_path).read_bytes())
+    ]
+    assert {row.key for row in rows} == {path.stem for path in STAMPS.glob("*.png")}
+    assert all(row.status == "ok" for row in rows) and min(r.width for r in rows) == 12
