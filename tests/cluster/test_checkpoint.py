@@ -43,7 +43,11 @@ def run(out, world, stage, phases, *, precision="bf16", dropout=0.1) -> dict[str
         ranks.append(
             subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
         )
-    texts = [rank.communicate(timeout=120)[0] for rank in ranks]
+    try:
+        texts = [rank.communicate(timeout=600)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
     assert [rank.returncode for rank in ranks] == [0] * world
     lines = [json.loads(line[5:]) for line in texts[0].splitlines() if line.startswith("loss ")]
     found: dict[str, dict[int, float]] = {}

@@ -59,7 +59,7 @@ def run(engine, here, first: int, last: int, *, label: str, save: tuple[int, Pat
 
 def main(plan: dict) -> None:
     """Each phase of the plan builds everything anew; one with ``resume`` starts where it was."""
-    here = zero.start(60)
+    here = zero.start(600)
     out = Path(plan["out"])
     for phase in plan["phases"]:
         engine = build(plan["stage"], plan["precision"], plan["dropout"], here.world)
