@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    OPTForCausalLM,
+)
 
+from jobs import zoo_language
 from jobs.zoo_corpus import (
     READING_KINDS,
     Context,
@@ -19,7 +25,9 @@ from jobs.zoo_corpus import (
     pool,
     text_context,
 )
-from jobs.zoo_language import BAR, IGNORE, Encoder, check
+from jobs.zoo_language import BAR, check
+from jobs.zoo_plans import Phase, Plan, initialise, opt_config
+from jobs.zoo_rows import IGNORE, Encoder
 from jobs.zoo_tokenizers import write_tokenizers
 from pipeline.tinyworld.scene import (
     COLORS,
@@ -182,3 +190,32 @@ def test_rows_of_opt_learn_answers_and_line_ends_only():
     assert tokenizer.decode(learned) == "</s> red\n no\n"
     given = tokenizer.decode([place[0] for place in places[1:]])
     assert given == ("</s>Question: What color is the star? Answer: red\nQuestion: X? Answer: no\n")
+
+
+@pytest.mark.parametrize("name", ["t5", "opt"])
+def test_training_writes_a_loadable_model_and_stops_below_the_bar(name, tmp_path, monkeypatch):
+    plan = Plan((Phase(2, Mix(0.5, 0.4, 0.5, turns=2)),), rate=1e-3, scaled=name == "t5", batch=4)
+    for known in ("T5_FIRST", "T5_SECOND", "T5_THIRD", "OPT_FIRST", "OPT_SECOND"):
+        monkeypatch.setattr(zoo_language, known, plan)
+    monkeypatch.setattr(zoo_language, "check", lambda folder: {"reading": 0.9})
+    seen = []
+    with pytest.raises(RuntimeError, match=r"the bar is 0\.95"):
+        getattr(zoo_language, f"train_{name}")(tmp_path, 3, lambda *said: seen.append(said[1:3]))
+    steps = seen[-1][1]
+    assert seen == [(step, steps) for step in range(1, steps + 1)] and steps in (4, 6)
+    record = json.loads((tmp_path / name / "zoo.json").read_text())
+    assert (record["seed"], record["steps"], record["scores"]) == (3, steps, {"reading": 0.9})
+    kind = AutoModelForSeq2SeqLM if name == "t5" else AutoModelForCausalLM
+    assert kind.from_pretrained(tmp_path / name).dtype == torch.bfloat16
+
+
+def test_opt_starts_with_heads_that_look_back():
+    tokenizer = AutoTokenizer.from_pretrained(ZOO / "opt")
+    torch.manual_seed(0)
+    model = OPTForCausalLM(opt_config(tokenizer))
+    initialise(model)
+    model.set_attn_implementation("eager")
+    text = tokenizer("a red star and a blue ring and a green cross", return_tensors="pt")
+    seen = model(**text, output_attentions=True).attentions[0][0]
+    for head in range(4):
+        assert all(int(seen[head, at].argmax()) == at - head - 1 for at in range(6, 12))
