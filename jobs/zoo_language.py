@@ -132,6 +132,7 @@ def _train(  # noqa: PLR0917
         model.to(torch.bfloat16)
         done += plan.steps
     model.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
     scores = check(folder)
     record = {
         "command": f"python jobs/zoo.py --only {name}",
@@ -152,14 +153,19 @@ def _train(  # noqa: PLR0917
     return scores
 
 
-def _print_progress(name: str, step: int, steps: int, loss: float) -> None:
-    if step % 100 == 0 or step == steps:
-        print(f"{name} step {step}/{steps} loss {loss:.4f}", flush=True)
+class _Lines:
+    """A line of progress every hundred steps, with the time that is left."""
+
+    def __init__(self) -> None:
+        self.begun = time.monotonic()
+
+    def __call__(self, name: str, step: int, steps: int, loss: float) -> None:
+        if step % 100 == 0 or step == steps:
+            left = (time.monotonic() - self.begun) / step * (steps - step)
+            print(f"{name} step {step}/{steps} loss {loss:.4f} eta {left:.0f} s", flush=True)
 
 
-def train_t5(
-    out: str | Path, seed: int = 0, progress: Progress = _print_progress
-) -> dict[str, float]:
+def train_t5(out: str | Path, seed: int = 0, progress: Progress | None = None) -> dict[str, float]:
     """Make ``out/t5``; returns its scores.
 
     Raises:
@@ -171,12 +177,10 @@ def train_t5(
     torch.manual_seed(seed)
     model = T5ForConditionalGeneration(t5_config(AutoTokenizer.from_pretrained(folder)))
     initialise(model)
-    return _train("t5", model, (T5_FIRST, T5_SECOND, T5_THIRD), out, seed, progress)
+    return _train("t5", model, (T5_FIRST, T5_SECOND, T5_THIRD), out, seed, progress or _Lines())
 
 
-def train_opt(
-    out: str | Path, seed: int = 0, progress: Progress = _print_progress
-) -> dict[str, float]:
+def train_opt(out: str | Path, seed: int = 0, progress: Progress | None = None) -> dict[str, float]:
     """Make ``out/opt``; returns its scores. Raises as :func:`train_t5`."""
     folder = Path(out) / "opt"
     if not (folder / "tokenizer.json").exists():
@@ -184,7 +188,7 @@ def train_opt(
     torch.manual_seed(seed)
     model = OPTForCausalLM(opt_config(AutoTokenizer.from_pretrained(folder)))
     initialise(model)
-    return _train("opt", model, (OPT_FIRST, OPT_SECOND), out, seed, progress)
+    return _train("opt", model, (OPT_FIRST, OPT_SECOND), out, seed, progress or _Lines())
 
 
 # ------------------------------------------------------------------------------ scores
