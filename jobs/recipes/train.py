@@ -200,7 +200,7 @@ def tinyworld_stage1() -> Stage1Recipe:
         encoder_width=160,
         vocab=284,
         max_positions=64,
-        dropout=0.05,
+        dropout=0.0,
     )
     model = Stage1Config(qformer, embed=128, dec_token_id=283)
     return Stage1Recipe("tinyworld", TINY_ENCODER, "modeling/zoo/bert", model, _tiny_run())
