@@ -63,7 +63,7 @@ class Stage1(nn.Module):
         self.text_proj = nn.Linear(width, config.embed)
         self.itm_head = nn.Linear(width, 2)
         for head in (self.vision_proj, self.text_proj, self.itm_head):
-            init_bert(head)
+            init_bert(head, config.qformer.init_std)
         if config.itg:
             self.lm_head = LMHead(config.qformer)
         # One element, not a scalar: DeepSpeed cannot partition a parameter without dimensions.
@@ -196,7 +196,7 @@ class Stage2(nn.Module):
         self.ln_vision = VisionNorm(config.qformer.encoder_width)
         self.qformer = QFormer(config.qformer)
         self.language_proj = nn.Linear(config.qformer.width, config.llm_width)
-        init_bert(self.language_proj)
+        init_bert(self.language_proj, config.qformer.init_std)
 
     def forward(
         self,

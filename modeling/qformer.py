@@ -9,6 +9,7 @@ Face's (`weights.py`).
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,7 @@ class QFormerConfig:
     eps: float = 1e-12
     text: bool = True  # False builds no text embeddings and no text FFN (stage 2)
     attention_dropout: float | None = None  # None: the same as `dropout`
+    init_std: float = 0.02  # of all weights that do not come from BERT
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -187,8 +189,8 @@ class QFormer(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList([Layer(config, index) for index in range(config.layers)])
-        self.apply(init_bert)
-        nn.init.normal_(self.query_tokens, std=0.02)
+        self.apply(partial(init_bert, std=config.init_std))
+        nn.init.normal_(self.query_tokens, std=config.init_std)
 
     def project(self, image_BPD: Tensor) -> list[KeyValue]:
         """Keys and values of images for each layer with cross-attention, to be shared by all
@@ -283,17 +285,17 @@ class LMHead(nn.Module):
         self.dense = nn.Linear(config.width, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab))
-        self.apply(init_bert)
+        self.apply(partial(init_bert, std=config.init_std))
 
     def forward(self, x_ND: Tensor, embeddings_VD: Tensor) -> Tensor:
         """Logits (N, V)."""
         return F.linear(self.norm(F.gelu(self.dense(x_ND))), embeddings_VD, self.bias)
 
 
-def init_bert(module: nn.Module) -> None:
-    """BERT's initialisation: N(0, 0.02) weights, zero biases."""
+def init_bert(module: nn.Module, std: float = 0.02) -> None:
+    """BERT's initialisation: N(0, std) weights, zero biases."""
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=std)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
 

@@ -201,6 +201,7 @@ def tinyworld_stage1() -> Stage1Recipe:
         vocab=284,
         max_positions=64,
         dropout=0.0,
+        init_std=0.07,  # no BERT to start from: 1 / sqrt(width), or the queries hardly see the image
     )
     model = Stage1Config(qformer, embed=128, dec_token_id=283)
     return Stage1Recipe("tinyworld", TINY_ENCODER, "modeling/zoo/bert", model, _tiny_run())
@@ -225,8 +226,14 @@ def tinyworld_opt() -> Stage2Recipe:
 
 
 def _tiny_run() -> RunConfig:
-    optim = OptimConfig(lr=1e-3, min_lr=1e-5, warmup_steps=40, total_steps=400)
-    return RunConfig(steps=400, global_batch=64, save_every=100, optim=optim, transform=TINY_IMAGES)
+    return RunConfig(
+        steps=400,
+        global_batch=64,
+        save_every=100,
+        optim=OptimConfig(lr=5e-4, min_lr=1e-5, warmup_steps=40, total_steps=400),
+        zero=ZeroConfig(clip=1.0),
+        transform=TINY_IMAGES,
+    )
 
 
 STAGE1 = {"tinyworld": tinyworld_stage1, "vit-g": vit_g, "vit-l": vit_l}
