@@ -201,7 +201,7 @@ def tinyworld_stage1() -> Stage1Recipe:
         vocab=284,
         max_positions=64,
         dropout=0.0,
-        init_std=0.07,  # no BERT to start from: 1 / sqrt(width), or the queries hardly see the image
+        init_std=0.07,  # 1 / sqrt(width): without BERT, at 0.02 the queries hardly see the image
     )
     model = Stage1Config(qformer, embed=128, dec_token_id=283)
     return Stage1Recipe("tinyworld", TINY_ENCODER, "modeling/zoo/bert", model, _tiny_run())
