@@ -23,6 +23,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 Item = TypeVar("Item")
+_START_ATTEMPTS = 3
 _EXCLUDES = [".venv", ".git", "runs", "**/__pycache__", ".mypy_cache", ".ruff_cache"]
 
 
@@ -130,16 +131,18 @@ def _start_local(config: RayConfig, root: Path) -> None:
         # Ray's default is 15: anything else that runs here would starve the models.
         "_system_config": {"worker_niceness": 0},
     }
-    try:
-        ray.init("local", **settings)
-    except Exception as late:  # Ray raises the bare class when its node misses 30 s
-        ray.shutdown()
-        if "timed out during startup" not in str(late):
-            raise
-        raise ValueError(
-            "the local Ray did not start within 30 s: other programs hold this machine's cores; "
-            "start again when they are done"
-        ) from late
+    for _ in range(_START_ATTEMPTS):
+        try:
+            ray.init("local", **settings)
+            return
+        except Exception as late:  # Ray raises the bare class when its node misses 30 s
+            ray.shutdown()
+            if "timed out during startup" not in str(late):
+                raise
+    raise ValueError(
+        f"the local Ray did not start within 30 s, {_START_ATTEMPTS} times: other programs hold "
+        "this machine's cores; start again when they are done"
+    )
 
 
 @functools.cache

@@ -156,6 +156,8 @@ def train(tour: Tour, stage: int, recipe: str, steps: int, ranks: int, *more: ob
     """Launch one training stage with DeepSpeed."""
     capfilt_out = tour.out / "capfilt"
     tour.command(
+        "--log_level",
+        "warning",
         "--num_accelerators",
         ranks,
         f"jobs/stage{stage}.py",
