@@ -53,7 +53,7 @@ class TourArgs:
     test: int = 256
     """test images, each of another scene"""
     stage1_steps: int = 400
-    stage2_steps: int = 400
+    stage2_steps: int = 300
     ranks: int = 2
     """data-parallel processes of the training stages, one core each"""
 
@@ -253,13 +253,13 @@ def print_table(results: dict[str, Any]) -> None:
 
 
 def _flat(prefix: str, values: dict[str, Any]) -> list[tuple[str, float]]:
-    """Scalars of a nested dictionary under dotted names; per-type tables are left to the report."""
+    """Scores of a nested dictionary under dotted names, without counts and breakdowns."""
     rows: list[tuple[str, float]] = []
     for key, value in values.items():
-        if isinstance(value, dict) and not key.startswith("by_"):
+        if isinstance(value, dict) and key != "domains" and not key.startswith("by_"):
             rows += _flat(f"{prefix}.{key}", value)
-        elif isinstance(value, int | float):
-            rows.append((f"{prefix}.{key}", float(value)))
+        elif isinstance(value, float):
+            rows.append((f"{prefix}.{key}", value))
     return rows
 
 
