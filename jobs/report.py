@@ -24,6 +24,7 @@ if not __package__:  # run as a script: import from the clone, not from jobs/
 import pyarrow.parquet as pq
 import tyro
 
+from evaluation.audit import audit_capfilt
 from evaluation.metrics import vqa_accuracy
 from evaluation.plots import Chart, log_series, read_log
 from evaluation.report import (
@@ -59,7 +60,7 @@ from pipeline.tinyworld.text import is_true
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "deepspeed", "transformers", "timm", "ray", "webdataset")
 LOSSES = ("loss", "itc", "itm", "itg")
-SHOWN_IMAGES = 24
+SHOWN_IMAGES = 12
 SHOWN_DROPPED = 50
 SHOWN_TESTS = 12
 
@@ -109,9 +110,12 @@ def capfilt_sections(out: Path, truth: Mapping[str, Scene] | None = None) -> lis
         reasons.update(commit.reasons)
     total, ok = sum(c.n for c in commits), sum(c.ok for c in commits)
     samples = _sampled(commits, truth)
+    audit = {} if truth is None else audit_capfilt(str(out), truth)
     filtered = CapFilt(
         f"CapFilt: {out.name}",
         {"pairs in": total, "kept": ok, "left out": total - ok, "shards": len(commits)},
+        right_before=audit.get("right_before"),
+        right_after=audit.get("right_after"),
         web_won=sum(c.web_won for c in commits) / max(ok, 1),
         samples=samples,
     )
@@ -149,15 +153,17 @@ def _sampled(commits: Sequence[Commit], truth: Mapping[str, Scene] | None) -> li
 
 
 def _ranked(row: Mapping[str, Any], truth: Mapping[str, Scene] | None) -> list[RankedCaption]:
-    scene = truth[row["key"]] if truth is not None else None
-    return [
-        RankedCaption(
-            text, score, origin, i in row["kept"], None if scene is None else is_true(text, scene)
-        )
-        for i, (text, score, origin) in enumerate(
-            zip(row["captions"], row["scores"], row["origins"], strict=True)
-        )
-    ]
+    """The candidates in rank order; the same text is shown once, with how often it was drawn."""
+    scene = None if truth is None else truth[row["key"]]
+    times = Counter(zip(row["captions"], row["origins"], strict=True))
+    kept = {row["captions"][i] for i in row["kept"]}
+    shown: dict[tuple[str, str], RankedCaption] = {}
+    for text, origin, score in zip(row["captions"], row["origins"], row["scores"], strict=True):
+        often = f" ×{times[text, origin]}" if times[text, origin] > 1 else ""
+        right = None if scene is None else is_true(text, scene)
+        ranked = RankedCaption(text, score, origin + often, text in kept, right)
+        shown.setdefault((text, origin), ranked)
+    return list(shown.values())
 
 
 def curves(runs: Sequence[Path]) -> Curves:
