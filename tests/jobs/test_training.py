@@ -172,7 +172,7 @@ def mistake(capsys, main, arguments: list[str]) -> str:
 
 
 def test_mistakes_end_with_one_line(world, undisturbed, tmp_path, capsys):
-    from jobs import stage1, stage2
+    from jobs import recipes, stage1, stage2
 
     out = undisturbed[0]
     good = command(world, "stage1", tmp_path / "out", 12)[1:]
@@ -188,7 +188,8 @@ def test_mistakes_end_with_one_line(world, undisturbed, tmp_path, capsys):
     line = mistake(capsys, stage1.main, [*good, "--zero-stage", "7"])
     assert "--zero-stage 7" in line
     line = mistake(capsys, stage1.main, [*good, "--out", str(out), "--optim.lr", "0.5"])
-    assert "optim.lr = 0.001, this run has 0.5" in line
+    usual = recipes.recipe("stage1", "tinyworld").run.optim.lr
+    assert f"optim.lr = {usual}, this run has 0.5" in line
     line = mistake(capsys, stage1.main, [*good, "--out", str(out), "--seed", "9"])
     assert "seed = 0, this run has 9" in line
     line = mistake(capsys, stage1.main, [*good, "--init", str(out)])
