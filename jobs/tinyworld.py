@@ -53,7 +53,7 @@ class TourArgs:
     test: int = 256
     """test images, each of another scene"""
     stage1_steps: int = 400
-    stage2_steps: int = 300
+    stage2_steps: int = 400
     ranks: int = 2
     """data-parallel processes of the training stages, one core each"""
 
