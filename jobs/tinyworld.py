@@ -53,7 +53,10 @@ class TourArgs:
     test: int = 256
     """test images, each of another scene"""
     stage1_steps: int = 400
-    stage2_steps: int = 400
+    t5_steps: int = 550
+    """of stage 2 with the T5, the slower learner"""
+    opt_steps: int = 300
+    """of stage 2 with the OPT"""
     ranks: int = 2
     """data-parallel processes of the training stages, one core each"""
 
@@ -296,7 +299,8 @@ def tour(args: TourArgs) -> int:
     for family in FAMILIES:
         t.begin(f"stage2_{family}", "its queries become soft prompts of a frozen language model")
         more = ("--init", runs / "stage1", "--out", runs / family)
-        train(t, 2, f"tinyworld-{family}", args.stage2_steps, args.ranks, *more)
+        steps = {"t5": args.t5_steps, "opt": args.opt_steps}[family]
+        train(t, 2, f"tinyworld-{family}", steps, args.ranks, *more)
         t.end(f"stage2_{family}")
 
     t.begin("evaluation", f"{args.test} test images of scenes that no model was ever shown")

@@ -11,7 +11,7 @@ from jobs.tinyworld import TourArgs, targets, tour
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--web", "48", "--human", "24", "--test", "12", "--stage1-steps", "3"]
-SMALL += ["--stage2-steps", "3", "--ranks", "1"]
+SMALL += ["--t5-steps", "3", "--opt-steps", "3", "--ranks", "1"]
 
 
 @pytest.mark.slow
