@@ -176,10 +176,12 @@ def describe(
         rows = [[*made, *own] for made, own in zip(synthetic, texts, strict=True)]
         padding: list[list[str]] = [[] for _ in range(batch_size - len(rows))]
         scores = score(_batch(model_input.for_scorer[part], batch_size), rows + padding)
-        for made, row, values, mine in zip(synthetic, rows, scores, human, strict=False):
-            origins = ["synthetic"] * len(made) + ["human" if mine else "web"] * len(row)
+        scores = scores[: len(rows)]  # without the padding
+        for made, row, values, mine in zip(synthetic, rows, scores, human, strict=True):
+            origin = "human" if mine else "web"
+            origins = ["synthetic"] * len(made) + [origin] * (len(row) - len(made))
             candidates.append(
-                [Candidate(t, s, o) for t, s, o in zip(row, values, origins, strict=False)]
+                [Candidate(t, s, o) for t, s, o in zip(row, values, origins, strict=True)]
             )
         seconds["caption"] += middle - start
         seconds["score"] += time.perf_counter() - middle
