@@ -1,4 +1,4 @@
-"""Two gloo ranks against one rank on the joined batch: losses, gradients, and what travels."""
+"""Two and four gloo ranks against one on the joined batch: losses, gradients, what travels."""
 
 import os
 import socket
@@ -13,21 +13,21 @@ from torch import Tensor
 from modeling import gather
 from tests.modeling.tiny import batch, sharp_stage1
 
-RANKS = 2
-# Samples 0 and 3 show the same image, and they live on different ranks.
-IMAGE_IDS = torch.tensor([7, 1, 2, 7, 4, 5])
+WORLDS = [2, 4]
+# Samples 0, 4 and 7 show the same image, and they live on different ranks.
+IMAGE_IDS = torch.tensor([7, 1, 2, 3, 7, 4, 5, 7])
 
 
 def most_likely(weights: Tensor, count: int) -> Tensor:
     return weights.argmax(-1, keepdim=True)
 
 
-def joined(case: str) -> tuple[Tensor, ...]:
+def joined(case: str, ranks: int) -> tuple[Tensor, ...]:
     """Inputs of all ranks together; the first rank's texts are the shorter ones."""
     if case == "one sample a rank":
-        return batch(RANKS)
-    tokens, ids, mask = batch(6, length=9)
-    mask[:3, 6:], ids[:3, 6:] = 0, 0
+        return batch(ranks)
+    tokens, ids, mask = batch(8, length=9)
+    mask[:2, 6:], ids[:2, 6:] = 0, 0
     return (tokens, ids, mask, IMAGE_IDS) if case == "image ids" else (tokens, ids, mask)
 
 
@@ -42,27 +42,28 @@ def losses_and_gradients(inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in {**losses, **gradients}.items()}
 
 
-def one_rank(rank: int, port: int, folder: str) -> None:
-    """Everything that is asked of two ranks, in one start of the processes."""
+def one_rank(rank: int, ranks: int, port: int, folder: str) -> None:
+    """Everything that is asked of some ranks, in one start of the processes."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=RANKS)
+    dist.init_process_group("gloo", rank=rank, world_size=ranks)
     torch.multinomial = most_likely
     result = {}
     for case in CASES:
-        tensors = losses_and_gradients(own_part(joined(case), rank))
-        mean = {f"{case}/{name}": gather.world_sum(t) / RANKS for name, t in tensors.items()}
+        tensors = losses_and_gradients(own_part(joined(case, ranks), rank, ranks))
+        mean = {f"{case}/{name}": gather.world_sum(t) / ranks for name, t in tensors.items()}
         result.update(mean)
-    result.update(fetched(rank))
-    with pytest.raises(ValueError, match="from 2 to 3 samples"):
+    if ranks == 2:
+        result.update(fetched(rank))
+    with pytest.raises(ValueError, match=f"from 2 to {1 + ranks} samples"):
         sharp_stage1()(*batch(2 + rank))
     if rank == 0:
         torch.save(result, Path(folder) / "result.pt")
     dist.destroy_process_group()
 
 
-def own_part(inputs: tuple[Tensor, ...], rank: int) -> tuple[Tensor, ...]:
-    size = inputs[0].shape[0] // RANKS
+def own_part(inputs: tuple[Tensor, ...], rank: int, ranks: int) -> tuple[Tensor, ...]:
+    size = inputs[0].shape[0] // ranks
     tokens, ids, mask, *more = (tensor[rank * size : (rank + 1) * size] for tensor in inputs)
     longest = int(mask.sum(1).max())  # each rank pads to its own longest text
     return tokens, ids[:, :longest], mask[:, :longest], *more
@@ -89,31 +90,34 @@ def fetched(rank: int) -> dict[str, Tensor]:
     }
 
 
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory) -> dict[str, Tensor]:
+@pytest.fixture(scope="module", params=WORLDS, ids="{} ranks".format)
+def world(request, tmp_path_factory) -> tuple[int, dict[str, Tensor]]:
     folder = tmp_path_factory.mktemp("ranks")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(one_rank, (port, str(folder)), nprocs=RANKS)
-    return torch.load(folder / "result.pt", weights_only=True)
+    mp.spawn(one_rank, (request.param, port, str(folder)), nprocs=request.param)
+    return request.param, torch.load(folder / "result.pt", weights_only=True)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_ranks_equal_one_rank_on_the_joined_batch(two_ranks, monkeypatch, case):
+def test_ranks_equal_one_rank_on_the_joined_batch(world, monkeypatch, case):
     monkeypatch.setattr(torch, "multinomial", most_likely)
-    expected = losses_and_gradients(joined(case))
+    ranks, measured = world
+    expected = losses_and_gradients(joined(case, ranks))
     assert len(expected) > 100
     for name, tensor in expected.items():
-        found = two_ranks[f"{case}/{name}"]
+        found = measured[f"{case}/{name}"]
         assert torch.allclose(found, tensor, atol=2e-6, rtol=1e-4), name
 
 
-def test_only_the_chosen_negatives_travel(two_ranks):
-    assert two_ranks["found"].tolist() == [5, 1, 3, 4, 0, 5]
-    assert two_ranks["received"].tolist() == [2, 1]
+@pytest.mark.parametrize("world", [2], indirect=True, ids="{} ranks".format)
+def test_only_the_chosen_negatives_travel(world):
+    _, measured = world
+    assert measured["found"].tolist() == [5, 1, 3, 4, 0, 5]
+    assert measured["received"].tolist() == [2, 1]
     token_bytes = 4 * 8 * 2
-    assert two_ranks["bytes"].tolist() == [1 * token_bytes, 2 * token_bytes]
+    assert measured["bytes"].tolist() == [1 * token_bytes, 2 * token_bytes]
 
 
 def test_one_process_needs_no_group():
