@@ -89,7 +89,7 @@ class Reference(nn.Module):
 
 
 def causal(mask: Tensor) -> Tensor:
-    """The multi-modal causal mask (B, 1, Q + L, Q + L): text sees the queries and what is before."""
+    """The multi-modal causal mask (B, 1, Q + L, Q + L): text sees queries and what is before."""
     size, length = mask.shape
     see = torch.zeros(size, 1, QUERIES + length, QUERIES + length, dtype=mask.dtype)
     see[..., :QUERIES] = 1
