@@ -1,5 +1,7 @@
 """Where bytes live: a small interface, and its local form with create-only publishing.
 
+``open_storage`` gives the form that a URL asks for; ``cluster.s3`` has the other one.
+
 A published file appears at its final name whole or not at all, and once there it never changes:
 temporary file in the same folder, fsync, ``os.link`` (fails if the name exists, so of any number
 of racing writers exactly one wins), fsync of the folder.
@@ -12,6 +14,8 @@ import os
 import re
 import socket
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -32,15 +36,29 @@ class Conflict(ValueError):
         self.existing = existing
 
 
+class Unreachable(RuntimeError):
+    """The store did not answer in all attempts: nothing can be said about the file, good or bad."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A finished file: size in bytes, and the store's own mark of its content ("" has none)."""
+
+    name: str
+    size: int
+    etag: str = ""
+
+
 class Storage(Protocol):
-    """A tree of immutable files, addressed by names relative to its root."""
+    """A tree of immutable files, addressed by names relative to its root ("" is the root)."""
 
-    url: str
-
+    @property
+    def url(self) -> str: ...
     def exists(self, name: str) -> bool: ...
     def read(self, name: str) -> bytes: ...
     def read_range(self, name: str, offset: int, length: int) -> bytes: ...
-    def list(self, folder: str) -> list[str]: ...
+    def entries(self, folder: str = "", deep: bool = False) -> list[Entry]: ...
+    def local_copy(self, name: str) -> contextlib.AbstractContextManager[Path]: ...
     def publish(self, name: str, data: bytes) -> bool: ...
     def replace(self, name: str, data: bytes) -> None: ...
     def sweep(self) -> None: ...
@@ -51,13 +69,15 @@ class LocalStorage:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.url = str(root)
+
+    @property
+    def url(self) -> str:
+        """The folder, as it was given."""
+        return str(self.root)
 
     def path(self, name: str) -> Path:
         """The file's path, refusing names that leave the root."""
-        parts = Path(name).parts
-        if not parts or Path(name).is_absolute() or ".." in parts:
-            raise ValueError(f"storage name {name!r} must be relative and must not contain '..'")
+        check_name(name)
         return self.root / name
 
     def exists(self, name: str) -> bool:
@@ -72,13 +92,33 @@ class LocalStorage:
             file.seek(offset)
             return file.read(length)
 
-    def list(self, folder: str) -> list[str]:
-        """Names of the finished files directly in ``folder``, sorted; [] where there is none."""
-        where = self.path(folder)
-        if not where.is_dir():
-            return []
-        names = sorted(entry.name for entry in where.iterdir() if not entry.name.startswith("."))
-        return [f"{folder}/{name}" for name in names]
+    def entries(self, folder: str = "", deep: bool = False) -> list[Entry]:
+        """Finished files in ``folder`` (``deep``: and below it) with their sizes, by name.
+
+        Hidden files and folders are left out: temporary files are hidden.
+        """
+        start = self.path(folder) if folder else self.root
+        found: list[Entry] = []
+        for where, folders, files in os.walk(start):
+            folders[:] = [name for name in folders if deep and not name.startswith(".")]
+            base = Path(where)
+            for file in files:
+                if not file.startswith("."):
+                    path = base / file
+                    found.append(Entry(path.relative_to(self.root).as_posix(), _size(path)))
+        return sorted(found, key=lambda entry: entry.name)
+
+    @contextlib.contextmanager
+    def local_copy(self, name: str) -> Iterator[Path]:
+        """The file itself; elsewhere, a copy that lasts as long as the context.
+
+        Raises:
+            FileNotFoundError: no such file.
+        """
+        path = self.path(name)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        yield path
 
     def publish(self, name: str, data: bytes) -> bool:
         """Create ``name`` with exactly ``data``.
@@ -128,13 +168,34 @@ class LocalStorage:
         return temporary
 
 
-def open_storage(url: str) -> LocalStorage:
-    """The storage behind ``url``: a local path or ``file://`` URL.
+def open_storage(url: str) -> Storage:
+    """The storage behind ``url``: a local path, ``file://`` or ``s3://bucket/prefix``.
 
     Raises:
-        ValueError: another scheme (``s3://``, ``pipe:`` ...).
+        ValueError: another scheme (``pipe:``, ``http:`` ...), or a bucket without a name.
     """
-    return LocalStorage(local_path(url))
+    if not url.startswith("s3://"):
+        return LocalStorage(local_path(url))
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise ValueError(f"storage {url!r}: no bucket; give s3://BUCKET/PREFIX")
+    from cluster.s3 import S3Storage
+
+    return S3Storage(bucket, prefix.strip("/"))
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """(folder, name) of a URL or path: what ``open_storage`` takes, and a file in it."""
+    if url.startswith("s3://"):
+        folder, _, name = url.rstrip("/").rpartition("/")
+        return folder, name
+    path = local_path(url)
+    return str(path.parent), path.name
+
+
+def absolute_url(url: str) -> str:
+    """The same place as seen from any working directory: workers have their own."""
+    return url if url.startswith("s3://") else str(local_path(url).resolve())
 
 
 def local_path(url: str) -> Path:
@@ -144,11 +205,26 @@ def local_path(url: str) -> Path:
     scheme = re.match(r"^([A-Za-z][A-Za-z0-9+.-]*):", url)
     if scheme:
         raise ValueError(
-            f"storage {url!r}: scheme {scheme[1]!r} is not supported; use a local or mounted path"
+            f"storage {url!r}: scheme {scheme[1]!r} is not supported here; "
+            "use a local or mounted path"
         )
     if not url:
         raise ValueError("storage '': the path is empty; give a folder")
     return Path(url)
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError for a name that is empty, absolute, or leaves its root."""
+    parts = Path(name).parts
+    if not parts or Path(name).is_absolute() or ".." in parts:
+        raise ValueError(f"storage name {name!r} must be relative and must not contain '..'")
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # a dangling link: reading it will say so
+        return 0
 
 
 def _host() -> str:

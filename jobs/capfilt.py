@@ -31,7 +31,7 @@ import tyro
 from tqdm import tqdm
 
 from cluster.ray_map import RayConfig, Resources, Stages, describe_cluster, map_shards, session
-from cluster.storage import LocalStorage, open_storage
+from cluster.storage import Storage, absolute_url, open_storage
 from jobs import recipes
 from jobs.capfilt_models import Describer, find_folder, read_processor, revision
 from jobs.cli import run
@@ -44,6 +44,7 @@ from pipeline.manifest import (
     PlannedShard,
     commit_shard,
     committed,
+    committed_names,
     compact,
     open_plan,
 )
@@ -126,7 +127,7 @@ def run_capfilt(args: CapFiltArgs) -> Summary:
     settings = _settings(args.config, source.name)  # before Ray: a wrong path is known at once
     with session(args.ray, ROOT) as resources:
         work = _plan(args, source, storage, {**settings, "device": _device(args, resources)})
-        before = {commit.name for commit in committed(args.output)}
+        before = committed_names(storage)
         todo = [item for item in work if item.name not in before]
         print(
             f"{len(work)} shards, {len(before)} committed already, {len(todo)} to do on "
@@ -144,7 +145,7 @@ def run_capfilt(args: CapFiltArgs) -> Summary:
 
 
 def _plan(
-    args: CapFiltArgs, source: Source, storage: LocalStorage, fingerprint: dict[str, Any]
+    args: CapFiltArgs, source: Source, storage: Storage, fingerprint: dict[str, Any]
 ) -> list[Work]:
     """Publish the plan, or check that the one that is there is ours."""
     shards = source.shards()
@@ -184,11 +185,10 @@ def _process(args: CapFiltArgs, source: Source, todo: Sequence[Work], resources:
         read_processor(find_folder(name, getattr(recipe, name))).spec
         for name in ("captioner", "ranker")
     ]
-    output = str(Path(open_storage(args.output).url).resolve())
     stages = Stages(
         partial(_prepare, source.reader(), recipe, specs),
         partial(Describer, recipe),
-        partial(_commit, output, recipe.keep),
+        partial(_commit, absolute_url(args.output), recipe.keep),
     )
     sizes = [item.shard.size for item in todo]
     listed = all(item.shard.items for item in todo)
@@ -224,7 +224,7 @@ def _commit(
 ) -> dict[str, Any]:
     name, kept = named
     shard = assemble(kept, described, keep)
-    commit_shard(LocalStorage(Path(output)), name, shard.tar, shard.parquet, shard.stats)
+    commit_shard(open_storage(output), name, shard.tar, shard.parquet, shard.stats)
     return shard.stats
 
 

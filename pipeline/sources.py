@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.storage import local_path
+from cluster.storage import Entry, Storage, absolute_url, local_path, open_storage, split_url
 from pipeline.sample import Rejected, Sample, make_uid
 from pipeline.shards import Member, TarError, group_members, split_name, walk_tar
 
@@ -74,33 +74,57 @@ def open_source(
         ValueError: nothing readable there, or a scheme that is not supported.
         FileNotFoundError: no such path.
     """
+    if shard_size < 1:
+        raise ValueError(f"shard_size={shard_size}: at least 1")
+    folder, file = _locate(url)
+    storage = open_storage(folder)
+    label = name or (Path(file).stem if file else Path(folder).name)
+    if not file:
+        tars = tuple(e for e in storage.entries() if e.name.endswith(".tar"))
+        if tars:
+            return TarSource(label, storage, tars)
+        file = _captions_file(storage, url)
+    suffix = Path(file).suffix
+    if suffix == ".tar":
+        return TarSource(label, storage, tuple(e for e in storage.entries() if e.name == file))
+    if suffix not in (".jsonl", ".json"):
+        raise ValueError(f"input {url!r}: expected a folder, .tar, .jsonl or COCO .json")
+    pictures = open_storage(absolute_url(images)) if images else storage
+    if images and not pictures.entries(deep=True):
+        raise FileNotFoundError(f"images {images!r} is no folder with files; give it with --images")
+    with storage.local_copy(file) as path:
+        if suffix == ".jsonl":
+            items = tuple(_read_jsonl(path, f"{folder}/{file}", pictures))
+        else:
+            items = tuple(_read_coco(path, f"{folder}/{file}"))
+    return ListSource(label, pictures, items, shard_size, human=suffix == ".json")
+
+
+def _locate(url: str) -> tuple[str, str]:
+    """(folder, file) of an input; the file is "" where the input is a folder.
+
+    Raises:
+        FileNotFoundError: nothing there.
+    """
+    if url.startswith("s3://"):
+        folder, file = split_url(url)
+        if Path(file).suffix in (".tar", ".jsonl", ".json"):
+            if not open_storage(folder).exists(file):
+                raise FileNotFoundError(f"input {url!r} does not exist")
+            return folder, file
+        if not open_storage(url).entries(deep=True):
+            raise FileNotFoundError(f"input {url!r} does not exist")
+        return url.rstrip("/"), ""
     path = local_path(url)
     if not path.exists():
         raise FileNotFoundError(f"input {url!r} does not exist")
-    if shard_size < 1:
-        raise ValueError(f"shard_size={shard_size}: at least 1")
     path = path.resolve()
-    label = name or (path.name if path.is_dir() else path.stem)
-    if path.is_dir():
-        tars = sorted(path.glob("*.tar"))
-        if tars:
-            return TarSource(label, path, tuple(tar.name for tar in tars))
-        path = _captions_file(path, url)
-    if path.suffix == ".tar":
-        return TarSource(label, path.parent, (path.name,))
-    folder = local_path(images).resolve() if images else path.parent
-    if not folder.is_dir():
-        raise FileNotFoundError(f"images {str(folder)!r} is not a folder; give it with --images")
-    if path.suffix == ".jsonl":
-        return ListSource(label, folder, tuple(_read_jsonl(path, folder)), shard_size, human=False)
-    if path.suffix == ".json":
-        return ListSource(label, folder, tuple(_read_coco(path)), shard_size, human=True)
-    raise ValueError(f"input {url!r}: expected a folder, .tar, .jsonl or COCO .json")
+    return (str(path), "") if path.is_dir() else (str(path.parent), path.name)
 
 
-def _captions_file(folder: Path, url: str) -> Path:
-    lists = sorted(folder.glob("*.jsonl"))
-    named = [path for path in lists if path.name == "captions.jsonl"]
+def _captions_file(storage: Storage, url: str) -> str:
+    lists = [entry.name for entry in storage.entries() if entry.name.endswith(".jsonl")]
+    named = [name for name in lists if name == "captions.jsonl"]
     if named or len(lists) == 1:
         return (named or lists)[0]
     if lists:
@@ -120,40 +144,40 @@ class TarSource:
     """img2dataset's output (tars, perhaps a parquet beside each) or plain webdataset tars."""
 
     name: str
-    folder: Path
-    tars: tuple[str, ...]
+    storage: Storage
+    tars: tuple[Entry, ...]
 
     def shards(self) -> list[InputShard]:
-        """One shard per tar; the etag is of its size and its two ends."""
-        return [_tar_shard(self.folder / tar) for tar in self.tars]
+        """One shard per tar; the etag is the store's, or of its size and its two ends."""
+        return [
+            InputShard(tar.name, tar.size, tar.etag or _ends(self.storage, tar))
+            for tar in self.tars
+        ]
 
     def reader(self) -> Source:
-        """Itself: it is small."""
-        return self
+        """The same without the list, to send around: each shard names its tar."""
+        return replace(self, tars=())
 
     def read(self, shard: InputShard) -> Iterator[Sample | Rejected]:
         """Every sample of the tar; damage becomes one more row behind the whole samples."""
-        path = self.folder / shard.name
-        reader = _TarReader(self.name, shard.name, *_columns(path.with_suffix(".parquet")))
-        with open(path, "rb") as file:
+        columns = _columns(self.storage, str(Path(shard.name).with_suffix(".parquet")))
+        reader = _TarReader(self.name, shard.name, *columns)
+        with self.storage.local_copy(shard.name) as path, open(path, "rb") as file:
             yield from reader.read(file, os.fstat(file.fileno()).st_size)
 
 
-def _tar_shard(path: Path) -> InputShard:
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        digest = hashlib.sha256(file.read(_PROBE))
-        file.seek(max(_PROBE, size - _PROBE))
-        digest.update(file.read(_PROBE))
-    return InputShard(path.name, size, digest.hexdigest()[:32])
+def _ends(storage: Storage, tar: Entry) -> str:
+    digest = hashlib.sha256(storage.read_range(tar.name, 0, _PROBE))
+    digest.update(storage.read_range(tar.name, max(_PROBE, tar.size - _PROBE), _PROBE))
+    return digest.hexdigest()[:32]
 
 
-def _columns(parquet: Path) -> tuple[dict[str, dict[str, Any]], bool]:
+def _columns(storage: Storage, parquet: str) -> tuple[dict[str, dict[str, Any]], bool]:
     """img2dataset's columns by key, and whether they could be read."""
-    if not parquet.exists():
+    if not storage.exists(parquet):
         return {}, True
     try:
-        rows = pq.read_table(parquet).to_pylist()
+        rows = pq.read_table(pa.BufferReader(storage.read(parquet))).to_pylist()
     except (pa.ArrowException, OSError):
         return {}, False
     return {str(row["key"]): row for row in rows if row.get("key") is not None}, True
@@ -282,7 +306,7 @@ class ListSource:
     """Image files in a folder, and a list of their captions."""
 
     name: str
-    folder: Path
+    storage: Storage
     items: tuple[Item, ...]
     shard_size: int
     human: bool
@@ -319,7 +343,7 @@ class ListSource:
         image = b""
         if not reason:
             try:
-                image = (self.folder / item.file).read_bytes()
+                image = self.storage.read(item.file)
             except FileNotFoundError:
                 reason = "missing_file"
             except OSError:
@@ -340,7 +364,7 @@ def _file_key(file: str) -> str:
     return folder + slash + (stem if dot and stem else base).replace(".", "_")
 
 
-def _read_jsonl(path: Path, folder: Path) -> Iterator[Item]:
+def _read_jsonl(path: Path, url: str, pictures: Storage) -> Iterator[Item]:
     """The lines of a JSONL, then the images of the folder that no line names."""
     named: set[str] = set()
     usable = False
@@ -354,10 +378,10 @@ def _read_jsonl(path: Path, folder: Path) -> Iterator[Item]:
             yield item
     if not usable:
         raise ValueError(
-            f"input {str(path)!r}: no line has an image field; expected one of "
+            f"input {url!r}: no line has an image field; expected one of "
             f"{', '.join(IMAGE_FIELDS)} and one of {', '.join(TEXT_FIELDS)}"
         )
-    for file in sorted(_image_files(folder) - named):
+    for file in sorted(_image_files(pictures) - named):
         yield Item(file, (), "no_line")
 
 
@@ -384,20 +408,17 @@ def _line_item(line: bytes, number: int) -> Item:
     return Item(file, captions, reason, record)
 
 
-def _image_files(folder: Path) -> set[str]:
+def _image_files(pictures: Storage) -> set[str]:
     """Image files below a folder, by name relative to it; hidden ones are left out."""
-    found = set()
-    for where, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        base = Path(where).relative_to(folder)
-        for file in files:
-            if file.rpartition(".")[2].lower() in IMAGE_EXTS and not file.startswith("."):
-                name = (base / file).as_posix()
-                found.add(name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
-    return found
+    names = (entry.name for entry in pictures.entries(deep=True))
+    return {
+        name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        for name in names
+        if name.rpartition(".")[2].lower() in IMAGE_EXTS
+    }
 
 
-def _read_coco(path: Path) -> Iterator[Item]:
+def _read_coco(path: Path, url: str) -> Iterator[Item]:
     """COCO captions: one item per image with all its captions, in the order of image ids."""
     try:
         data = json.loads(path.read_text("utf-8"))
@@ -405,7 +426,7 @@ def _read_coco(path: Path) -> Iterator[Item]:
         annotations = [(note["image_id"], note["caption"]) for note in data["annotations"]]
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as broken:
         raise ValueError(
-            f"input {str(path)!r} is no COCO caption file ({broken!r}); expected images "
+            f"input {url!r} is no COCO caption file ({broken!r}); expected images "
             "[{id, file_name}] and annotations [{image_id, caption}]"
         ) from broken
     captions: dict[Any, list[Any]] = {}
