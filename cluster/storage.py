@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -59,6 +60,7 @@ class Storage(Protocol):
     def read_range(self, name: str, offset: int, length: int) -> bytes: ...
     def entries(self, folder: str = "", deep: bool = False) -> list[Entry]: ...
     def local_copy(self, name: str) -> contextlib.AbstractContextManager[Path]: ...
+    def download(self, name: str, path: Path) -> None: ...
     def publish(self, name: str, data: bytes) -> bool: ...
     def replace(self, name: str, data: bytes) -> None: ...
     def sweep(self) -> None: ...
@@ -119,6 +121,10 @@ class LocalStorage:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
         yield path
+
+    def download(self, name: str, path: Path) -> None:
+        """Write a copy to a new file; the caller renames it when it is whole."""
+        shutil.copyfile(self.path(name), path)
 
     def publish(self, name: str, data: bytes) -> bool:
         """Create ``name`` with exactly ``data``.

@@ -1,4 +1,4 @@
-"""A real S3 server in this process (moto), and a proxy before it that breaks some of the requests."""
+"""A real S3 server in this process (moto), and a proxy before it that breaks some requests."""
 
 import contextlib
 import http.client

@@ -144,7 +144,7 @@ def test_what_cannot_work_is_said_at_once(server, monkeypatch):
             storage().read("x")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     _client.cache_clear()
-    with pytest.raises(Unreachable, match="in 3 attempts.*check the network"):
+    with pytest.raises(Unreachable, match=r"in 3 attempts.*check the network"):
         storage(attempts=3).read("x")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 import webdataset
 
+from cluster.storage import open_storage
 from jobs.capfilt import CapFiltArgs, parse, run_capfilt
 from jobs.capfilt_models import find_folder, read_processor
 from pipeline.manifest import committed, manifest_hash
 from pipeline.shards import read_parquet
+from tests.faulty_s3 import BUCKET, Faults, faulty_proxy, s3_server
 from tests.pipeline.test_sources import png, tar, trio
 from tests.tiny_models import save_captioner, save_clip
 
@@ -48,7 +50,7 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(source: Path, out: Path, models: list[str], *more: str) -> list[str]:
+def command(source: Path | str, out: Path | str, models: list[str], *more: str) -> list[str]:
     paths = ["--input", str(source), "--output", str(out)]
     return [sys.executable, "jobs/capfilt.py", "--recipe", "tinyworld", *paths, *models, *more]
 
@@ -131,6 +133,37 @@ def test_another_recipe_or_input_is_refused(undisturbed: Path, web: Path, models
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_s3_in_and_out_gives_the_same_bytes_in_spite_of_faults(
+    undisturbed: Path, web: Path, models: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    faults = Faults(error_500=0.03, slow_down=0.03, reset=0.03, truncated=0.03, lost_answer=0.03)
+    with s3_server(monkeypatch) as server, faulty_proxy(server, faults) as url:
+        store = open_storage(f"s3://{BUCKET}/web")
+        for path in sorted(web.iterdir()):
+            store.replace(path.name, path.read_bytes())
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        source, out = f"s3://{BUCKET}/web", f"s3://{BUCKET}/out"
+        done = launch(source, out, models, "--source", web.name)
+        assert done.returncode == 0, done.stderr
+        again = launch(source, out, models, "--source", web.name)
+        assert json.loads(again.stdout.splitlines()[-1])["skipped"] == 4, again.stderr
+        refused = launch(source, out, models, "--source", "other")
+        assert refused.returncode == 2 and "another plan" in refused.stderr
+        missing = launch(f"s3://{BUCKET}/nothing", out, models)
+        assert missing.returncode == 2 and missing.stderr.count("\n") == 1
+        assert f"s3://{BUCKET}/nothing' does not exist" in missing.stderr
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+        store = open_storage(out)
+        found = {entry.name: store.read(entry.name) for entry in store.entries(deep=True)}
+    local = content(undisturbed)
+    assert found.keys() == local.keys() and sum(faults.happened.values()) > 5
+    for name in found.keys() - {"plan.json", "gallery.html"}:  # they name the place and its etags
+        data: object = found[name]
+        if name.endswith("_stats.json"):
+            data = {k: v for k, v in json.loads(found[name]).items() if k != "seconds"}
+        assert data == local[name], name
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_it_resumes_to_the_same_bytes(
     undisturbed: Path, web: Path, models: list[str], tmp_path: Path
@@ -185,7 +218,7 @@ def kill_workers(driver: int) -> None:
     ("change", "message"),
     [
         ({"input": "/nowhere/at/all"}, "does not exist"),
-        ({"output": "s3://bucket/x"}, "s3"),
+        ({"output": "gs://bucket/x"}, "gs"),
         ({"--recipe": "nope"}, "tinyworld"),
         ({"--config.captioner": "no/such-model"}, "captioner 'no/such-model'"),
     ],
