@@ -5,7 +5,8 @@
 
 At most ``per_actor`` items per actor are under way, so memory is bounded by construction and work
 is pulled by whoever is free. Lost workers are replaced and their item runs again; an error of the
-application is never retried: it ends the map.
+application is never retried: it ends the map. An item that keeps losing its workers waits until
+the others are done; then, alone, it is halved down to the parts that kill whoever touches them.
 """
 
 import contextlib
@@ -38,14 +39,14 @@ class RayConfig:
         workers: model actors; 0 takes one per GPU, or one per CPU where there is no GPU.
         threads: CPU threads of an actor. More change how sums are split, so bits may change.
         per_actor: items under way per actor.
-        retries: how often an item whose workers were lost runs again.
+        retries: how often an item whose workers were lost runs again before it is suspected.
     """
 
     address: str | None = None
     workers: int = 0
     threads: int = 1
     per_actor: int = 3
-    retries: int = 5
+    retries: int = 3
 
     def __post_init__(self) -> None:
         for name, least in (("workers", 0), ("threads", 1), ("per_actor", 1), ("retries", 0)):
@@ -165,6 +166,21 @@ def _resources(config: RayConfig) -> Resources:
 
 
 @dataclass(frozen=True, slots=True)
+class Parts:
+    """How an item can be looked at in parts, to find what in it kills workers.
+
+    Attributes:
+        count: item -> how many parts it has; runs in a task.
+        only: (item, first, end) -> an item of these parts alone.
+        without: (item, parts) -> the item that leaves these parts out and says so in its result.
+    """
+
+    count: Callable[[Any], int]
+    only: Callable[[Any, int, int], Any]
+    without: Callable[[Any, frozenset[int]], Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Stages:
     """What happens to an item.
 
@@ -172,11 +188,13 @@ class Stages:
         prepare: item -> (kept, sent); runs in a task.
         actor: makes an object with ``process(sent)``; called once in each actor.
         finish: (kept, processed) -> a small result; runs in a task.
+        parts: how to find what kills workers; without it, an item that keeps doing so ends the map.
     """
 
     prepare: Callable[[Any], tuple[Any, Any]]
     actor: Callable[[], Any]
     finish: Callable[[Any, Any], Any]
+    parts: Parts | None = None
 
 
 def map_shards(
@@ -190,32 +208,15 @@ def map_shards(
 
     Raises:
         Exception: whatever the application raised, from the first item that failed.
-        RuntimeError: an item lost its workers more than ``config.retries`` times.
+        RuntimeError: an item lost its workers again and again, and no part of it is to blame.
     """
     if not items:
         return
     run = _Map(stages, config, resources, min(resources.actors, len(items)))
-    waiting = [(item, 0) for item in reversed(items)]  # with how often it was lost
-    under_way: dict[Any, tuple[Item, int, int]] = {}
     try:
-        while waiting or under_way:
-            while waiting and len(under_way) < run.capacity:
-                item, losses = waiting.pop()
-                ref, index = run.submit(item)
-                under_way[ref] = (item, losses, index)
-            (ready,), _ = ray.wait(list(under_way), num_returns=1)
-            item, losses, index = under_way.pop(ready)
-            run.load[index] -= 1
-            try:
-                result = ray.get(ready)
-            except RayTaskError as failed:
-                raise _cause(failed) from failed
-            except RayError as dead:
-                if losses == config.retries:
-                    raise RuntimeError(f"{item} lost its workers {losses + 1} times") from dead
-                waiting.append((item, losses + 1))
-                continue
-            done(item, result)
+        suspects = run.all(items, done)
+        for item in suspects:
+            run.alone(item, done)
     finally:
         run.stop()
 
@@ -231,26 +232,84 @@ class _Map:
     def __init__(
         self, stages: Stages, config: RayConfig, resources: Resources, actors: int
     ) -> None:
-        # Only lost workers are retried: a task that raises would raise again.
-        task: dict[str, Any] = {
-            "num_cpus": 0.25,
-            "max_retries": config.retries,
-            "retry_exceptions": False,
-        }
+        # Only lost workers are retried, and once: what they were doing may be what killed them.
+        task: dict[str, Any] = {"num_cpus": 0.25, "max_retries": 1, "retry_exceptions": False}
         self.two: Any = ray.remote(**task, num_returns=2)(_call)
         self.one: Any = ray.remote(**task)(_call)
         self.prepare, self.finish = ray.put(stages.prepare), ray.put(stages.finish)
+        self.parts, self.retries = stages.parts, config.retries
         holder = ray.remote(_Holder).options(
-            num_cpus=resources.cpus,
-            num_gpus=resources.gpus,
-            max_restarts=-1,
-            max_task_retries=config.retries,
+            num_cpus=resources.cpus, num_gpus=resources.gpus, max_restarts=-1, max_task_retries=1
         )
         self.actors: list[Any] = [
             holder.remote(stages.actor, config.threads) for _ in range(actors)
         ]
         self.load = [0] * actors
         self.capacity = actors * config.per_actor
+
+    def all(self, items: Sequence[Any], done: Callable[[Any, Any], None]) -> list[Any]:
+        """Run every item; returns those that lost their workers more than ``retries`` times."""
+        waiting = [(item, 0) for item in reversed(items)]  # with how often it was lost
+        under_way: dict[Any, tuple[Any, int, int]] = {}
+        suspects = []
+        while waiting or under_way:
+            while waiting and len(under_way) < self.capacity:
+                item, losses = waiting.pop()
+                ref, index = self.submit(item)
+                under_way[ref] = (item, losses, index)
+            (ready,), _ = ray.wait(list(under_way), num_returns=1)
+            item, losses, index = under_way.pop(ready)
+            self.load[index] -= 1
+            try:
+                result = _get(ready)
+            except RayError:
+                if losses == self.retries:
+                    suspects.append(item)
+                else:
+                    waiting.append((item, losses + 1))
+                continue
+            done(item, result)
+        return suspects
+
+    def alone(self, item: Any, done: Callable[[Any, Any], None]) -> None:
+        """Find the parts of a suspect that kill workers, and run the rest of it."""
+        bad = self.killers(item)
+        logging.getLogger(__name__).warning(
+            "%s lost its workers %d times; parts left out: %s",
+            item, self.retries + 1, sorted(bad) or "none",
+        )  # fmt: skip
+        rest = self.parts.without(item, bad) if self.parts and bad else item
+        if self.all([rest], lambda _, result: done(item, result)):
+            raise RuntimeError(
+                f"{item} keeps losing its workers and no sample of it is to blame: they may be "
+                "out of memory (see Ray's log); give them more, or a smaller --config.batch-size"
+            )
+
+    def killers(self, item: Any) -> frozenset[int]:
+        """Parts that killed their workers twice, by halving; each probe runs by itself."""
+        if self.parts is None:
+            return frozenset()
+        open_ranges = [(0, _get(self.one.remote(self.parts.count, item)))]
+        bad = set()
+        while open_ranges:
+            first, end = open_ranges.pop()
+            if first == end or not self._kills(self.parts.only(item, first, end)):
+                continue
+            if end - first > 1:
+                middle = (first + end) // 2
+                open_ranges += [(middle, end), (first, middle)]
+            elif self._kills(self.parts.only(item, first, end)):  # once may be another's doing
+                bad.add(first)
+        return frozenset(bad)
+
+    def _kills(self, item: Any) -> bool:
+        """Whether preparing and processing an item loses a worker."""
+        _, sent = self.two.options(max_retries=0).remote(self.prepare, item)
+        try:
+            _get(self.actors[0].process.options(max_task_retries=0).remote(sent))
+        except RayError:
+            return True
+        return False
 
     def submit(self, item: Any) -> tuple[Any, int]:
         index = self.load.index(min(self.load))
@@ -262,6 +321,14 @@ class _Map:
     def stop(self) -> None:
         for handle in self.actors:
             ray.kill(handle)
+
+
+def _get(ref: Any) -> Any:
+    """The result; the application's own error as itself, a lost worker as ``RayError``."""
+    try:
+        return ray.get(ref)
+    except RayTaskError as failed:
+        raise _cause(failed) from failed
 
 
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:

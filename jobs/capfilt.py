@@ -20,8 +20,8 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -30,7 +30,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from cluster.ray_map import RayConfig, Resources, Stages, describe_cluster, map_shards, session
+from cluster.ray_map import Parts, RayConfig, Resources, Stages, describe_cluster, map_shards, session
 from cluster.storage import Storage, absolute_url, open_storage
 from jobs import recipes
 from jobs.capfilt_models import Describer, find_folder, read_processor, revision
@@ -48,6 +48,7 @@ from pipeline.manifest import (
     compact,
     open_plan,
 )
+from pipeline.sample import Rejected, Sample
 from pipeline.sources import InputShard, Source, open_source
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,13 +107,39 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """An output shard to make: its name and its input."""
+    """An output shard to make: its name, its input, and which of the input's records.
+
+    Attributes:
+        first, end: the records to look at; the whole shard unless something is searched for.
+        killers: records that kill whoever touches them: they become rows, and nothing else.
+    """
 
     name: str
     shard: InputShard
+    first: int = 0
+    end: int | None = None
+    killers: frozenset[int] = frozenset()
 
     def __str__(self) -> str:
         return f"shard {self.name} ({self.shard.name})"
+
+    def only(self, first: int, end: int) -> "Work":
+        """These records alone."""
+        return replace(self, first=first, end=end)
+
+    def without(self, killers: frozenset[int]) -> "Work":
+        """The same work with these records quarantined."""
+        return replace(self, killers=self.killers | killers)
+
+    def records(self, source: Source) -> Iterator[Sample | Rejected]:
+        """The records of this work, the quarantined ones with their reason."""
+        for number, record in enumerate(source.read(self.shard)):
+            if number < self.first or (self.end is not None and number >= self.end):
+                continue
+            if number in self.killers and isinstance(record, Sample):
+                where = (record.uid, record.key, record.source, record.shard)
+                record = Rejected(*where, "kills_worker", record.caption)
+            yield record
 
 
 def run_capfilt(args: CapFiltArgs) -> Summary:
@@ -189,6 +216,7 @@ def _process(args: CapFiltArgs, source: Source, todo: Sequence[Work], resources:
         partial(_prepare, source.reader(), recipe, specs),
         partial(Describer, recipe),
         partial(_commit, absolute_url(args.output), recipe.keep),
+        Parts(partial(_count, source.reader()), Work.only, Work.without),
     )
     sizes = [item.shard.size for item in todo]
     listed = all(item.shard.items for item in todo)
@@ -215,8 +243,12 @@ def _process(args: CapFiltArgs, source: Source, todo: Sequence[Work], resources:
 def _prepare(
     source: Source, recipe: CapFiltRecipe, specs: Sequence[Any], item: Work
 ) -> tuple[tuple[str, Kept], ModelInput]:
-    kept, model_input = prepare(source.read(item.shard), recipe.filters, *specs)
+    kept, model_input = prepare(item.records(source), recipe.filters, *specs)
     return (item.name, kept), model_input
+
+
+def _count(source: Source, item: Work) -> int:
+    return sum(1 for _ in source.read(item.shard))
 
 
 def _commit(

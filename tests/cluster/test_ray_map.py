@@ -2,12 +2,13 @@
 
 import os
 import signal
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from cluster.ray_map import RayConfig, Resources, Stages, map_shards, session
+from cluster.ray_map import Parts, RayConfig, Resources, Stages, map_shards, session
 
 ROOT = Path(__file__).parents[2]
 CONFIG = RayConfig(workers=1, retries=3)
@@ -74,6 +75,78 @@ def test_every_item_goes_through_once_and_lost_workers_are_replaced(
     stages = Stages(prepare, partial(Dying, tmp_path), partial(dying_finish, tmp_path))
     assert collect(stages, resources) == expected
     assert {path.name for path in tmp_path.iterdir()} == {"3", "finish"}
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """An item of several parts."""
+
+    parts: tuple[int, ...]
+    left_out: frozenset[int] = frozenset()
+
+    def only(self, first: int, end: int) -> "Numbers":
+        return Numbers(self.parts[first:end])
+
+    def without(self, parts: frozenset[int]) -> "Numbers":
+        return Numbers(self.parts, parts)
+
+
+class Fragile:
+    """Dies of 13, whatever comes with it; every call is written down."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+
+    def process(self, sent: tuple[int, ...]) -> int:
+        with open(self.log, "a") as log:
+            log.write(f"{len(sent)}\n")
+        if 13 in sent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return sum(sent)
+
+
+def numbers(item: Numbers) -> tuple[list[int], tuple[int, ...]]:
+    kept = tuple(n for place, n in enumerate(item.parts) if place not in item.left_out)
+    if 17 in kept:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return sorted(item.left_out), kept
+
+
+def name_and_sum(left_out: list[int], processed: int) -> str:
+    return f"{processed} without {left_out}"
+
+
+def count(item: Numbers) -> int:
+    return len(item.parts)
+
+
+@pytest.mark.slow
+def test_what_kills_workers_is_found_and_left_out(resources: Resources, tmp_path: Path):
+    log = tmp_path / "log"
+    items = [Numbers((1, 2, 3)), Numbers((4, 13, 5, 6, 7, 8, 13, 9)), Numbers((10, 17, 11))]
+    parts = Parts(count, Numbers.only, Numbers.without)
+    stages = Stages(numbers, partial(Fragile, log), name_and_sum, parts)
+    config = RayConfig(workers=1, retries=1)
+    results: dict[Numbers, str] = {}
+    map_shards(items, stages, config, resources, results.__setitem__)
+    said = {item: results[item] for item in items}
+    assert list(said.values()) == ["6 without []", "39 without [1, 6]", "21 without [1]"]
+    assert "1" in log.read_text().split()  # it went down to single parts
+
+
+@pytest.mark.slow
+def test_an_item_that_kills_as_a_whole_ends_the_map(resources: Resources, tmp_path: Path):
+    class Small(Fragile):
+        def process(self, sent: tuple[int, ...]) -> int:
+            if len(sent) > 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return sum(sent)
+
+    parts = Parts(count, Numbers.only, Numbers.without)
+    stages = Stages(numbers, partial(Small, tmp_path / "log"), name_and_sum, parts)
+    config = RayConfig(workers=1, retries=0)
+    with pytest.raises(RuntimeError, match="no sample of it is to blame"):
+        map_shards([Numbers((1, 2, 3, 4))], stages, config, resources, print)
 
 
 def test_an_error_of_the_application_ends_the_map_as_itself(resources: Resources):
