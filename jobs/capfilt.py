@@ -30,7 +30,15 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from cluster.ray_map import Parts, RayConfig, Resources, Stages, describe_cluster, map_shards, session
+from cluster.ray_map import (
+    Parts,
+    RayConfig,
+    Resources,
+    Stages,
+    describe_cluster,
+    map_shards,
+    session,
+)
 from cluster.storage import Storage, absolute_url, open_storage
 from jobs import recipes
 from jobs.capfilt_models import Describer, find_folder, read_processor, revision
@@ -138,8 +146,9 @@ class Work:
                 continue
             if number in self.killers and isinstance(record, Sample):
                 where = (record.uid, record.key, record.source, record.shard)
-                record = Rejected(*where, "kills_worker", record.caption)
-            yield record
+                yield Rejected(*where, "kills_worker", record.caption)
+            else:
+                yield record
 
 
 def run_capfilt(args: CapFiltArgs) -> Summary:
