@@ -6,6 +6,8 @@
 Input: a folder of tars (img2dataset, webdataset), a folder with captions.jsonl, or COCO JSON
 (with --images). Output: WebDataset tars, a parquet row for every input, commit records, and
 gallery.html to judge the filter by eye. Started again, it does what is not committed yet.
+``plan``, ``verify``, ``stats``, ``compact`` and ``retry --reason R`` go in front of the options:
+see jobs/capfilt_tools.py.
 Fields of the recipe are overridden as ``--config.sampling.top-p 0.95``.
 """
 
@@ -20,7 +22,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -40,8 +42,9 @@ from cluster.ray_map import (
     session,
 )
 from cluster.storage import Storage, absolute_url, open_storage
-from jobs import recipes
+from jobs import capfilt_tools, recipes
 from jobs.capfilt_models import Describer, find_folder, read_processor, revision
+from jobs.capfilt_work import RETRY, Work
 from jobs.cli import run
 from jobs.recipes.capfilt import CapFiltRecipe
 from pipeline.capfilt import Described, Kept, ModelInput, assemble, prepare
@@ -56,8 +59,7 @@ from pipeline.manifest import (
     compact,
     open_plan,
 )
-from pipeline.sample import Rejected, Sample
-from pipeline.sources import InputShard, Source, open_source
+from pipeline.sources import Source, open_source
 
 ROOT = Path(__file__).resolve().parents[1]
 _LIBRARIES = ("torch", "transformers", "tokenizers", "pillow", "numpy", "pyarrow")
@@ -113,61 +115,53 @@ class Summary:
     output: str
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """An output shard to make: its name, its input, and which of the input's records.
-
-    Attributes:
-        first, end: the records to look at; the whole shard unless something is searched for.
-        killers: records that kill whoever touches them: they become rows, and nothing else.
-    """
-
-    name: str
-    shard: InputShard
-    first: int = 0
-    end: int | None = None
-    killers: frozenset[int] = frozenset()
-
-    def __str__(self) -> str:
-        return f"shard {self.name} ({self.shard.name})"
-
-    def only(self, first: int, end: int) -> "Work":
-        """These records alone."""
-        return replace(self, first=first, end=end)
-
-    def without(self, killers: frozenset[int]) -> "Work":
-        """The same work with these records quarantined."""
-        return replace(self, killers=self.killers | killers)
-
-    def records(self, source: Source) -> Iterator[Sample | Rejected]:
-        """The records of this work, the quarantined ones with their reason."""
-        for number, record in enumerate(source.read(self.shard)):
-            if number < self.first or (self.end is not None and number >= self.end):
-                continue
-            if number in self.killers and isinstance(record, Sample):
-                where = (record.uid, record.key, record.source, record.shard)
-                yield Rejected(*where, "kills_worker", record.caption)
-            else:
-                yield record
-
-
 def run_capfilt(args: CapFiltArgs) -> Summary:
     """Run CapFilt to the end, or resume it; see the module's docstring.
 
     Raises:
         ValueError: input, output, recipe or model that cannot be used; the message says why.
     """
+
+    def uncommitted(storage: Storage, work: list[Work]) -> list[Work]:
+        before = committed_names(storage)
+        return [item for item in work if item.name not in before]
+
+    return _run(args, uncommitted)
+
+
+def retry_capfilt(args: CapFiltArgs, reasons: Sequence[str]) -> Summary:
+    """Try inputs again that were dropped for one of the reasons, into shards of their own.
+
+    Committed shards are never edited: ``00000123-retry01`` holds what became of the inputs.
+
+    Raises:
+        ValueError: as ``run_capfilt``; a reason nothing was dropped for; nothing committed yet.
+    """
+
+    def dropped(storage: Storage, work: list[Work]) -> list[Work]:
+        _, commits = capfilt_tools.existing(args.output)
+        rows = capfilt_tools.to_retry(storage, commits, frozenset(reasons))
+        times = Counter(commit.retry_of for commit in commits)
+        return [
+            replace(item, name=f"{item.name}{RETRY}{times[item.name] + 1:02d}", again=tuple(again))
+            for item in work
+            if (again := rows.get(item.name))
+        ]
+
+    return _run(args, dropped)
+
+
+def _run(args: CapFiltArgs, choose: Callable[[Storage, list[Work]], list[Work]]) -> Summary:
     begun = time.perf_counter()
     source = open_source(args.input, args.images, args.config.shard_size, args.source)
     storage = open_storage(args.output)
     settings = _settings(args.config, source.name)  # before Ray: a wrong path is known at once
     with session(args.ray, ROOT) as resources:
         work = _plan(args, source, storage, {**settings, "device": _device(args, resources)})
-        before = committed_names(storage)
-        todo = [item for item in work if item.name not in before]
+        todo = choose(storage, work)
         print(
-            f"{len(work)} shards, {len(before)} committed already, {len(todo)} to do on "
-            f"{resources.actors} model workers ({resources.device}; {describe_cluster()})",
+            f"{len(work)} shards, {len(todo)} to do on {resources.actors} model workers "
+            f"({resources.device}; {describe_cluster()})",
             flush=True,
         )
         start = time.perf_counter()
@@ -178,6 +172,23 @@ def run_capfilt(args: CapFiltArgs) -> Summary:
     if args.gallery:
         storage.replace("gallery.html", build_gallery(storage, commits, args.gallery))
     return _summarise(commits, len(todo), images / spent, time.perf_counter() - begun, args.output)
+
+
+def show_plan(args: CapFiltArgs) -> None:
+    """Print what would run and how long it would take; nothing is written and nothing started.
+
+    Raises:
+        ValueError: input, recipe or model that cannot be used; the message says why.
+    """
+    source = open_source(args.input, args.images, args.config.shard_size, args.source)
+    _settings(args.config, source.name)
+    shards = source.shards()
+    commits = committed(args.output)
+    done = sum(not commit.retry_of for commit in commits)
+    unit = "images" if shards and shards[0].items else "bytes"
+    print(f"input   {args.input}: {len(shards):,} shards, {sum(s.size for s in shards):,} {unit}")
+    print(f"output  {args.output}: {done:,} committed, {len(shards) - done:,} to do")
+    print(capfilt_tools.estimate(commits, len(shards) - done, args.ray.workers or 1))
 
 
 def _plan(
@@ -251,9 +262,9 @@ def _process(args: CapFiltArgs, source: Source, todo: Sequence[Work], resources:
 
 def _prepare(
     source: Source, recipe: CapFiltRecipe, specs: Sequence[Any], item: Work
-) -> tuple[tuple[str, Kept], ModelInput]:
+) -> tuple[tuple[Work, Kept], ModelInput]:
     kept, model_input = prepare(item.records(source), recipe.filters, *specs)
-    return (item.name, kept), model_input
+    return (item, kept), model_input
 
 
 def _count(source: Source, item: Work) -> int:
@@ -261,27 +272,20 @@ def _count(source: Source, item: Work) -> int:
 
 
 def _commit(
-    output: str, keep: int, named: tuple[str, Kept], described: Described
+    output: str, keep: int, worked: tuple[Work, Kept], described: Described
 ) -> dict[str, Any]:
-    name, kept = named
+    item, kept = worked
     shard = assemble(kept, described, keep)
-    commit_shard(open_storage(output), name, shard.tar, shard.parquet, shard.stats)
-    return shard.stats
+    stats = {**shard.stats, **item.about()}
+    commit_shard(open_storage(output), item.name, shard.tar, shard.parquet, stats)
+    return stats
 
 
 def _summarise(
     commits: Sequence[Commit], done: int, speed: float, seconds: float, output: str
 ) -> Summary:
-    reasons: Counter[str] = Counter()
-    for commit in commits:
-        reasons.update(commit.reasons)
     return Summary(
-        images=sum(commit.n for commit in commits),
-        kept=sum(commit.ok for commit in commits),
-        filtered=sum(commit.filtered for commit in commits),
-        failed=sum(commit.failed for commit in commits),
-        reasons=dict(sorted(reasons.items())),
-        web_won=sum(commit.web_won for commit in commits),
+        **asdict(capfilt_tools.count(commits)),
         done=done,
         skipped=len(commits) - done,
         seconds=round(seconds, 2),
@@ -314,13 +318,23 @@ def parse(argv: Sequence[str]) -> CapFiltArgs:
     return tyro.cli(CapFiltArgs, args=argv, default=default, description=__doc__)
 
 
-def main() -> None:
-    """Parse, run, show."""
-    args = parse(sys.argv[1:])
-    if args.dry_run:
+def main() -> int:
+    """Run, or the tool that the first argument names."""
+    command, rest = sys.argv[1] if len(sys.argv) > 1 else "", sys.argv[2:]
+    if command in capfilt_tools.TOOLS:
+        return capfilt_tools.main(sys.argv[1:])
+    if command == "retry":
+        reasons, rest = capfilt_tools.take_reasons(rest)
+        show(retry_capfilt(parse(rest), reasons))
+        return 0
+    args = parse(rest if command in ("run", "plan") else sys.argv[1:])
+    if command == "plan":
+        show_plan(args)
+    elif args.dry_run:
         print(json.dumps(asdict(args), indent=2, default=str))
-        return
-    show(run_capfilt(args))
+    else:
+        show(run_capfilt(args))
+    return 0
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -44,7 +44,11 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """A committed shard: ``n`` rows in, ``ok`` in the tar, the rest filtered or failed."""
+    """A committed shard: ``n`` rows in, ``ok`` in the tar, the rest filtered or failed.
+
+    A retry's shard names the one it took inputs from (``retry_of``) and how they had been counted
+    there: by reason (``retried``) and by status (``retried_status``).
+    """
 
     name: str
     n: int
@@ -60,6 +64,10 @@ class Commit:
     tar_path: str
     parquet_path: str
     tar_bytes: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    retry_of: str = ""
+    retried: dict[str, int] = field(default_factory=dict)
+    retried_status: dict[str, int] = field(default_factory=dict)
 
 
 def open_plan(storage: Storage, plan: Plan) -> Plan:
@@ -169,6 +177,10 @@ def _read_record(storage: Storage, path: str) -> Commit:
             tar_path=f"{storage.url}/{base}.tar",
             parquet_path=f"{storage.url}/{base}.parquet",
             tar_bytes=record["tar_bytes"],
+            seconds=record.get("seconds", {}),
+            retry_of=record.get("retry_of", ""),
+            retried=record.get("retried", {}),
+            retried_status=record.get("retried_status", {}),
         )
     except (KeyError, TypeError, json.JSONDecodeError) as broken:
         raise ValueError(

@@ -165,6 +165,51 @@ def test_s3_in_and_out_gives_the_same_bytes_in_spite_of_faults(
 
 
 @pytest.mark.slow
+def test_tools_plan_verify_stats_and_retry(models: list[str], tmp_path: Path):
+    source, out = tmp_path / "pairs", tmp_path / "out"
+    source.mkdir()
+    lines = [{"file": f"{i}.png", "caption": f"a red circle {i}"} for i in range(6)]
+    (source / "captions.jsonl").write_text("\n".join(map(json.dumps, [*lines, lines[0]])))
+    for i in (0, 1, 2, 4):
+        (source / f"{i}.png").write_bytes(png())
+
+    def tool(name: str, *more: str) -> subprocess.CompletedProcess:
+        run_like = name in ("plan", "run", "retry")
+        options = command(source, out, models)[2:] if run_like else ["--output", str(out)]
+        return execute([sys.executable, "jobs/capfilt.py", name, *more, *options])
+
+    plan = tool("plan")
+    assert plan.returncode == 0 and "1 shards, 7 images" in plan.stdout, plan.stderr
+    assert "no shard is done yet" in plan.stdout and not out.exists()
+    assert tool("verify").returncode == 2
+    first = json.loads(tool("run").stdout.splitlines()[-1])
+    assert first["reasons"] == {"duplicate_key": 1, "missing_file": 2} and first["kept"] == 4
+    refused = tool("retry", "--reason", "duplicate_key")
+    assert refused.returncode == 2 and "choose from missing_file" in refused.stderr
+
+    (source / "3.png").write_bytes(png())  # one of the two comes back
+    second = json.loads(tool("retry", "--reason", "missing_file").stdout.splitlines()[-1])
+    assert (second["images"], second["kept"], second["failed"]) == (7, 5, 2)
+    assert second["reasons"] == {"duplicate_key": 1, "missing_file": 1}
+    (source / "5.png").write_bytes(png())
+    third = json.loads(tool("retry", "--reason", "missing_file").stdout.splitlines()[-1])
+    assert (third["images"], third["kept"], third["failed"]) == (7, 6, 1)
+    names = [commit.name for commit in committed(str(out))]
+    assert names == ["00000000", "00000000-retry01", "00000000-retry02"]
+    assert "nothing is left to do" in tool("plan").stdout
+
+    assert "nothing is wrong" in tool("verify").stdout
+    counts = json.loads(tool("stats").stdout.splitlines()[-1])
+    assert counts["kept"] == 6 and counts["images"] == 7 and counts["seconds"]["models"] > 0
+    path = out / "shards" / "00000000.tar"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    (out / "shards" / "00000000-retry01.parquet").unlink()
+    broken = tool("verify")
+    assert broken.returncode == 1
+    assert "00000000.tar: sha256" in broken.stdout and "retry01.parquet: missing" in broken.stdout
+
+
+@pytest.mark.slow
 def test_killed_at_any_moment_it_resumes_to_the_same_bytes(
     undisturbed: Path, web: Path, models: list[str], tmp_path: Path
 ):
