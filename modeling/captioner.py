@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
-_CANDIDATES = 32  # nuclei of trained captioners are small; a wider one takes the full sort
+_CANDIDATES = (32, 1024)  # nuclei of trained captioners are small; only wider ones sort more
 _TEXTS = 128  # texts embedded at once by the scorer
 
 
@@ -78,16 +78,17 @@ def nucleus(logits_RV: Tensor, uniform_R: Tensor, top_p: float) -> Tensor:
         int64 ids, shape R.
     """
     probs_RV = logits_RV.softmax(-1)
-    width = min(_CANDIDATES, probs_RV.shape[-1])
-    _, ids_RK = probs_RV.topk(width, dim=-1)
-    ids_RK = ids_RK.sort(dim=-1).values
-    chosen_R, closed_R = _inverse_cdf(probs_RV, ids_RK, uniform_R, top_p)
-    if width < probs_RV.shape[-1]:
-        open_R = ~closed_R
-        if bool(open_R.any()):
-            wide_RV = probs_RV[open_R]
-            every_RV = torch.arange(wide_RV.shape[-1], device=wide_RV.device).expand_as(wide_RV)
-            chosen_R[open_R] = _inverse_cdf(wide_RV, every_RV, uniform_R[open_R], top_p)[0]
+    vocabulary = probs_RV.shape[-1]
+    chosen_R = torch.empty_like(uniform_R, dtype=torch.int64)
+    open_R = torch.arange(len(probs_RV), device=probs_RV.device)
+    for width in (*(w for w in _CANDIDATES if w < vocabulary), vocabulary):
+        rows_RV = probs_RV if len(open_R) == len(probs_RV) else probs_RV[open_R]
+        ids_RK = rows_RV.topk(width, dim=-1).indices.sort(dim=-1).values
+        drawn_R, closed_R = _inverse_cdf(rows_RV, ids_RK, uniform_R[open_R], top_p)
+        chosen_R[open_R] = drawn_R
+        open_R = open_R[~closed_R]
+        if not len(open_R):
+            break
     return chosen_R
 
 

@@ -1,0 +1,107 @@
+"""What the benchmarks share: timing in turns, the matrix-product ceiling, the table and its JSON."""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Seconds of several runs of the same work."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def best(self) -> float:
+        """The least disturbed run: what is compared, since noise only ever adds."""
+        return min(self.seconds)
+
+    @property
+    def median(self) -> float:
+        """For a look at how noisy the machine was."""
+        return statistics.median(self.seconds)
+
+
+def in_turns(work: Mapping[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, Timed]:
+    """Run each contender once per round, one after the other, so that noise meets all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(rounds):
+        for name, run in work.items():
+            seconds[name].append(clock(run, device))
+    return {name: Timed(tuple(spent)) for name, spent in seconds.items()}
+
+
+def clock(run: Callable[[], Any], device: str) -> float:
+    """Seconds of one call, the device's work included."""
+    settle(device)
+    start = time.perf_counter()
+    run()
+    settle(device)
+    return time.perf_counter() - start
+
+
+def settle(device: str) -> None:
+    """Wait for the device."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def flops(run: Callable[[], Any]) -> float:
+    """Matrix-product FLOPs of a call, as torch counts them (attention kernels included)."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return float(counter.get_total_flops())
+
+
+def matmul_peak(device: str, dtype: torch.dtype, size: int = 0) -> float:
+    """FLOP/s of a large square matrix product: the ceiling of everything that multiplies."""
+    size = size or (8192 if device.startswith("cuda") else 1536)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    for _ in range(2):
+        a @ b
+    repeats = 20 if device.startswith("cuda") else 5
+
+    def products() -> None:
+        for _ in range(repeats):
+            a @ b
+
+    spent = min(clock(products, device) for _ in range(3))
+    return 2 * size**3 * repeats / spent
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Where and when this was measured."""
+    name = platform.processor() or platform.machine()
+    if device.startswith("cuda"):
+        name = torch.cuda.get_device_name()
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as aligned columns, the first one of words, the others of numbers."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def report(rows: Sequence[Sequence[str]], record: Mapping[str, Any]) -> None:
+    """The table for people, and a last line of JSON for programs."""
+    print(table(rows))
+    print(json.dumps(record), flush=True)
