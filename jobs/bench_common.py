@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing in turns, the matrix-product ceiling, the table and its JSON."""
+"""What the benchmarks share: timing in turns, the matrix-product ceiling, tables and JSON."""
 
 import json
 import platform
