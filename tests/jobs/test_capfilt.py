@@ -210,6 +210,15 @@ def test_tools_plan_verify_stats_and_retry(models: list[str], tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_a_cluster_under_fire_on_a_faulty_s3_gives_the_same_bytes():
+    """One short seed of tests/chaos_capfilt.py; the long ones run by hand."""
+    options = ["--seeds", "1", "--shards", "12", "--kills", "5", "--where", "s3"]
+    done = execute([sys.executable, "tests/chaos_capfilt.py", *options])
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert "equals the undisturbed run" in done.stdout
+
+
+@pytest.mark.slow
 def test_killed_at_any_moment_it_resumes_to_the_same_bytes(
     undisturbed: Path, web: Path, models: list[str], tmp_path: Path
 ):
