@@ -366,10 +366,9 @@ def _encoder_width(choice: EncoderChoice) -> int | None:
         return _timm_width(choice.name.removeprefix("timm:"))
     if choice.name.endswith((".pth", ".pt")):
         return eva_config(_read_pth(choice.name), choice.heads).width
-    folder = _local(choice.name)
-    if folder is None:
+    if _local(choice.name) is None and _is_hub_id(choice.name):
         return None
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((_folder("encoder", choice.name, ()) / "config.json").read_text())
     return config.get("vision_config", config).get("hidden_size")
 
 
@@ -400,12 +399,16 @@ def _local(name: str) -> Path | None:
     return None
 
 
+def _is_hub_id(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
 def _folder(what: str, name: str, patterns: tuple[str, ...]) -> Path:
     """The local folder of a model, fetched from the hub where ``name`` is a hub id."""
     folder = _local(name)
     if folder is not None:
         return folder
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if not _is_hub_id(name):
         raise ValueError(f"{what} {name!r}: no such folder, and it is no hub id (owner/name)")
     from huggingface_hub import snapshot_download
 
