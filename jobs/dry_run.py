@@ -5,7 +5,6 @@ their sizes, from their folder or, for the paper's, from ``jobs.recipes.known``.
 """
 
 import json
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -216,8 +215,7 @@ def _image_tokens(sketched: Sketch) -> int:
 
 def _encoder(choice: EncoderChoice) -> ImageEncoder | None:
     """The encoder from its own folder, else from the paper's sizes; None where neither is there."""
-    here = choice.name.startswith("timm:") or models.is_local(choice.name)
-    if here:
+    if choice.name.startswith("timm:") or models.local_path(choice.name) is not None:
         return models.load_encoder(choice, weights=False)
     if choice.name in known.VISION:
         return build_clip_encoder(known.VISION[choice.name](), choice.image_size)
@@ -225,14 +223,10 @@ def _encoder(choice: EncoderChoice) -> ImageEncoder | None:
 
 
 def _language(name: str) -> Any:
-    config = None
-    if models.is_local(name):
-        with suppress(OSError):
-            config = AutoConfig.from_pretrained(models.ROOT / name)
-    elif name in known.LANGUAGE:
-        config = known.LANGUAGE[name]()
-    if config is None:
+    folder = models.local_path(name)
+    if folder is None and name not in known.LANGUAGE:
         return None
+    config = known.LANGUAGE[name]() if folder is None else AutoConfig.from_pretrained(folder)
     family: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     model = family.from_config(config)
     if not getattr(config, "scale_decoder_outputs", True):  # FlanT5's head is a matrix of its own

@@ -173,8 +173,8 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _read_pth(name: str) -> dict[str, Tensor]:
     """A plain state dict from a ``.pth`` file, memory-mapped; nothing in it is executed."""
-    path = ROOT / name if (ROOT / name).is_file() else Path(name)
-    if not path.is_file():
+    path = local_path(name)
+    if path is None or not path.is_file():
         raise ValueError(f"encoder {name!r}: no such file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -386,9 +386,9 @@ def _language_width(name: str) -> int | None:
     return config.get("word_embed_proj_dim") or config.get("d_model") or config.get("hidden_size")
 
 
-def is_local(name: str) -> bool:
-    """Whether a model's folder or file is here."""
-    return _local(name) is not None or any((root / name).is_file() for root in (ROOT, Path()))
+def local_path(name: str) -> Path | None:
+    """A model's folder or file, seen from the clone or from here; None where there is none."""
+    return next((path for path in (ROOT / name, Path(name)) if path.exists()), None)
 
 
 def _local(name: str) -> Path | None:

@@ -162,7 +162,7 @@ class Stage1(nn.Module):
         negative_image_B, negative_text_B = negatives
         received_RPD, row_B = gather.fetch(tokens_BPD, negative_image_B)
         candidates = image
-        if received_RPD.shape[0]:
+        if received_RPD.shape[0] or received_RPD.requires_grad:
             candidates = concatenate(image, self.project_image(received_RPD))
         pairs = concatenate(image, select(candidates, row_B), image)
         ids_RL = torch.cat((ids_BL, ids_BL, gather.gather(ids_BL)[negative_text_B]))

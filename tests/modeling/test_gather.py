@@ -34,6 +34,13 @@ def joined(case: str) -> tuple[Tensor, ...]:
 CASES = ["plain", "image ids", "one sample a rank"]
 
 
+def token_gradient(inputs: tuple[Tensor, ...]) -> Tensor:
+    """What an encoder that trains gets: from its images, and as others' negatives."""
+    tokens = inputs[0].requires_grad_()
+    sharp_stage1()(tokens, *inputs[1:])["loss"].backward()
+    return tokens.grad
+
+
 def losses_and_gradients(inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
     model = sharp_stage1()
     losses = model(*inputs)
@@ -53,6 +60,8 @@ def one_rank(rank: int, port: int, folder: str) -> None:
         tensors = losses_and_gradients(own_part(joined(case), rank))
         mean = {f"{case}/{name}": gather.world_sum(t) / RANKS for name, t in tensors.items()}
         result.update(mean)
+        token_grad = token_gradient(own_part(joined(case), rank))
+        result[f"{case}/tokens"] = gather.gather(token_grad) / RANKS
     result.update(fetched(rank))
     with pytest.raises(ValueError, match="from 2 to 3 samples"):
         sharp_stage1()(*batch(2 + rank))
@@ -107,6 +116,13 @@ def test_two_ranks_equal_one_rank_on_the_joined_batch(two_ranks, monkeypatch, ca
     for name, tensor in expected.items():
         found = two_ranks[f"{case}/{name}"]
         assert torch.allclose(found, tensor, atol=2e-6, rtol=1e-4), name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_encoder_that_trains_gets_the_joined_batchs_gradient(two_ranks, monkeypatch, case):
+    monkeypatch.setattr(torch, "multinomial", most_likely)
+    expected = token_gradient(joined(case))
+    assert torch.allclose(two_ranks[f"{case}/tokens"], expected, atol=2e-6, rtol=1e-4)
 
 
 def test_only_the_chosen_negatives_travel(two_ranks):
