@@ -45,6 +45,12 @@ class EncoderChoice:
     def __post_init__(self) -> None:
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"encoder.drop_path = {self.drop_path} must lie in [0, 1)")
+        for name in ("drop_path", "checkpoint_blocks"):
+            if getattr(self, name) and not self.train:
+                raise ValueError(
+                    f"encoder.{name} = {getattr(self, name)} has no effect on a frozen encoder: "
+                    "leave it out, or add --encoder.train"
+                )
 
 
 @dataclass(frozen=True)

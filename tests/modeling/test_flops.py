@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from jobs.recipes.known import flan_t5
 from jobs.recipes.known import opt as opt_config
@@ -91,6 +92,17 @@ def test_frozen_language_models(family):
     sizes = language_sizes(model.config)
     expected = 2 * language_flops(sizes, given, targets)
     got = counted(lambda: language.loss(prompts, texts, prompt_texts=told))
+    assert got == pytest.approx(expected, rel=LIMIT)
+
+
+def test_a_language_model_with_shared_heads_and_a_gated_mlp():
+    sizes = {"hidden_size": 32, "intermediate_size": 44, "num_hidden_layers": 2, "vocab_size": 50}
+    config = LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2)
+    config._attn_implementation = "eager"
+    model = LlamaForCausalLM(config).requires_grad_(False)
+    embedded = torch.randn(1, 9, 32, requires_grad=True)
+    expected = language_flops(language_sizes(config), given=0, targets=9)
+    got = counted(lambda: model(inputs_embeds=embedded).logits)
     assert got == pytest.approx(expected, rel=LIMIT)
 
 
