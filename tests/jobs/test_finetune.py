@@ -1,14 +1,18 @@
 """The finetunes as a person runs them: from a checkpoint, resumed, loaded again, and misused."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import BertConfig, BertModel
 
 from cluster import checkpoint
 from cluster.runlog import read_log
-from jobs import finetune_caption, finetune_retrieval, finetune_vqa, models
+from jobs import finetune_caption, finetune_retrieval, finetune_vqa, models, train_models
+from jobs.recipes import recipe
+from jobs.train_loop import prepare
 from modeling.blip2 import stage_weights
 from tests.jobs.run_jobs import run_jobs
 from tests.jobs.test_training import curve, mistake
@@ -162,9 +166,6 @@ def test_mistakes_end_with_one_line(world, runs, tmp_path, capsys):
 
 
 def test_epochs_count_the_data(world, tmp_path):
-    from jobs.recipes import recipe
-    from jobs.train_loop import prepare
-
     plan = prepare(recipe("stage1", "tinyworld"), str(world["shards"]), str(tmp_path), epochs=10)
     assert plan.run.steps == plan.run.optim.total_steps == 5  # 10 x 32 samples, batches of 64
     assert plan.run.optim.warmup_steps == 2
@@ -176,3 +177,24 @@ def test_a_loss_that_is_not_finite_is_one_line(runs):
     assert result["code"] == 1 and "Traceback" not in result["err"]
     lines = [line for line in result["err"].splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "is not finite; the step was not applied" in lines[0]
+
+
+def test_without_stage1_the_qformer_starts_from_bert(tmp_path):
+    """Figure 5: what a stage 2 without text can take of BERT, it takes."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    bert = BertModel(BertConfig(**sizes, intermediate_size=64, vocab_size=50))
+    bert.save_pretrained(tmp_path)
+    made = recipe("stage2", "vit-g-opt-2.7b-without-stage1")
+    qformer = replace(made.model.qformer, width=32, layers=2, heads=4, ffn=64)
+    made = replace(made, bert=str(tmp_path), model=replace(made.model, qformer=qformer))
+    stage = train_models.new_stage(made, fresh=True)
+    own, theirs = dict(stage.named_parameters()), bert.state_dict()
+    for ours, name in (
+        ("qformer.norm.weight", "embeddings.LayerNorm.weight"),
+        ("qformer.layers.1.self_attn.key.weight", "encoder.layer.1.attention.self.key.weight"),
+        ("qformer.layers.0.query_ffn.up.weight", "encoder.layer.0.intermediate.dense.weight"),
+    ):
+        assert torch.equal(own[ours], theirs[name])
+    other = train_models.new_stage(made, fresh=False)  # where a checkpoint will fill it
+    assert not torch.equal(dict(other.named_parameters())[ours], theirs[name])
