@@ -24,7 +24,7 @@ class QuestionShards(Shards):
     """Questions in memory, images in their files: one shard, a sample a question.
 
     At each visit of a question one of its answers is drawn, so that an answer is learned as often
-    as it was given.
+    as it was given. ``name`` is FOLDER:SPLIT.
 
     Raises:
         ValueError: no question, or one without an answer.
@@ -41,7 +41,8 @@ class QuestionShards(Shards):
             )
         content = derive_seed(*((row.key, row.question, row.answers) for row in asked))
         super().__init__(name, [Path(name)], [len(asked)], f"{content:016x}")
-        self._asked = tuple(asked)
+        # Not the folder: what is drawn must not change when the data is moved.
+        self._asked, self._split = tuple(asked), name.rpartition(":")[2]
 
     def members(self, shard: int, index: int) -> dict[str, bytes]:
         """The image's bytes, and a record as a shard of human captions has it."""
@@ -52,7 +53,7 @@ class QuestionShards(Shards):
             raise BadSample(f"its image {row.image} cannot be read") from broken
         answers = [answer for answer in row.answers if answer.strip()]
         record = {
-            "uid": make_uid(self.name, "questions", row.key),
+            "uid": make_uid("questions", self._split, row.key),
             "question": row.question,
             "captions": [{"text": a, "score": None, "origin": "human"} for a in answers],
             "kept": list(range(len(answers))),

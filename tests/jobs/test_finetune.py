@@ -37,6 +37,7 @@ def command(world: dict[str, Path], name: str, *more: str) -> list[str]:
     """A finetune of eight steps on the small models, into its own folder."""
     recipe = {"retrieval": "retrieval-tinyworld"}.get(name, f"{name}-tinyworld-t5")
     sizes = {"width": 32, "layers": 2, "heads": 4, "ffn": 64, "queries": 4}
+    batch = "12" if name == "vqa" else "8"  # all questions at every step
     language = [] if name == "retrieval" else ["--language.name", str(world["t5"])]
     data = f"{world['questions']}:test" if name == "vqa" else str(world["shards"])
     init = {"retrieval": str(world["stage1"]), "caption": str(world["stage2"])}
@@ -46,7 +47,7 @@ def command(world: dict[str, Path], name: str, *more: str) -> list[str]:
         *("--encoder.name", str(world["clip"]), "--encoder.image-size", "32"),
         *(word for key, n in sizes.items() for word in (f"--model.qformer.{key}", str(n))),
         *("--optim.warmup-steps", "0", "--optim.layer-decay", str(DECAY), "--optim.lr", "1e-3"),
-        *("--steps", str(STEPS), "--global-batch", "8", "--save-every", "4", "--log-every", "1"),
+        *("--steps", str(STEPS), "--global-batch", batch, "--save-every", "4", "--log-every", "1"),
         *("--out", str(world["out"] / name), *language, *more),
     ]
 
@@ -78,7 +79,8 @@ def checkpoint_recipe(world, name):
 def test_learns_from_where_pretraining_ended(world, runs, name):
     records = read_log(world["out"] / name)
     assert [record["step"] for record in records] == list(range(1, STEPS + 1))
-    assert records[-1]["loss"] < records[0]["loss"]
+    losses = [record["loss"] for record in records]
+    assert sum(losses[-2:]) < sum(losses[:2])
     assert "starting from" in runs[name]["out"] and "step_00000003" in runs[name]["out"]
     assert runs[name]["out"].count("starting from") == (2 if name == "vqa" else 1)
 
