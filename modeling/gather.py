@@ -2,10 +2,12 @@
 one rank.
 
 Legend: B local batch, W world batch (B × ranks, rank-major), L text tokens, P image tokens, D
-    width, E embedding, R rows
-received. Nothing here carries a gradient: a rank's loss is differentiated by its own samples only,
-and the average over ranks is then the gradient of the joined batch (section 3.2 of the paper uses
-in-batch negatives over all GPUs).
+width, E embedding, R rows received.
+
+A rank's loss is differentiated by its own samples only, and the average over ranks is then the
+gradient of the joined batch (section 3.2 of the paper uses in-batch negatives over all GPUs).
+Therefore nothing here carries a gradient, but for one thing: the tokens of an encoder that trains,
+where another rank took them for a negative.
 """
 
 import torch
@@ -78,11 +80,13 @@ def common_text_length(batch: int, length: int, device: torch.device) -> int:
 
 
 def fetch(tokens_BPD: Tensor, chosen_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Brings the frozen image tokens that this rank chose as negatives, and only those, from the
-    ranks that own them.
+    """Brings the image tokens that this rank chose as negatives, and only those, from the ranks
+    that own them.
 
     Args:
-        tokens_BPD: This rank's image tokens; no gradient flows through the exchange.
+        tokens_BPD: This rank's image tokens. Where they have a gradient (the encoder is finetuned),
+            what was received has one too, and every rank must let it take part in its loss: its
+            backward pass is a collective call.
         chosen_B: World index of the negative image for each of this rank's texts.
 
     Returns:
@@ -101,10 +105,10 @@ def fetch(tokens_BPD: Tensor, chosen_B: Tensor) -> tuple[Tensor, Tensor]:
     mine_NB = wanted_NB // batch == here
     mine_NB[here] = False  # what this rank wants of its own stays where it is
     send_rows = (wanted_NB % batch)[mine_NB]
-    received = _exchange(
-        tokens_BPD.detach()[send_rows], mine_NB.sum(1).tolist(), receive_counts.tolist()
-    )
-    return received, row_B
+    counts = mine_NB.sum(1).tolist(), receive_counts.tolist()
+    if tokens_BPD.requires_grad:
+        return _Exchanged.apply(tokens_BPD, send_rows, *counts), row_B
+    return _exchange(tokens_BPD[send_rows], *counts), row_B
 
 
 def _received_rows(owner_B: Tensor, index_B: Tensor, batch: int, here: int) -> Tensor:
@@ -118,6 +122,25 @@ def _received_rows(owner_B: Tensor, index_B: Tensor, batch: int, here: int) -> T
     row_B = index_B.clone()
     row_B[remote_B] = batch + place
     return row_B
+
+
+class _Exchanged(torch.autograd.Function):
+    """The exchange of tokens that train: their gradients go back the way they came."""
+
+    @staticmethod
+    def forward(  # type: ignore[no-untyped-def]
+        ctx, tokens_BPD: Tensor, send_rows: Tensor, sends: list[int], receives: list[int]
+    ) -> Tensor:
+        ctx.save_for_backward(send_rows)
+        ctx.shape, ctx.counts = tokens_BPD.shape, (sends, receives)
+        return _exchange(tokens_BPD[send_rows], sends, receives)
+
+    @staticmethod
+    def backward(ctx, grad_RPD: Tensor):  # type: ignore[no-untyped-def]
+        (send_rows,), (sends, receives) = ctx.saved_tensors, ctx.counts
+        returned = _exchange(grad_RPD, receives, sends)
+        grad_BPD = grad_RPD.new_zeros(ctx.shape).index_add_(0, send_rows, returned)
+        return grad_BPD, None, None, None
 
 
 def _exchange(send: Tensor, send_counts: list[int], receive_counts: list[int]) -> Tensor:

@@ -110,6 +110,10 @@ def test_stage1_learns_logs_and_saves(undisturbed):
     assert names == ["latest", "step_00000008", "step_00000012"]
     found = checkpoint.find(out)
     assert found.recipe["kind"] == "stage1" and found.state["step"] == 12
+    weights = found.trainable()
+    assert not any("encoder" in name or "vit" in name for name in weights)  # nothing frozen
+    whole = sum(file["bytes"] for file in found.state["files"].values())
+    assert whole < 1.2 * 12 * sum(tensor.numel() for tensor in weights.values())
 
 
 def test_killed_and_resumed_equals_undisturbed(world, undisturbed, tmp_path):

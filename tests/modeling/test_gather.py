@@ -34,6 +34,13 @@ def joined(case: str, ranks: int) -> tuple[Tensor, ...]:
 CASES = ["plain", "image ids", "one sample a rank"]
 
 
+def token_gradient(inputs: tuple[Tensor, ...]) -> Tensor:
+    """What an encoder that trains gets: from its images, and as others' negatives."""
+    tokens = inputs[0].requires_grad_()
+    sharp_stage1()(tokens, *inputs[1:])["loss"].backward()
+    return tokens.grad
+
+
 def losses_and_gradients(inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
     model = sharp_stage1()
     losses = model(*inputs)
@@ -53,6 +60,8 @@ def one_rank(rank: int, ranks: int, port: int, folder: str) -> None:
         tensors = losses_and_gradients(own_part(joined(case, ranks), rank, ranks))
         mean = {f"{case}/{name}": gather.world_sum(t) / ranks for name, t in tensors.items()}
         result.update(mean)
+        token_grad = token_gradient(own_part(joined(case, ranks), rank, ranks))
+        result[f"{case}/tokens"] = gather.gather(token_grad) / ranks
     if ranks == 2:
         result.update(fetched(rank))
     with pytest.raises(ValueError, match=f"from 2 to {1 + ranks} samples"):
@@ -109,6 +118,14 @@ def test_ranks_equal_one_rank_on_the_joined_batch(world, monkeypatch, case):
     for name, tensor in expected.items():
         found = measured[f"{case}/{name}"]
         assert torch.allclose(found, tensor, atol=2e-6, rtol=1e-4), name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_encoder_that_trains_gets_the_joined_batchs_gradient(world, monkeypatch, case):
+    monkeypatch.setattr(torch, "multinomial", most_likely)
+    ranks, measured = world
+    expected = token_gradient(joined(case, ranks))
+    assert torch.allclose(measured[f"{case}/tokens"], expected, atol=2e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("world", [2], indirect=True, ids="{} ranks".format)

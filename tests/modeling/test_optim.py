@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from modeling.blip2 import Stage1
+from modeling.blip2 import Stage1, Stage2, Stage2Config, WithEncoder
 from modeling.optim import OptimConfig, learning_rate, parameter_groups, set_learning_rate
-from tests.modeling.tiny import stage1_config
+from modeling.vision import EvaConfig, build_eva_encoder
+from tests.modeling.tiny import qformer_config, stage1_config
 
 CONFIG = OptimConfig(lr=1.0, min_lr=0.2, warmup_lr=0.1, warmup_steps=10, total_steps=110)
 
@@ -68,6 +69,28 @@ def test_layer_wise_decay_survives_the_schedule():
     assert rates["encoder.vit.blocks.0.bias"] == pytest.approx(0.0625)
     assert rates["encoder.vit.pos_embed"] == pytest.approx(0.03125)
     assert not any(name.startswith("frozen") for name in rates)
+
+
+def test_layer_wise_decay_changes_the_size_of_updates():
+    """Adam's first step is the rate itself: the encoder's move by their share of it."""
+    torch.manual_seed(0)
+    encoder = build_eva_encoder(EvaConfig(width=24, blocks=3, heads=2, mlp=32, patch=8), 16)
+    stage = Stage2(Stage2Config(qformer_config(text=False), llm_width=8))
+    model = WithEncoder(encoder, stage)
+    config = OptimConfig(lr=1e-2, warmup_steps=0, total_steps=2, layer_decay=0.5, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameter_groups(model, config), weight_decay=0.0)
+    set_learning_rate(optimizer, learning_rate(config, 0))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model(torch.randn(2, 3, 16, 16)).square().sum().backward()
+    optimizer.step()
+    moved = {k: float((p.detach() - before[k]).abs().median()) for k, p in model.named_parameters()}
+    assert moved["stage.language_proj.weight"] == pytest.approx(1e-2, rel=0.01)
+    assert moved["stage.ln_vision.weight"] == pytest.approx(1e-2, rel=0.01)
+    for block, share in ((2, 1 / 2), (1, 1 / 4), (0, 1 / 8)):
+        name = f"encoder.vit.blocks.{block}.attn.proj.weight"
+        assert moved[name] == pytest.approx(share * 1e-2, rel=0.01)
+    for name in ("pos_embed", "cls_token", "patch_embed.proj.weight"):
+        assert moved[f"encoder.vit.{name}"] == pytest.approx(1e-2 / 16, rel=0.01)
 
 
 def test_bad_settings_name_the_field():
