@@ -1,0 +1,373 @@
+"""Hugging Face BLIP-2 and InstructBLIP folders, read and written.
+
+What Hugging Face has no place for goes beside the model, where ``from_pretrained`` does not look:
+
+    isthmus.json          the recipe, and what the way back to LAVIS needs
+    isthmus.safetensors   temperature and language-model head of stage 1
+    isthmus/              small files of the frozen models as they were (configurations, tokenizers)
+"""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from jobs import recipes
+from jobs.interchange_files import (
+    Lazy,
+    Tensors,
+    copy_small,
+    open_folder,
+    open_safetensors,
+    published,
+    read_json,
+    shapes,
+    sync,
+    write_folder,
+    write_json,
+)
+from jobs.interchange_export import add_rows, prepare_folder, strip_rows
+from jobs.interchange_parts import (
+    Frozen,
+    Options,
+    Parts,
+    build_recipe,
+    check_dtypes,
+    check_language,
+    check_tower,
+    module_shapes,
+)
+from jobs.recipes.train import Stage1Recipe, Stage2Recipe
+from modeling.blip2 import Stage1Config, Stage2Config
+from modeling.qformer import QFormerConfig
+from modeling.sizes import settle
+from modeling.weights import compare_shapes, huggingface_names
+
+NOTE, MORE, FILES = "isthmus.json", "isthmus.safetensors", "isthmus"
+MODELS = {
+    "Blip2ForImageTextRetrieval": "stage1",
+    "Blip2ForConditionalGeneration": "stage2",
+    "Blip2Model": "stage2",
+    "InstructBlipForConditionalGeneration": "stage2",
+}
+KINDS = ("blip-2", "instructblip")
+# Counters that older versions of transformers saved.
+COUNTERS = ("embeddings.position_ids", "qformer.embeddings.position_ids")
+TOWER, LANGUAGE, NORM = "vision_model.", "language_model.", "vision_model.post_layernorm."
+
+
+def is_huggingface(path: Path) -> bool:
+    """Whether a path is a Hugging Face folder rather than a checkpoint of ours."""
+    return (path / "config.json").is_file() and not (path / "state.json").is_file()
+
+
+def read_huggingface(folder: Path, options: Options | None = None) -> Parts:
+    """Read a folder of one of ``MODELS``, single file or sharded; frozen models stay in their files.
+
+    Raises:
+        ValueError: No such folder, another model, or a weight missing, unknown or misshapen.
+    """
+    options = options or Options()
+    config, where = read_config(folder), f"Hugging Face folder {folder}"
+    tensors = open_folder(folder)
+    counters = {name: tensors.pop(name) for name in COUNTERS if name in tensors}
+    _check_counters(counters, where)
+    note = read_json(folder / NOTE, "sidecar") if (folder / NOTE).is_file() else {}
+    more = open_safetensors(folder / MORE) if note and (folder / MORE).is_file() else {}
+    given = settle(options.config, "--config") if options.config else {}
+    model = model_of(config, tensors, more, given, where)
+    trainable = _trainable(model, config, tensors, more, where)
+    encoder = _encoder(config, tensors, folder, where)
+    language = None
+    if isinstance(model, Stage2Config):
+        language = _language(config, tensors, folder, note.get("rows", 0), where)
+    else:
+        _check_no_more(tensors, where)
+    tokenizer = _tokenizer(folder, config, isinstance(model, Stage1Config))
+    if note.get("recipe"):
+        recipe = _noted_recipe(note["recipe"], model, encoder, language, tokenizer, folder)
+    else:
+        recipe = build_recipe(model, options, encoder, language, tokenizer is not None)
+    notes = ("counters position_ids are left out",) if counters else ()
+    return Parts(recipe, trainable, encoder, language, tokenizer, note.get("lavis"), folder, notes)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The ``config.json`` of a BLIP-2 or InstructBLIP folder.
+
+    Raises:
+        ValueError: There is none, or it is another model's.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"Hugging Face folder {folder} has no config.json; give the folder that "
+            "save_pretrained wrote"
+        )
+    config = read_json(folder / "config.json", "config")
+    kind = config.get("model_type")
+    if kind not in KINDS:
+        raise ValueError(
+            f"{folder} is a folder of a {kind!r} model (config.json, model_type); "
+            f"give one of {' or '.join(KINDS)}"
+        )
+    name = (config.get("architectures") or [None])[0]
+    if name is not None and name not in MODELS:
+        raise ValueError(
+            f"{folder} is a {name} (config.json, architectures); give one of {', '.join(MODELS)}"
+        )
+    return config
+
+
+def model_of(
+    config: dict[str, Any], tensors: Tensors, more: Tensors, given: dict[str, Any], where: str
+) -> Stage1Config | Stage2Config:
+    """Our configuration of a Hugging Face model.
+
+    Args:
+        more: Tensors of the sidecar; without it there is no language-model head.
+        given: Fields that the user states; they must agree.
+
+    Raises:
+        ValueError: A field is one that our Q-Former cannot have, or ``given`` contradicts it.
+    """
+    instruct = config["model_type"] == "instructblip"
+    name = (config.get("architectures") or [None])[0]
+    stage1 = MODELS[name] == "stage1" if name else "itm_head.weight" in tensors
+    fields = settle(_with_defaults(config), f"{where}: qformer_config")
+    fields["queries"] = config.get("num_query_tokens", 32)
+    fields["text"] = instruct or stage1 or bool(fields.get("text"))
+    if stage1:
+        fields |= {"embed": config.get("image_text_hidden_size", 256)}
+    for field, value in given.items():
+        if field in fields and fields[field] != value:
+            raise ValueError(
+                f"--config says {field} = {value!r}, but {where} has {fields[field]!r}; "
+                "leave it out: a Hugging Face folder says everything itself"
+            )
+    embed = fields.pop("embed", None)
+    if fields["attention_dropout"] == fields["dropout"]:
+        fields["attention_dropout"] = None
+    qformer = QFormerConfig(**fields)
+    if not stage1:
+        width = tensors["language_projection.bias"].shape if _has_projection(tensors) else (0,)
+        return Stage2Config(qformer, llm_width=width[0])
+    dec = given.get("dec_token_id", qformer.vocab - 1)
+    return Stage1Config(qformer, embed, dec_token_id=dec, itg="lm_head.bias" in more)
+
+
+def write_huggingface(parts: Parts, out: Path, options: Options | None = None) -> list[str]:
+    """Write a folder that ``from_pretrained`` and the processors of transformers take as it is.
+
+    Stage 1 becomes ``Blip2ForImageTextRetrieval``, stage 2 ``Blip2ForConditionalGeneration``, and
+    one whose Q-Former reads text ``InstructBlipForConditionalGeneration``. A folder that came from
+    Hugging Face gets its own configuration and files back, byte for byte.
+
+    Returns:
+        Notes for the user.
+
+    Raises:
+        ValueError: Something is at ``out`` already, a frozen model cannot be had, or it is one
+            that Hugging Face's BLIP-2 has no place for.
+    """
+    options = options or Options()
+    with published(out) as aside:
+        aside.mkdir()
+        rows = 0
+        language = parts.language
+        if parts.huggingface is not None:
+            copy_small(parts.huggingface, aside, skip=(NOTE, FILES))
+            config = read_json(aside / "config.json", "config")
+            rows = _rows(config, language)
+        else:
+            config, rows = prepare_folder(parts, options, aside)
+        if rows:
+            assert language is not None
+            language = add_rows(language, rows)
+        write_folder(aside, _named(parts, config, language), out.name)
+        _write_sidecar(parts, aside, rows)
+    return []
+
+
+# ------------------------------------------------------------------------------------ reading
+
+_DEFAULTS = {
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.02,
+    "layer_norm_eps": 1e-12,
+    "cross_attention_frequency": 2,
+}
+"""Hugging Face leaves out of a config what is at its default, in some versions."""
+
+
+def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """The Q-Former's fields that have a meaning for us; older files hold generation's too."""
+    own = config.get("qformer_config") or {}
+    kept = {name: own.get(name, default) for name, default in _DEFAULTS.items()}
+    vision = (config.get("vision_config") or {}).get("hidden_size", 1408)
+    text = own.get("use_qformer_text_input", False)
+    return kept | {"encoder_hidden_size": vision, "use_qformer_text_input": text}
+
+
+def _has_projection(tensors: Tensors) -> bool:
+    bias = tensors.get("language_projection.bias")
+    return bias is not None and len(bias.shape) == 1
+
+
+def _trainable(
+    model: Stage1Config | Stage2Config,
+    config: dict[str, Any],
+    tensors: Tensors,
+    more: Tensors,
+    where: str,
+) -> dict[str, Tensor]:
+    """The trained weights under our names, checked against the configuration."""
+    instruct = config["model_type"] == "instructblip"
+    expected = module_shapes(model)
+    names = huggingface_names(expected, instruct)
+    frozen = (TOWER, LANGUAGE)
+    found = {
+        name: lazy.shape
+        for name, lazy in tensors.items()
+        if name.startswith(NORM) or not name.startswith(frozen)
+    }
+    compare_shapes({names[n]: shape for n, shape in expected.items() if n in names}, found, where)
+    check_dtypes({name: tensors[name] for name in found}, where)
+    trainable = {ours: tensors[theirs].read() for ours, theirs in names.items()}
+    if isinstance(model, Stage1Config):
+        homeless = {name: shape for name, shape in expected.items() if name not in names}
+        if more:
+            compare_shapes(homeless, shapes(more), f"{where}: {MORE}")
+            trainable |= {name: lazy.read() for name, lazy in more.items()}
+        else:
+            trainable["temperature"] = torch.tensor([model.temperature])
+    return trainable
+
+
+def _encoder(config: dict[str, Any], tensors: Tensors, folder: Path, where: str) -> Frozen:
+    from transformers import Blip2VisionConfig
+
+    own = {n: v for n, v in (config.get("vision_config") or {}).items() if n != "model_type"}
+    resolved = Blip2VisionConfig(**own).to_dict()
+    resolved |= {"model_type": "blip_2_vision_model", "architectures": ["Blip2VisionModel"]}
+    files = folder / FILES / "encoder"
+    if (files / "config.json").is_file():
+        resolved = read_json(files / "config.json", "config")
+    weights = {n.removeprefix(TOWER): t for n, t in tensors.items() if n.startswith(TOWER)}
+    frozen = Frozen(resolved, weights, files if files.is_dir() else None)
+    check_tower(frozen, f"{where}: vision_model")
+    return frozen
+
+
+def _language(
+    config: dict[str, Any], tensors: Tensors, folder: Path, rows: int, where: str
+) -> Frozen:
+    own = {"model_type": "opt"} | (config.get("text_config") or {})
+    weights = {n.removeprefix(LANGUAGE): t for n, t in tensors.items() if n.startswith(LANGUAGE)}
+    frozen = Frozen(own, weights, folder)
+    check_language(frozen, f"{where}: language_model")
+    files = folder / FILES / "language"
+    if rows:
+        frozen = strip_rows(frozen, rows)
+    if (files / "config.json").is_file():
+        frozen = replace(frozen, config=read_json(files / "config.json", "config"), files=files)
+    return frozen
+
+
+def _tokenizer(folder: Path, config: dict[str, Any], stage1: bool) -> Path | None:
+    """Where the Q-Former's tokenizer is."""
+    for place in (folder / FILES / "tokenizer", folder / "qformer_tokenizer"):
+        if place.is_dir():
+            return place
+    return folder if stage1 and (folder / "tokenizer_config.json").is_file() else None
+
+
+def _noted_recipe(
+    noted: dict[str, Any],
+    model: Stage1Config | Stage2Config,
+    encoder: Frozen,
+    language: Frozen | None,
+    tokenizer: Path | None,
+    folder: Path,
+) -> Any:
+    """The sidecar's recipe, with the frozen models that came along."""
+    kind: Any = Stage1Recipe if isinstance(model, Stage1Config) else Stage2Recipe
+    recipe = recipes.from_dict(kind, noted, f"sidecar {folder / NOTE}")
+    plain = build_recipe(model, Options(), encoder, language, tokenizer is not None)
+    choice = replace(recipe.encoder, name="./encoder", image_size=plain.encoder.image_size)
+    recipe = replace(recipe, encoder=choice)
+    if isinstance(recipe, Stage1Recipe):
+        return replace(recipe, tokenizer=plain.tokenizer if tokenizer else recipe.tokenizer)
+    return replace(recipe, language=replace(recipe.language, name="./language"))
+
+
+def _check_counters(counters: Tensors, where: str) -> None:
+    for name, lazy in counters.items():
+        ids = lazy.read().flatten()
+        if not torch.equal(ids.long(), torch.arange(ids.numel())):
+            raise ValueError(
+                f"{where}: {name} does not count from 0; BLIP-2 has no other positions"
+            )
+
+
+def _check_no_more(tensors: Tensors, where: str) -> None:
+    lost = [name for name in tensors if name.startswith(LANGUAGE)]
+    if lost:
+        raise ValueError(f"{where} has unknown {lost[0]}: a retrieval model has no language model")
+
+
+# ------------------------------------------------------------------------------------ writing
+
+
+def _named(parts: Parts, config: dict[str, Any], language: Frozen | None) -> Tensors:
+    """All weights under Hugging Face's names."""
+    instruct = config["model_type"] == "instructblip"
+    names = huggingface_names(parts.trainable, instruct)
+    result = {theirs: Lazy.of(parts.trainable[ours]) for ours, theirs in names.items()}
+    encoder = parts.encoder
+    assert encoder is not None
+    for name, lazy in encoder.tensors.items():
+        if not name.startswith("post_layernorm.") and name != "embeddings.position_ids":
+            result[TOWER + name] = lazy
+    if language is not None:
+        result |= {LANGUAGE + name: lazy for name, lazy in language.tensors.items()}
+    return result
+
+
+def _rows(config: dict[str, Any], language: Frozen | None) -> int:
+    """Rows that the configuration has and the language model has not (anymore)."""
+    if language is None:
+        return 0
+    theirs = config.get("text_config", {}).get("vocab_size")
+    own = language.config.get("vocab_size")
+    return theirs - own if theirs is not None and own is not None else 0
+
+
+def _write_sidecar(parts: Parts, folder: Path, rows: int) -> None:
+    names = huggingface_names(parts.trainable)
+    more = {name: t.contiguous() for name, t in parts.trainable.items() if name not in names}
+    if more:
+        save_file(more, folder / MORE, metadata={"format": "pt"})
+        sync(folder / MORE)
+    note = {"format": 1, "recipe": asdict(parts.recipe), "rows": rows, "lavis": parts.lavis}
+    write_json(folder / NOTE, note)
+    for name, frozen in (("encoder", parts.encoder), ("language", parts.language)):
+        if frozen is None:
+            continue
+        place = folder / FILES / name
+        if frozen.files is not None and frozen.files != parts.huggingface:
+            copy_small(frozen.files, place)
+        place.mkdir(parents=True, exist_ok=True)
+        write_json(place / "config.json", frozen.config)
+    if parts.tokenizer is not None and parts.huggingface is None:
+        copy_small(parts.tokenizer, folder / FILES / "tokenizer")
