@@ -12,8 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, Blip2Config, Blip2Processor, InstructBlipConfig
-from transformers import BlipImageProcessor, GenerationConfig, InstructBlipProcessor
+from transformers import (
+    AutoTokenizer,
+    Blip2Config,
+    Blip2Processor,
+    BlipImageProcessor,
+    GenerationConfig,
+    InstructBlipConfig,
+    InstructBlipProcessor,
+)
 
 from jobs import models
 from jobs.interchange_files import Lazy, Tensors, apply_table, open_folder, read_json
@@ -241,7 +248,7 @@ def prepare_folder(parts: Parts, options: Options, folder: Path) -> tuple[dict[s
     else:
         processor = Blip2Processor(pictures, tokenizer, num_query_tokens=qformer.queries)
     processor.save_pretrained(folder)
-    image = tokenizer.convert_tokens_to_ids("<image>")
+    image: Any = tokenizer.convert_tokens_to_ids("<image>")
     rows = max(0, image + 1 - text["vocab_size"])
     text["vocab_size"] += rows
     family = InstructBlipConfig if instruct else Blip2Config

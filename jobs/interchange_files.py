@@ -212,7 +212,7 @@ def write_folder(folder: Path, tensors: Mapping[str, Lazy], what: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     groups = _groups(tensors)
     total = sum(tensor.nbytes for tensor in tensors.values())
-    places = {}
+    places: dict[str, str] = {}
     bar = tqdm(
         total=total, unit="B", unit_scale=True, desc=what, disable=total < SHARD_BYTES, leave=False
     )

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from jobs import recipes
+from jobs.interchange_export import add_rows, prepare_folder, strip_rows
 from jobs.interchange_files import (
     Lazy,
     Tensors,
@@ -29,18 +30,18 @@ from jobs.interchange_files import (
     write_folder,
     write_json,
 )
-from jobs.interchange_export import add_rows, prepare_folder, strip_rows
 from jobs.interchange_parts import (
     Frozen,
     Options,
     Parts,
+    Recipe,
     build_recipe,
     check_dtypes,
     check_language,
     check_tower,
     module_shapes,
 )
-from jobs.recipes.train import Stage1Recipe, Stage2Recipe
+from jobs.recipes.train import Stage1Recipe
 from modeling.blip2 import Stage1Config, Stage2Config
 from modeling.qformer import QFormerConfig
 from modeling.sizes import settle
@@ -65,7 +66,7 @@ def is_huggingface(path: Path) -> bool:
 
 
 def read_huggingface(folder: Path, options: Options | None = None) -> Parts:
-    """Read a folder of one of ``MODELS``, single file or sharded; frozen models stay in their files.
+    """Read a folder of one of ``MODELS``, single file or sharded; frozen models stay in files.
 
     Raises:
         ValueError: No such folder, another model, or a weight missing, unknown or misshapen.
@@ -86,11 +87,10 @@ def read_huggingface(folder: Path, options: Options | None = None) -> Parts:
         language = _language(config, tensors, folder, note.get("rows", 0), where)
     else:
         _check_no_more(tensors, where)
-    tokenizer = _tokenizer(folder, config, isinstance(model, Stage1Config))
+    tokenizer = _tokenizer(folder, isinstance(model, Stage1Config))
+    recipe = build_recipe(model, options, encoder, language, tokenizer is not None)
     if note.get("recipe"):
-        recipe = _noted_recipe(note["recipe"], model, encoder, language, tokenizer, folder)
-    else:
-        recipe = build_recipe(model, options, encoder, language, tokenizer is not None)
+        recipe = _noted_recipe(note["recipe"], recipe, f"sidecar {folder / NOTE}")
     notes = ("counters position_ids are left out",) if counters else ()
     return Parts(recipe, trainable, encoder, language, tokenizer, note.get("lavis"), folder, notes)
 
@@ -284,7 +284,7 @@ def _language(
     return frozen
 
 
-def _tokenizer(folder: Path, config: dict[str, Any], stage1: bool) -> Path | None:
+def _tokenizer(folder: Path, stage1: bool) -> Path | None:
     """Where the Q-Former's tokenizer is."""
     for place in (folder / FILES / "tokenizer", folder / "qformer_tokenizer"):
         if place.is_dir():
@@ -292,22 +292,14 @@ def _tokenizer(folder: Path, config: dict[str, Any], stage1: bool) -> Path | Non
     return folder if stage1 and (folder / "tokenizer_config.json").is_file() else None
 
 
-def _noted_recipe(
-    noted: dict[str, Any],
-    model: Stage1Config | Stage2Config,
-    encoder: Frozen,
-    language: Frozen | None,
-    tokenizer: Path | None,
-    folder: Path,
-) -> Any:
-    """The sidecar's recipe, with the frozen models that came along."""
-    kind: Any = Stage1Recipe if isinstance(model, Stage1Config) else Stage2Recipe
-    recipe = recipes.from_dict(kind, noted, f"sidecar {folder / NOTE}")
-    plain = build_recipe(model, Options(), encoder, language, tokenizer is not None)
-    choice = replace(recipe.encoder, name="./encoder", image_size=plain.encoder.image_size)
-    recipe = replace(recipe, encoder=choice)
-    if isinstance(recipe, Stage1Recipe):
-        return replace(recipe, tokenizer=plain.tokenizer if tokenizer else recipe.tokenizer)
+def _noted_recipe(noted: dict[str, Any], plain: Recipe, where: str) -> Recipe:
+    """The sidecar's recipe with the frozen models that came along, which ``plain`` names."""
+    recipe: Any = recipes.from_dict(type(plain), noted, where)
+    encoder = replace(recipe.encoder, name="./encoder", image_size=plain.encoder.image_size)
+    recipe = replace(recipe, encoder=encoder)
+    if isinstance(plain, Stage1Recipe):
+        own = plain.tokenizer.startswith("./")
+        return replace(recipe, tokenizer=plain.tokenizer if own else recipe.tokenizer)
     return replace(recipe, language=replace(recipe.language, name="./language"))
 
 

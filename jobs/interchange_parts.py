@@ -1,4 +1,4 @@
-"""What every checkpoint format is read to and written from: typed recipe, weights, frozen models."""
+"""What every format is read to and written from: typed recipe, weights, frozen models."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -24,7 +24,11 @@ from modeling.blip2 import Stage1, Stage1Config, Stage2, Stage2Config
 from modeling.weights import compare_shapes
 
 Recipe = Stage1Recipe | Stage2Recipe
-SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+SHORT: dict[torch.dtype, Any] = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+}
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,7 @@ def check_language(frozen: Frozen, where: str) -> None:
         groups.setdefault(id(parameter), []).append(name)
     optional = {name for name, _ in model.named_buffers()}
     optional |= {n for n in frozen.tensors if n.endswith("rotary_emb.inv_freq")}
-    expected = {}
+    expected: dict[str, tuple[int, ...]] = {}
     for tied in groups.values():
         present = [name for name in tied if name in frozen.tensors]
         expected |= {name: tuple(names[name].shape) for name in present or tied[:1]}

@@ -197,8 +197,8 @@ def _agree(seen: Mapping[str, Any], given: Mapping[str, Any], where: str) -> Non
     for name, value in given.items():
         if seen.get(name) is not None and seen[name] != value:
             raise ValueError(
-                f"{where}: the config says {name} = {value!r}, but the weights have {seen[name]!r}; "
-                "correct the field or leave it out"
+                f"{where}: the config says {name} = {value!r}, but the weights have "
+                f"{seen[name]!r}; correct the field or leave it out"
             )
 
 
