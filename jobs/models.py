@@ -2,26 +2,35 @@
 
 import json
 import os
-from collections.abc import Iterator
+import pickle
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from cluster import checkpoint
 from jobs import recipes
 from jobs.recipes.train import EncoderChoice, Stage1Recipe, Stage2Recipe
-from modeling.blip2 import Stage1, Stage2, stage2_from_stage1
+from modeling.blip2 import Stage1, Stage2, WithEncoder, stage2_from_stage1
 from modeling.language import DecoderLM, EncoderDecoderLM
-from modeling.vision import ImageEncoder, build_clip_encoder, build_timm_encoder, freeze
-from modeling.weights import from_bert
+from modeling.vision import (
+    EvaConfig,
+    ImageEncoder,
+    build_clip_encoder,
+    build_eva_encoder,
+    build_timm_encoder,
+    eva_config,
+    freeze,
+)
+from modeling.weights import blip2_vision_to_eva, from_bert
 
 ROOT = Path(__file__).resolve().parents[1]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -39,9 +48,9 @@ class Trained:
 
     Attributes:
         recipe: the resolved recipe it was trained with.
-        encoder: the frozen image encoder.
+        encoder: the image encoder; a finetuned one with the checkpoint's weights.
         module: ``Stage1`` or ``Stage2`` with the checkpoint's weights.
-        tokenizer: BERT's with ``[DEC]`` (stage 1), else None.
+        tokenizer: BERT's with ``[DEC]`` where the Q-Former reads text (stage 1, VQA), else None.
         language: the frozen language model (stage 2), else None.
     """
 
@@ -53,29 +62,139 @@ class Trained:
     language: Language | None = None
 
 
-def load_encoder(name: str, image_size: int, dtype: str = "bf16") -> ImageEncoder:
-    """A frozen image encoder from a Hugging Face CLIP folder, a hub id or ``timm:NAME``.
+def load_encoder(choice: EncoderChoice, weights: bool = True) -> ImageEncoder:
+    """An image encoder, frozen in ``choice.dtype``, or trainable in fp32 with ``choice.train``.
+
+    ``choice.name`` is ``timm:NAME``, a Hugging Face folder or hub id of CLIP or BLIP-2 (the whole
+    model or its vision tower), or the reference's ``eva_vit_g.pth``.
 
     Args:
-        image_size: side in pixels; position embeddings are resized to it.
+        weights: False makes the tower only, on torch's current device, for weights that come from
+            a checkpoint (or for counting them).
 
     Raises:
-        ValueError: no such folder or model, or one that is no CLIP.
+        ValueError: no such file, folder or model, another architecture, damaged or misshapen
+            weights, or an image size that the encoder cannot take.
     """
+    name = choice.name
     if name.startswith("timm:"):
-        with _readable("encoder", name):
-            import timm
+        encoder = _timm_encoder(choice, weights)
+    elif name.endswith((".pth", ".pt")):
+        state = _read_pth(name)
+        sizes = eva_config(state, choice.heads)
+        encoder = build_eva_encoder(sizes, state=state if weights else None, **_options(choice))
+    else:
+        encoder = _huggingface_encoder(choice, weights)
+    if not choice.train:
+        return freeze(encoder, DTYPES[choice.dtype])
+    encoder.checkpoint_blocks(choice.checkpoint_blocks)
+    return encoder
 
-            state = timm.create_model(name.removeprefix("timm:"), pretrained=True).state_dict()
-        encoder = build_timm_encoder(name.removeprefix("timm:"), image_size, state)
-        return freeze(encoder, DTYPES[dtype])
-    folder = _folder("encoder", name, ("*.json", "*.safetensors"))
-    with _readable("encoder", name):
+
+def _options(choice: EncoderChoice) -> dict[str, Any]:
+    """What every builder of an encoder takes."""
+    return {
+        "image_size": choice.image_size,
+        "drop_path": choice.drop_path if choice.train else 0.0,
+        "dtype": torch.float32 if choice.train else DTYPES[choice.dtype],
+    }
+
+
+def _timm_encoder(choice: EncoderChoice, weights: bool) -> ImageEncoder:
+    name = choice.name.removeprefix("timm:")
+    if not weights:
+        return build_timm_encoder(name, **_options(choice))
+    import timm
+
+    with torch.device("meta"):  # name and image size are checked before anything is fetched
+        build_timm_encoder(name, **_options(choice))
+    with _readable("encoder", choice.name):
+        state = timm.create_model(name, pretrained=True).state_dict()
+    return build_timm_encoder(name, state=state, **_options(choice))
+
+
+def _huggingface_encoder(choice: EncoderChoice, weights: bool) -> ImageEncoder:
+    folder = _folder("encoder", choice.name, ("*.json", "*.safetensors"))
+    with _readable("encoder", choice.name):
         config = AutoConfig.from_pretrained(folder)
     vision = getattr(config, "vision_config", config)
-    if vision.model_type != "clip_vision_model":
-        raise ValueError(f"encoder {name!r} is a {config.model_type!r} model; give a CLIP folder")
-    return freeze(build_clip_encoder(vision, image_size, read_state(folder)), DTYPES[dtype])
+    if vision.model_type == "clip_vision_model":
+        state = read_state(folder) if weights else None
+        return build_clip_encoder(vision, state=state, **_options(choice))
+    if vision.model_type != "blip_2_vision_model":
+        raise ValueError(
+            f"encoder {choice.name!r} is a {config.model_type!r} model; give a CLIP or BLIP-2 "
+            "folder, eva_vit_g.pth, or timm:NAME"
+        )
+    if vision.hidden_act != "gelu":
+        raise ValueError(
+            f"encoder {choice.name!r}: vision_config.hidden_act = {vision.hidden_act!r}; "
+            "a BLIP-2 tower with 'gelu' is needed"
+        )
+    sizes = EvaConfig(
+        vision.hidden_size,
+        vision.num_hidden_layers,
+        vision.num_attention_heads,
+        vision.intermediate_size,
+        vision.patch_size,
+        vision.layer_norm_eps,
+    )
+    state = blip2_vision_to_eva(_read_tower(folder), sizes.blocks) if weights else None
+    return build_eva_encoder(sizes, state=state, **_options(choice))
+
+
+def _read_tower(folder: Path) -> dict[str, Tensor]:
+    """The vision tower of a BLIP-2 folder, without reading its language model."""
+    prefix = "vision_model."
+    state: dict[str, Tensor] = {}
+    for path in _weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                wanted = [key for key in file.keys() if _of_tower(key)]  # noqa: SIM118
+                state |= {key.removeprefix(prefix): file.get_tensor(key) for key in wanted}
+        except (OSError, SafetensorError) as broken:
+            raise ValueError(f"weights {path} cannot be read: {broken}") from broken
+    return state
+
+
+def _of_tower(key: str) -> bool:
+    """In a whole BLIP-2 the tower's names have a prefix, in a tower alone they have none."""
+    return key.startswith(("vision_model.", "embeddings.", "encoder.layers.", "post_layernorm."))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return [folder / "model.safetensors"]
+    return [
+        folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    ]
+
+
+def _read_pth(name: str) -> dict[str, Tensor]:
+    """A plain state dict from a ``.pth`` file, memory-mapped; nothing in it is executed."""
+    path = ROOT / name if (ROOT / name).is_file() else Path(name)
+    if not path.is_file():
+        raise ValueError(f"encoder {name!r}: no such file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as refused:
+        raise ValueError(
+            f"encoder {name!r} holds more than tensors and was not loaded, since that would run "
+            "its code; give a plain state dict of tensors"
+        ) from refused
+    except (OSError, RuntimeError, EOFError) as broken:
+        first = str(broken).strip().splitlines()[0]
+        raise ValueError(
+            f"encoder {name!r} cannot be read ({first}); the file is damaged or cut short: "
+            "fetch it again"
+        ) from broken
+    plain = isinstance(state, Mapping) and all(isinstance(t, Tensor) for t in state.values())
+    if not plain:
+        raise ValueError(
+            f"encoder {name!r} is no plain state dict; save the tower's tensors by name, alone"
+        )
+    return dict(state)
 
 
 def load_language(name: str, dtype: str = "bf16", max_text: int = 32) -> Language:
@@ -126,13 +245,17 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Traine
     found = checkpoint.find(Path(path))
     found.verify()
     recipe = read_recipe(found)
-    encoder = load_encoder(recipe.encoder.name, recipe.encoder.image_size, recipe.encoder.dtype)
+    trained = recipe.encoder.train
+    encoder = load_encoder(recipe.encoder, weights=not trained)
     module = Stage1(recipe.model) if recipe.kind == "stage1" else Stage2(recipe.model)
-    checkpoint.load_weights(module, found.trainable(), f"checkpoint {found.folder}")
+    whole: nn.Module = WithEncoder(encoder, module) if trained else module
+    checkpoint.load_weights(whole, found.trainable(), f"checkpoint {found.folder}")
+    encoder.checkpoint_blocks(False)
+    freeze(encoder, DTYPES[recipe.encoder.dtype])
     parts: dict[str, Any] = {"encoder": encoder.to(device), "module": module.to(device).eval()}
-    if recipe.kind == "stage1":
+    if recipe.model.qformer.text:
         parts["tokenizer"] = load_bert_tokenizer(recipe.tokenizer)
-    else:
+    if recipe.kind == "stage2":
         choice = recipe.language
         parts["language"] = load_language(choice.name, choice.dtype, choice.max_text)
         parts["language"].to(device)
@@ -183,11 +306,13 @@ def fit(recipe: Recipe) -> Recipe:
         return replace(recipe, model=replace(model, qformer=qformer))
     second = recipe.model
     qformer = replace(second.qformer, encoder_width=width or second.qformer.encoder_width)
+    if qformer.text and _local(recipe.tokenizer) is not None:
+        qformer = replace(qformer, vocab=len(load_bert_tokenizer(recipe.tokenizer)))
     llm_width = _language_width(recipe.language.name) or second.llm_width
     return replace(recipe, model=replace(second, qformer=qformer, llm_width=llm_width))
 
 
-def start_from_bert(module: Stage1, name: str) -> None:
+def start_from_bert(module: Stage1 | Stage2, name: str) -> None:
     """Give a stage-1 Q-Former BERT's weights; what BERT does not have stays random.
 
     Raises:
@@ -264,11 +389,21 @@ def read_state(folder: Path) -> dict[str, Tensor]:
 
 
 def _encoder_width(choice: EncoderChoice) -> int | None:
+    if choice.name.startswith("timm:"):
+        return _timm_width(choice.name.removeprefix("timm:"))
+    if choice.name.endswith((".pth", ".pt")):
+        return eva_config(_read_pth(choice.name), choice.heads).width
     folder = _local(choice.name)
     if folder is None:
         return None
     config = json.loads((folder / "config.json").read_text())
     return config.get("vision_config", config).get("hidden_size")
+
+
+@cache
+def _timm_width(name: str) -> int:
+    with torch.device("meta"):
+        return build_timm_encoder(name).width
 
 
 def _language_width(name: str) -> int | None:
@@ -277,6 +412,11 @@ def _language_width(name: str) -> int | None:
         return None
     config = json.loads((folder / "config.json").read_text())
     return config.get("word_embed_proj_dim") or config.get("d_model") or config.get("hidden_size")
+
+
+def is_local(name: str) -> bool:
+    """Whether a model's folder or file is here."""
+    return _local(name) is not None or any((root / name).is_file() for root in (ROOT, Path()))
 
 
 def _local(name: str) -> Path | None:

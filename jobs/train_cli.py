@@ -1,15 +1,27 @@
-"""The command line that all training jobs share: a recipe by name, paths, and dotted overrides."""
+"""What all training jobs share around the loop: the command line, the checks, the way they end."""
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
+from torch import nn
 
-from jobs import recipes
+from cluster.dist import place
+from jobs import dry_run, models, recipes, train_loop
 
 RecipeT = TypeVar("RecipeT")
+INIT = {
+    "stage1": "",
+    "stage2": "",
+    "finetune_caption": "a stage-2 run",
+    "finetune_retrieval": "a stage-1 run",
+    "finetune_vqa": "a stage-2 run",
+}
+"""What each job must start from; nothing where it need not."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +32,13 @@ class Arguments(Generic[RecipeT]):
         config: the recipe itself: each of its fields is an option (``--optim.lr 1e-3``).
         data: CapFilt outputs or folders of tars, separated by commas.
         out: folder of the run; one that holds a checkpoint is resumed.
-        init: stage 2 only: a stage-1 run or checkpoint to start from.
+        init: the run or checkpoint to start from: of stage 1 for stage 2 and retrieval, of stage 2
+            for captioning and VQA.
+        epochs: passes over the samples of the data, in place of ``--steps``.
         zero_stage: short for ``--zero.stage``.
-        dry_run: print the resolved recipe, sizes and batch arithmetic, and stop.
+        dry_run: print the resolved recipe, parameters, memory, FLOPs and batch arithmetic, and
+            stop; needs no data, no weights and no GPU.
+        world: ranks that a dry run plans for; 0 takes the launcher's.
     """
 
     config: Annotated[RecipeT, tyro.conf.arg(name="")]
@@ -30,16 +46,63 @@ class Arguments(Generic[RecipeT]):
     data: str = ""
     out: str = ""
     init: str = ""
+    epochs: float = 0.0
     zero_stage: int | None = None
     dry_run: bool = False
+    world: int = 0
+
+
+def main(
+    kind: str,
+    arguments: Sequence[str] | None,
+    make_module: Callable[[Any, str, bool], nn.Module],
+    make_task: Callable[..., train_loop.Task],
+    open_data: train_loop.OpenData = train_loop.open_sources,
+) -> int:
+    """Check everything, then train.
+
+    Args:
+        kind: the job's name, and that of its recipes.
+        arguments: the command line; None for this process's own.
+        make_module: (recipe, ``--init``, whether no checkpoint is resumed) -> all that trains.
+        make_task: (recipe, module, device) -> what the loop needs.
+        open_data: ``--data`` -> its sources.
+
+    Returns:
+        The exit code: 1 where a loss was not finite.
+
+    Raises:
+        ValueError: a mistake in the command, the recipe, the data or a model's files.
+    """
+    try:
+        given = parse(kind, sys.argv[1:] if arguments is None else arguments)
+        recipe = models.fit(given.config)
+        if given.dry_run:
+            print(dry_run.report(recipe, given.world or place().world))
+            return 0
+        plan = train_loop.prepare(recipe, given.data, given.out, given.epochs, open_data)
+        fresh = plan.found is None
+        if INIT[kind] and fresh and not given.init:
+            raise ValueError(f"--init: none given; {kind} starts from {INIT[kind]}")
+        module = make_module(plan.recipe, given.init if fresh else "", fresh)
+    except (ValueError, FileNotFoundError):
+        if place().rank:  # every rank meets the same mistake: one line is enough
+            return 2
+        raise
+    try:
+        return train_loop.train(plan, partial(make_task, plan.recipe, module))
+    except FloatingPointError as broken:
+        if str(broken):  # of this rank's own; the others only stop with it
+            print(f"error: {broken}", file=sys.stderr, flush=True)
+        return 1
 
 
 def parse(kind: str, arguments: Sequence[str]) -> Arguments[Any]:
     """Parse a training job's arguments: the recipe named, with the overrides given.
 
     Raises:
-        ValueError: no recipe named or an unknown one, no ``--data`` or ``--out``, ``--init`` in a
-            stage that takes none, or a value that the recipe's parts refuse.
+        ValueError: no recipe named or an unknown one, no ``--data`` or ``--out``, ``--init`` in
+            stage 1, or a value that the recipe's parts refuse.
     """
     given = _recipe_name(arguments)
     if given is None and not {"-h", "--help"} & set(arguments):
@@ -54,12 +117,27 @@ def parse(kind: str, arguments: Sequence[str]) -> Arguments[Any]:
         prog=f"jobs/{kind}.py",
         console_outputs=os.environ.get("RANK", "0") == "0",
     )
-    if parsed.init and kind != "stage2":
+    if parsed.init and kind == "stage1":
         raise ValueError(f"--init {parsed.init}: {kind} starts from nothing; leave it out")
     for name in ("data", "out"):
         if not getattr(parsed, name) and not parsed.dry_run:
             raise ValueError(f"--{name}: none given; add --{name} and a path")
-    return replace(parsed, config=_settle(parsed.config, parsed.zero_stage))
+    for name, least in (("epochs", 0), ("world", 0)):
+        if getattr(parsed, name) < least:
+            raise ValueError(f"--{name} {getattr(parsed, name)}: give a positive number")
+    config = _one_size(parsed.config, base)
+    return replace(parsed, config=_settle(config, parsed.zero_stage))
+
+
+def _one_size(recipe: Any, base: Any) -> Any:
+    """Let the training images follow ``--encoder.image-size``: there is one size, not two."""
+    size, run = recipe.encoder.image_size, recipe.run
+    if run.transform.size not in (size, base.run.transform.size):
+        raise ValueError(
+            f"--transform.size {run.transform.size}: the encoder is shown {size} px; "
+            "give --encoder.image-size alone"
+        )
+    return replace(recipe, run=replace(run, transform=replace(run.transform, size=size)))
 
 
 def _settle(recipe: Any, zero_stage: int | None) -> Any:
@@ -72,17 +150,15 @@ def _settle(recipe: Any, zero_stage: int | None) -> Any:
         if zero_stage not in range(4):
             raise ValueError(f"--zero-stage {zero_stage}: give 0, 1, 2 or 3")
         run = replace(run, zero=replace(run.zero, stage=zero_stage))
-    warmup = min(run.optim.warmup_steps, run.steps // 2)
-    optim = replace(run.optim, total_steps=run.steps, warmup_steps=warmup)
-    return replace(recipe, run=replace(run, optim=optim))
+    return train_loop.with_steps(replace(recipe, run=run), run.steps)
 
 
 def _recipe_name(arguments: Sequence[str]) -> str | None:
     """The last ``--recipe`` given, as the parser itself will take it."""
     name = None
-    for place, argument in enumerate(arguments):
-        if argument == "--recipe" and place + 1 < len(arguments):
-            name = arguments[place + 1]
+    for at, argument in enumerate(arguments):
+        if argument == "--recipe" and at + 1 < len(arguments):
+            name = arguments[at + 1]
         elif argument.startswith("--recipe="):
             name = argument.removeprefix("--recipe=")
     return name

@@ -11,7 +11,7 @@ import json
 import math
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from cluster.dist import Place, StopSignal
 from cluster.malloc import keep_freed_memory
 from cluster.runlog import RunLog
 from cluster.storage import local_path
+from jobs import recipes
 from jobs.recipes.train import RunConfig
 from modeling.optim import learning_rate, parameter_groups, set_learning_rate
 from pipeline.loader import Batch, Batches, Samples, Shards, data_hash, make_schedule, open_shards
@@ -76,13 +77,33 @@ class Plan:
         return hashlib.sha256((text + self.schedule.fingerprint()).encode()).hexdigest()
 
 
-def prepare(recipe: Any, data: str, out: str) -> Plan:
+OpenData = Callable[[str], tuple[Shards, ...]]
+
+
+def open_sources(data: str) -> tuple[Shards, ...]:
+    """The sources of ``--data``: CapFilt outputs or folders of tars, separated by commas.
+
+    Raises:
+        ValueError: one of them cannot be used.
+    """
+    return tuple(open_shards(url) for url in data.split(",") if url)
+
+
+def prepare(
+    recipe: Any, data: str, out: str, epochs: float = 0.0, open_data: OpenData = open_sources
+) -> Plan:
     """Open the data and the run's folder.
+
+    Args:
+        epochs: passes over the samples; 0 leaves the recipe's steps.
 
     Raises:
         ValueError: data or a checkpoint that cannot be used; names field, value and remedy.
     """
-    sources = tuple(open_shards(url) for url in data.split(",") if url)
+    sources = open_data(data)
+    if epochs:
+        samples = sum(sum(source.sizes) for source in sources)
+        recipe = with_steps(recipe, math.ceil(epochs * samples / recipe.run.global_batch))
     schedule = make_schedule(sources, recipe.run.loader, recipe.run.seed, recipe.run.global_batch)
     folder = local_path(out)
     found = checkpoint.latest(folder)
@@ -91,6 +112,14 @@ def prepare(recipe: Any, data: str, out: str) -> Plan:
         _check_same(found, plan)
         found.verify()
     return plan
+
+
+def with_steps(recipe: Any, steps: int) -> Any:
+    """The recipe with this many steps, its learning-rate schedule following them."""
+    run = recipe.run
+    warmup = min(run.optim.warmup_steps, steps // 2)
+    optim = replace(run.optim, total_steps=steps, warmup_steps=warmup)
+    return replace(recipe, run=replace(run, steps=steps, optim=optim))
 
 
 def train(plan: Plan, make_task: Callable[[torch.device], Task]) -> int:
@@ -251,32 +280,6 @@ def as_json(recipe: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(recipe)))
 
 
-def describe(recipe: Any, module: nn.Module, world: int) -> str:
-    """What ``--dry-run`` prints: the resolved recipe, parameters, memory, batch arithmetic.
-
-    Args:
-        module: the trainable module, on the meta device.
-    """
-    run = recipe.run
-    trained = sum(p.numel() for p in module.parameters())
-    micro, accumulation = batch_arithmetic(run, world)
-    sharded = world if run.zero.stage else 1
-    weights = (2 if run.zero.precision == "bf16" and run.zero.stage else 4) * trained
-    state = 12 * trained // sharded + (4 * trained // (world if run.zero.stage > 1 else 1))
-    weights //= world if run.zero.stage > 2 else 1
-    return "\n".join(
-        (
-            json.dumps(as_json(recipe), indent=1),
-            f"trainable parameters: {trained:,}",
-            f"a checkpoint: {12 * trained / 2**20:,.1f} MiB",
-            f"weights, gradients and optimizer state a rank: {(weights + state) / 2**20:,.1f} MiB "
-            f"(ZeRO-{run.zero.stage}, {run.zero.precision}), without activations and frozen models",
-            f"global batch {run.global_batch} = {world} ranks x {micro} x {accumulation} "
-            f"accumulated; {run.steps:,} steps see {run.steps * run.global_batch:,} samples",
-        )
-    )
-
-
 def _opening(plan: Plan, here: Place, micro: int, accumulation: int) -> str:
     start = f"resuming from {plan.found.folder}" if plan.found else "starting"
     samples = sum(sum(source.sizes) for source in plan.sources)
@@ -289,17 +292,21 @@ def _opening(plan: Plan, here: Place, micro: int, accumulation: int) -> str:
 
 
 def _stop_on_non_finite(step: int, values: Mapping[str, float], here: Place) -> None:
+    """Stop on every rank; only those whose own loss it is say why."""
     named = ", ".join(f"{k} = {v}" for k, v in values.items() if not math.isfinite(v))
+    if not named:
+        raise FloatingPointError
     raise FloatingPointError(
-        f"step {step + 1}, rank {here.rank}: {named or 'a loss of another rank'} is not finite; "
-        "the step was not applied. Resume from the last checkpoint with a lower --optim.lr, "
-        "or --zero.clip 1"
+        f"step {step + 1}, rank {here.rank}: {named} is not finite; the step was not applied. "
+        "Resume from the last checkpoint with a lower --optim.lr, or --zero.clip 1"
     )
 
 
 def _check_same(found: checkpoint.Checkpoint, plan: Plan) -> None:
     """Refuse to continue a run with another recipe or other data."""
     mine, theirs = as_json(plan.recipe), found.recipe
+    if theirs.get("kind") == mine["kind"]:  # with defaults for what an older version lacked
+        theirs = as_json(recipes.from_dict(type(plan.recipe), theirs, f"checkpoint {found.folder}"))
     for field in ("kind", "name"):
         if theirs.get(field) != mine[field]:
             raise ValueError(

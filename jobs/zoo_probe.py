@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, BlipForConditionalGeneration, CLIPModel
 
 from jobs.models import load_encoder
+from jobs.recipes.train import EncoderChoice
 from jobs.zoo_pictures import CLIP_MEAN, CLIP_STD, draw, pixels, vary
 from modeling.captioner import Captioner, ClipScorer, SamplingConfig
 from pipeline.tinyworld.render import IMAGE_SIZE
@@ -231,7 +232,7 @@ def speak(model: Any, tokenizer: Any, images: int = 200, seed: int = 0) -> Capti
 
 def check_clip(folder: Path) -> dict[str, float]:
     """Scores of the CLIP in ``folder``: ``probe NAME`` of the encoder, ``ranker NAME``."""
-    encoder = load_encoder(str(folder), IMAGE_SIZE)
+    encoder = load_encoder(EncoderChoice(str(folder), IMAGE_SIZE))
     read = probe(lambda images_B3HW: encoder(images_B3HW.bfloat16()))
     model = CLIPModel.from_pretrained(folder, dtype=torch.float32)
     scorer = ClipScorer(model, AutoTokenizer.from_pretrained(folder), CLIP_MEAN, CLIP_STD)

@@ -3,7 +3,8 @@ the collectives.
 
 Legend: B local batch, W world batch, P image tokens, Q queries, L text tokens, D width, E shared
     embedding, R rows of pairs.
-The frozen image encoder and language model are not in here: tokens come in, prompts go out.
+The frozen image encoder and language model are not in here: tokens come in, prompts go out. Only
+`WithEncoder` holds an encoder, one that trains.
 """
 
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from modeling.qformer import (
     init_bert,
     select,
 )
+from modeling.vision import ImageEncoder
 
 TEMPERATURE_BOUNDS = (0.001, 0.5)
 
@@ -251,6 +253,32 @@ def stage2_from_stage1(state: dict[str, Tensor], text: bool = False) -> dict[str
         if name.startswith(("ln_vision.", "qformer."))
         and (text or not (name.startswith(text_only) or ".text_ffn." in name))
     }
+
+
+class WithEncoder(nn.Module):
+    """A stage together with the image encoder that trains with it (finetuning, tables 7-9).
+
+    Its parameters are named `encoder.vit.*` and `stage.*`.
+    """
+
+    def __init__(self, encoder: ImageEncoder, stage: Stage1 | Stage2) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.stage = stage
+
+    def forward(self, images_B3HW: Tensor, *text: Tensor | None) -> Tensor | dict[str, Tensor]:
+        """What the stage makes of the images' tokens; `text` is passed on to it."""
+        return self.stage(self.encoder(images_B3HW), *text)
+
+
+def stage_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The stage's part of a checkpoint, under the stage's own names, whether or not an encoder
+    was trained with it.
+    """
+    prefix = "stage."
+    if not any(name.startswith(prefix) for name in state):
+        return state
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 class VisionNorm(nn.LayerNorm):

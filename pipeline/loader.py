@@ -5,16 +5,17 @@ img2dataset tars (indexed on first open). What a batch holds is a function of (d
 rank) alone: not of workers, of earlier steps, or of where a run was resumed.
 """
 
+import hashlib
 import json
 import os
 import queue
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -65,6 +66,8 @@ class Batch:
         images_B3HW: float32, normalised.
         texts: one caption each.
         uids: 32 hex digits each.
+        image_ids_B: int64, from the image's bytes: equal for samples that show the same image.
+        questions: what each text answers, where the data is questions (``pipeline.questions``).
         tokens: what ``tokenise`` made of the texts, empty without it.
         replaced: uid (or place) and reason of each unreadable sample that another one stands in
             for.
@@ -73,13 +76,27 @@ class Batch:
     images_B3HW: Tensor
     texts: list[str]
     uids: list[str]
+    image_ids_B: Tensor
+    questions: list[str]
     tokens: dict[str, Tensor]
     replaced: list[str]
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory, for copies that overlap; called by the DataLoader."""
         tokens = {name: tensor.pin_memory() for name, tensor in self.tokens.items()}
-        return Batch(self.images_B3HW.pin_memory(), self.texts, self.uids, tokens, self.replaced)
+        images, ids = self.images_B3HW.pin_memory(), self.image_ids_B.pin_memory()
+        return replace(self, images_B3HW=images, image_ids_B=ids, tokens=tokens)
+
+
+class Item(NamedTuple):
+    """A sample ready for its batch; ``replaced`` as in ``Batch``."""
+
+    image: Tensor
+    text: str
+    uid: str
+    image_id: int
+    question: str
+    replaced: tuple[str, ...] = ()
 
 
 class BadSample(ValueError):
@@ -107,6 +124,10 @@ class Shards:
         if len(data) != length:
             raise BadSample(f"{self.tars[shard]} ends before byte {offset + length}")
         return data
+
+    def members(self, shard: int, index: int) -> dict[str, bytes]:
+        """The members of a usable sample by extension."""
+        return read_span(self.read(shard, index))
 
     def key(self, shard: int, index: int) -> str:
         """A name of the sample that is unique in its shard, for one whose record has no uid."""
@@ -206,8 +227,8 @@ class Samples(Dataset):
         self.sources, self.schedule, self.transform = sources, schedule, transform
         self.captions = captions
 
-    def __getitem__(self, draw: Draw) -> tuple[Tensor, str, str, list[str]]:
-        """Image (3, H, W), text, uid, and why samples before it in its place were not used.
+    def __getitem__(self, draw: Draw) -> Item:
+        """The sample of a draw, and why others before it in its place were not used.
 
         Raises:
             ValueError: a hundred samples in a row are unreadable.
@@ -216,7 +237,7 @@ class Samples(Dataset):
         for attempt in range(MAX_REPLACED_IN_A_ROW):
             this = self.schedule.replacement(draw, attempt) if attempt else draw
             try:
-                return *self._sample(this), replaced
+                return self._sample(this)._replace(replaced=tuple(replaced))
             except ValueError as bad:
                 source = self.sources[this.source]
                 where = f"{source.tars[this.shard].name}#{this.index}"
@@ -226,9 +247,9 @@ class Samples(Dataset):
             "check the data"
         )
 
-    def _sample(self, draw: Draw) -> tuple[Tensor, str, str]:
+    def _sample(self, draw: Draw) -> Item:
         source = self.sources[draw.source]
-        members = read_span(source.read(draw.shard, draw.index))
+        members = source.members(draw.shard, draw.index)
         record = _record(members)
         uid = record.get("uid")
         if not isinstance(uid, str):
@@ -248,7 +269,9 @@ class Samples(Dataset):
         generator = torch.Generator().manual_seed(
             derive_seed("augment", self.schedule.seed, uid, draw.visit)
         )
-        return self._transformed(decode(image), generator, text), text, uid
+        question = str(record.get("question", ""))
+        pixels = self._transformed(decode(image), generator, f"{question} {text}")
+        return Item(pixels, text, uid, _image_id(image), question)
 
     def _transformed(self, image: Tensor, generator: torch.Generator, text: str) -> Tensor:
         if isinstance(self.transform, TrainTransform):
@@ -326,12 +349,23 @@ def _record(members: dict[str, bytes]) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def collate(items: list[tuple[Tensor, str, str, list[str]]], tokenise: Tokenise | None) -> Batch:
+def _image_id(image: bytes) -> int:
+    """63 bits of the bytes' hash: samples with several captions of an image share it."""
+    return int.from_bytes(hashlib.blake2b(image, digest_size=8).digest(), "big") >> 1
+
+
+def collate(items: list[Item], tokenise: Tokenise | None) -> Batch:
     """Samples to one batch."""
-    images, texts, uids, replaced = zip(*items, strict=True)
-    tokens = tokenise(list(texts)) if tokenise else {}
-    bad = [line for lines in replaced for line in lines]
-    return Batch(torch.stack(images), list(texts), list(uids), tokens, bad)
+    texts = [item.text for item in items]
+    return Batch(
+        images_B3HW=torch.stack([item.image for item in items]),
+        texts=texts,
+        uids=[item.uid for item in items],
+        image_ids_B=torch.tensor([item.image_id for item in items]),
+        questions=[item.question for item in items],
+        tokens=tokenise(texts) if tokenise else {},
+        replaced=[line for item in items for line in item.replaced],
+    )
 
 
 class Batches:

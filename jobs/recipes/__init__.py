@@ -11,11 +11,14 @@ _MODULES = {
     "capfilt": ("jobs.recipes.capfilt", "RECIPES"),
     "stage1": ("jobs.recipes.train", "STAGE1"),
     "stage2": ("jobs.recipes.train", "STAGE2"),
+    "finetune_caption": ("jobs.recipes.finetune", "CAPTION"),
+    "finetune_retrieval": ("jobs.recipes.finetune", "RETRIEVAL"),
+    "finetune_vqa": ("jobs.recipes.finetune", "VQA"),
 }
 
 
 def names(kind: str) -> list[str]:
-    """Names of all recipes of a kind (``capfilt``, ``stage1``, ``stage2``)."""
+    """Names of all recipes of a kind: of the job in ``jobs/KIND.py``."""
     return sorted(_table(kind))
 
 

@@ -20,17 +20,31 @@ from pipeline.transforms import TransformConfig
 
 @dataclass(frozen=True)
 class EncoderChoice:
-    """The frozen image encoder.
+    """The image encoder.
 
     Attributes:
-        name: a Hugging Face CLIP folder (relative to the clone), a hub id, or ``timm:NAME``.
-        image_size: side in pixels of what it is shown.
-        dtype: of its weights.
+        name: a Hugging Face folder of CLIP or BLIP-2 (relative to the clone), a hub id,
+            ``timm:NAME``, or the reference's ``eva_vit_g.pth``.
+        image_size: side in pixels of what it is shown, in training and after it.
+        dtype: of its weights where it is frozen.
+        heads: attention heads, for a ``.pth`` file, whose shapes do not tell them; 0 takes heads of
+            width 88.
+        train: finetune it too; its weights are then part of every checkpoint.
+        drop_path: stochastic depth while it trains, 0 at the first block, this at the last.
+        checkpoint_blocks: recompute its activations in the backward pass, block by block.
     """
 
     name: str
     image_size: int = 224
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    heads: int = 0
+    train: bool = False
+    drop_path: float = 0.0
+    checkpoint_blocks: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"encoder.drop_path = {self.drop_path} must lie in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -76,8 +90,12 @@ class RunConfig:
 class Stage1Recipe:
     """Representation learning (section 3.2).
 
-    ``tokenizer`` is the folder or hub id of BERT's tokenizer; ``bert`` of the weights that the
-    Q-Former starts from, empty for random ones.
+    Attributes:
+        tokenizer: folder or hub id of BERT's tokenizer.
+        bert: of the weights that the Q-Former starts from; empty for random ones.
+        max_text: tokens a text is cut to.
+        image_ids: samples may show the same image, and then are no negatives of each other
+            (retrieval finetuning).
     """
 
     name: Annotated[str, Suppress]
@@ -87,24 +105,37 @@ class Stage1Recipe:
     run: Annotated[RunConfig, arg(name="")]
     bert: str = ""
     max_text: int = 32
+    image_ids: bool = False
     kind: Annotated[str, Suppress] = "stage1"
 
 
 @dataclass(frozen=True)
 class Stage2Recipe:
-    """Generative learning with a frozen language model (section 3.3)."""
+    """Generative learning with a frozen language model (section 3.3).
+
+    Attributes:
+        prompt: text in front of what is learned, itself not learned; ``{}`` stands for the
+            sample's question. Empty: none (FlanT5 then learns its prefix LM).
+        tokenizer: folder or hub id of BERT's tokenizer, for a Q-Former that reads questions.
+        bert: of the weights that the Q-Former starts from where no checkpoint is given.
+        max_question: tokens a question is cut to for the Q-Former.
+    """
 
     name: Annotated[str, Suppress]
     encoder: EncoderChoice
     language: LanguageChoice
     model: Stage2Config
     run: Annotated[RunConfig, arg(name="")]
+    prompt: str = ""
+    tokenizer: str = ""
+    bert: str = ""
+    max_question: int = 32
     kind: Annotated[str, Suppress] = "stage2"
 
 
 # ------------------------------------------------------------------ the paper, sections 3.4 and 4
 
-_BERT = "google-bert/bert-base-uncased"
+BERT = "google-bert/bert-base-uncased"
 VIT_G = EncoderChoice("timm:eva_giant_patch14_clip_224")
 VIT_L = EncoderChoice("openai/clip-vit-large-patch14")
 
@@ -120,7 +151,7 @@ def vit_g() -> Stage1Recipe:
         save_every=2000,
         log_every=50,
     )
-    return Stage1Recipe("vit-g", VIT_G, _BERT, Stage1Config(), run, bert=_BERT)
+    return Stage1Recipe("vit-g", VIT_G, BERT, Stage1Config(), run, bert=BERT)
 
 
 def vit_l() -> Stage1Recipe:
@@ -169,6 +200,21 @@ def vit_l_opt_2_7b() -> Stage2Recipe:
 def vit_l_flant5_xl() -> Stage2Recipe:
     """Stage 2, ViT-L and FlanT5-XL (table 2)."""
     return _with_vit_l(vit_g_flant5_xl(), "vit-l-flant5-xl")
+
+
+def vit_g_opt_2_7b_without_stage1() -> Stage2Recipe:
+    """Figure 5: no stage 1, the Q-Former starts from BERT; a checkpoint at each of its points."""
+    return _without_stage1(vit_g_opt_2_7b())
+
+
+def vit_g_flant5_xl_without_stage1() -> Stage2Recipe:
+    """Figure 5 with FlanT5-XL."""
+    return _without_stage1(vit_g_flant5_xl())
+
+
+def _without_stage1(base: Stage2Recipe) -> Stage2Recipe:
+    run = replace(base.run, save_every=16_000, keep=5)
+    return replace(base, name=f"{base.name}-without-stage1", bert=BERT, run=run)
 
 
 def _with_language(base: Stage2Recipe, name: str, language: str, width: int) -> Stage2Recipe:
@@ -246,4 +292,6 @@ STAGE2 = {
     "vit-g-flant5-xxl": vit_g_flant5_xxl,
     "vit-l-opt-2.7b": vit_l_opt_2_7b,
     "vit-l-flant5-xl": vit_l_flant5_xl,
+    "vit-g-opt-2.7b-without-stage1": vit_g_opt_2_7b_without_stage1,
+    "vit-g-flant5-xl-without-stage1": vit_g_flant5_xl_without_stage1,
 }

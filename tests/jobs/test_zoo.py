@@ -16,6 +16,7 @@ from transformers import (
 
 from jobs import zoo, zoo_probe, zoo_vision
 from jobs.models import load_encoder
+from jobs.recipes.train import EncoderChoice
 from jobs.zoo_pictures import CLIP_MEAN, CLIP_STD, pair_batch, pixels, vary
 from jobs.zoo_probe import WORDS, demand, probe, rank, speak, survey
 from modeling.captioner import ClipScorer
@@ -218,7 +219,7 @@ def test_shipped_folders_load_as_they_are() -> None:
 
 @pytest.mark.slow
 def test_a_probe_reads_everything_off_the_shipped_encoder() -> None:
-    encoder = load_encoder(str(ZOO / "clip"), 64)
+    encoder = load_encoder(EncoderChoice(str(ZOO / "clip"), 64))
     scores = probe(lambda images: encoder(images.bfloat16()), train=2048, test=512, steps=400)
     for name in ("color", "shape", "size", "count", "position"):
         assert getattr(scores, name) >= 0.9, scores

@@ -1,0 +1,261 @@
+"""What ``--dry-run`` tells of a recipe: parameters, memory, FLOPs and batch arithmetic.
+
+Everything is made on the meta device, so that no weights are needed: of the frozen models only
+their sizes, from their folder or, for the paper's, from ``jobs.recipes.known``.
+"""
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from jobs import models, train_loop
+from jobs.recipes import known
+from jobs.recipes.train import EncoderChoice
+from modeling import flops
+from modeling.blip2 import Stage1, Stage2
+from modeling.flops import Stack
+from modeling.vision import ImageEncoder, build_clip_encoder
+
+GIB, LOGIT_BYTES = 2**30, 10  # a logit in bf16, its copy and its gradient in fp32
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A recipe's models without weights; None where a frozen model's sizes are not to be had."""
+
+    stage: Stage1 | Stage2
+    encoder: ImageEncoder | None
+    language: Any
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes a rank, by what holds them; activations are an estimate."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    frozen: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return sum(vars(self).values())
+
+
+def report(recipe: Any, world: int) -> str:
+    """The resolved recipe as JSON and, below it, a table for people.
+
+    Args:
+        world: ranks to plan for.
+
+    Raises:
+        ValueError: the global batch cannot be cut for these ranks.
+    """
+    micro, accumulation = train_loop.batch_arithmetic(recipe.run, world)
+    sketched = sketch(recipe)
+    run, trained, frozen = recipe.run, trainable(recipe, sketched), frozen_models(recipe, sketched)
+    memory = plan_memory(recipe, sketched, world, micro)
+    compute = sample_flops(recipe, sketched, world)
+    sample = sum(compute.values())
+    parts = ", ".join(f"{name} {_short(value / 1e9)}" for name, value in compute.items())
+    gib = ", ".join(f"{name} {_short(value / GIB)}" for name, value in vars(memory).items())
+    step = sample * run.global_batch
+    lines = [
+        json.dumps(train_loop.as_json(recipe), indent=1),
+        f"trainable parameters: {sum(trained.values()):,}{_parts(trained)}",
+        f"frozen parameters:    {sum(frozen.values()):,}{_parts(frozen)}",
+        f"global batch {run.global_batch} = {world} ranks x {micro} x {accumulation} accumulated; "
+        f"{run.steps:,} steps see {run.steps * run.global_batch:,} samples",
+        f"memory a rank, GiB:   {_short(memory.total / GIB)} = {gib} "
+        f"(ZeRO-{run.zero.stage}, {run.zero.precision}; activations estimated)",
+        f"a checkpoint, GiB:    {_short(12 * sum(trained.values()) / GIB)}",
+        f"GFLOP a sample:       {_short(sample / 1e9)} = {parts}",
+        f"PFLOP a step:         {_short(step / 1e15)}, a rank {_short(step / world / 1e15)}; "
+        f"the run {_short(step * run.steps / 1e18)} EFLOP",
+    ]
+    missing = [f"{recipe.encoder.name} (encoder)"] if sketched.encoder is None else []
+    if recipe.kind == "stage2" and sketched.language is None:
+        missing.append(f"{recipe.language.name} (language model)")
+    if missing:
+        lines.append(f"not counted, since its folder is not here: {', '.join(missing)}")
+    return "\n".join(lines)
+
+
+def sketch(recipe: Any) -> Sketch:
+    """The recipe's models on the meta device."""
+    with torch.device("meta"):
+        stage = Stage1(recipe.model) if recipe.kind == "stage1" else Stage2(recipe.model)
+        language = _language(recipe.language.name) if recipe.kind == "stage2" else None
+        return Sketch(stage, _encoder(recipe.encoder), language)
+
+
+def trainable(recipe: Any, sketched: Sketch) -> dict[str, int]:
+    """Parameters that train, by part."""
+    parts = {"Q-Former and heads": _count(sketched.stage)}
+    if recipe.encoder.train:
+        parts["encoder"] = _count(sketched.encoder)
+    return parts
+
+
+def frozen_models(recipe: Any, sketched: Sketch) -> dict[str, int]:
+    """Parameters that do not, by part."""
+    parts = {} if recipe.encoder.train else {"encoder": _count(sketched.encoder)}
+    if recipe.kind == "stage2":
+        parts["language model"] = _count(sketched.language)
+    return parts
+
+
+def sample_flops(recipe: Any, sketched: Sketch, world: int) -> dict[str, float]:
+    """FLOPs of one sample's forward and backward pass, by part; nothing recomputed is in it."""
+    parts, tokens = {}, _image_tokens(sketched)
+    if sketched.encoder is not None:
+        tower = flops.vit_sizes(sketched.encoder.vit)
+        parts["encoder"] = flops.vit_flops(tower, recipe.encoder.train)
+    if recipe.kind == "stage1":
+        work = flops.stage1_work(
+            recipe.model, tokens, recipe.max_text, recipe.run.global_batch, world
+        )
+        return parts | {name: part.trained for name, part in work.items()}
+    question = recipe.max_question if recipe.model.qformer.text else 0
+    parts["Q-Former"] = flops.stage2_work(recipe.model, tokens, question).trained
+    if sketched.language is not None:
+        given, targets = _text_lengths(recipe, sketched)
+        sizes = flops.language_sizes(sketched.language.config)
+        parts["language model"] = flops.language_flops(sizes, given, targets)
+    return parts
+
+
+def plan_memory(recipe: Any, sketched: Sketch, world: int, micro: int) -> Memory:
+    """What a rank holds during a step, by ZeRO stage and precision."""
+    zero, count = recipe.run.zero, sum(trainable(recipe, sketched).values())
+    share = [world if zero.stage >= stage else 1 for stage in (1, 2, 3)]
+    cast = zero.precision == "bf16" and zero.stage > 0
+    # With bf16 weights the fp32 masters belong to the optimizer's state, beside two moments.
+    states = 12 if cast or zero.stage else 8
+    frozen = frozen_models(recipe, sketched)
+    held = frozen.get("encoder", 0) * _width(recipe.encoder.dtype)
+    if recipe.kind == "stage2":
+        held += frozen["language model"] * _width(recipe.language.dtype)
+    return Memory(
+        weights=(2 if cast else 4) * count / share[2],
+        gradients=4 * count / share[1],
+        optimizer=states * count / share[0],
+        frozen=held,
+        activations=micro * _activations(recipe, sketched),
+    )
+
+
+def _activations(recipe: Any, sketched: Sketch) -> float:
+    """Bytes that one sample keeps for the backward pass; attention does not keep its scores."""
+    width = 2 if recipe.run.zero.precision == "bf16" else 4
+    total = 0.0
+    if sketched.encoder is not None:
+        sizes = flops.vit_sizes(sketched.encoder.vit)
+        one = replace(sizes.stack, blocks=1).saved(sizes.tokens, trained=True)
+        if not recipe.encoder.train:
+            total += one  # nothing is kept, but one block is being computed
+        elif recipe.encoder.checkpoint_blocks:
+            total += one + sizes.tokens * sizes.stack.width * sizes.stack.blocks
+        else:
+            total += sizes.stack.saved(sizes.tokens, trained=True)
+    total += _qformer_activations(recipe, _image_tokens(sketched))
+    logits = 0.0
+    if recipe.kind == "stage1":
+        logits = recipe.max_text * recipe.model.qformer.vocab * recipe.model.itg
+    elif sketched.language is not None:
+        given, targets = _text_lengths(recipe, sketched)
+        language = flops.language_sizes(sketched.language.config)
+        logits = targets * language.vocab
+        if language.encoder is None:
+            total += language.decoder.saved(given + targets, trained=False)
+        else:
+            total += language.encoder.saved(given, trained=False)
+            total += 1.5 * language.decoder.saved(targets, trained=False)
+    return width * total + LOGIT_BYTES * logits
+
+
+def _qformer_activations(recipe: Any, image_tokens: int) -> float:
+    """Elements that one sample keeps in the Q-Former and its image keys and values."""
+    sizes = recipe.model.qformer
+    stack = Stack(sizes.width, sizes.layers, sizes.ffn, sizes.width, sizes.width)
+    image = 2 * -(-sizes.layers // sizes.cross_every) * image_tokens * sizes.width
+    seen = 3 * image_tokens * sizes.encoder_width  # ln_vision: its input in fp32, its output
+    queries = sizes.queries
+    if recipe.kind == "stage2":
+        text = recipe.max_question if sizes.text else 0
+        return seen + image + stack.saved(queries + text, trained=True)
+    text = recipe.max_text
+    rows = queries + text + 3 * (queries + text) + (text if recipe.model.itg else 0)
+    # ITM's three rows have their image keys and values in one tensor, copied from the image's.
+    return seen + 5 * image + stack.saved(rows, trained=True)
+
+
+def _text_lengths(recipe: Any, sketched: Sketch) -> tuple[float, float]:
+    """Tokens given to the language model and tokens learned, of a text of full length."""
+    assert sketched.language is not None
+    queries, text = recipe.model.qformer.queries, recipe.language.max_text
+    if recipe.prompt:
+        question = recipe.max_question if "{}" in recipe.prompt else 0
+        return queries + len(recipe.prompt.split()) + question, text
+    if not sketched.language.config.is_encoder_decoder:
+        return queries, text
+    prefix, suffix = flops.split_text(text)
+    return queries + prefix, suffix
+
+
+def _image_tokens(sketched: Sketch) -> int:
+    return sketched.encoder.num_tokens if sketched.encoder is not None else 257
+
+
+def _encoder(choice: EncoderChoice) -> ImageEncoder | None:
+    """The encoder from its own folder, else from the paper's sizes; None where neither is there."""
+    here = choice.name.startswith("timm:") or models.is_local(choice.name)
+    if here:
+        return models.load_encoder(choice, weights=False)
+    if choice.name in known.VISION:
+        return build_clip_encoder(known.VISION[choice.name](), choice.image_size)
+    return None
+
+
+def _language(name: str) -> Any:
+    config = None
+    if models.is_local(name):
+        with suppress(OSError):
+            config = AutoConfig.from_pretrained(models.ROOT / name)
+    elif name in known.LANGUAGE:
+        config = known.LANGUAGE[name]()
+    if config is None:
+        return None
+    family: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    model = family.from_config(config)
+    if not getattr(config, "scale_decoder_outputs", True):  # FlanT5's head is a matrix of its own
+        model.lm_head.weight = nn.Parameter(torch.empty_like(model.lm_head.weight))
+    return model
+
+
+def _width(dtype: str) -> int:
+    return models.DTYPES[dtype].itemsize
+
+
+def _count(module: nn.Module | None) -> int:
+    return sum(p.numel() for p in module.parameters()) if module is not None else 0
+
+
+def _short(number: float) -> str:
+    """Three digits, and all of those before the point."""
+    if number >= 100:
+        return f"{number:,.0f}"
+    return f"{number:.3g}" if number >= 1e-3 or not number else f"{number:.1e}"
+
+
+def _parts(parts: dict[str, int]) -> str:
+    if len(parts) < 2:
+        return f" ({next(iter(parts))})" if parts else ""
+    return " = " + " + ".join(f"{name} {count:,}" for name, count in parts.items())

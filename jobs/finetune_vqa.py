@@ -1,0 +1,89 @@
+"""VQA finetune: stage 2 and its image encoder learn to answer (tables 4 and 8).
+
+    deepspeed jobs/finetune_vqa.py --recipe vqa-vit-g-flant5-xl --data runs/vqav2:train \
+        --init runs/stage1,runs/stage2 --out runs/vqa
+    python jobs/finetune_vqa.py --recipe vqa-vit-g-flant5-xl --dry-run --world 16
+
+--data is FOLDER:SPLIT, several separated by commas, with the files that ``jobs/evaluate.py`` reads:
+``annotations/vqa_SPLIT_questions.json`` and ``vqa_SPLIT_annotations.json``, and the images. The
+Q-Former reads the question too. --init takes a stage-2 run; a stage-1 run in front of it brings
+what stage 2 left out, the Q-Former's text parts, which otherwise come from the recipe's BERT.
+The same command again resumes.
+"""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a script: import from the clone, not from jobs/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from torch import Tensor, nn
+
+from jobs import cli, models, train_cli, train_models
+from jobs.evaluate import read_questions
+from jobs.recipes.train import Stage2Recipe
+from jobs.train_loop import Task
+from pipeline.loader import Batch, Shards
+from pipeline.questions import Asked, QuestionShards
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Check everything, then train."""
+    return train_cli.main("finetune_vqa", arguments, make_module, make_task, open_questions)
+
+
+def open_questions(data: str) -> tuple[Shards, ...]:
+    """The questions of each FOLDER:SPLIT.
+
+    Raises:
+        ValueError: no split named, a file or image that is not there, or nothing to learn.
+    """
+    return tuple(_open(place) for place in data.split(",") if place)
+
+
+def _open(place: str) -> QuestionShards:
+    folder, _, split = place.rpartition(":")
+    if not folder or "/" in split:
+        raise ValueError(f"--data {place}: name the split too, as in {place}:train")
+    found = read_questions(Path(folder), split, "vqa")
+    asked = [
+        Asked(str(q.question_id), found.images[q.image_id], q.text, q.answers)
+        for q in found.questions
+    ]
+    return QuestionShards(place, asked)
+
+
+def make_module(recipe: Stage2Recipe, init: str, fresh: bool) -> nn.Module:
+    """The image encoder and the stage 2 of a pre-training run, with a Q-Former that reads."""
+    *first, last = init.split(",")
+    stage = train_models.new_stage(recipe, fresh and not first)
+    for run in first:
+        train_models.say_start(models.start_from_stage1(stage, run))
+    if last:
+        train_models.start_from(stage, last, "stage2")
+    return train_models.with_encoder(recipe, stage, fresh)
+
+
+def make_task(recipe: Stage2Recipe, module: nn.Module, device: torch.device) -> Task:
+    """The loop's view: the question goes into the Q-Former and, as a prompt, into the LLM."""
+    images = train_models.image_input(recipe, device)
+    speaker = recipe.language
+    language = models.load_language(speaker.name, speaker.dtype, speaker.max_text)
+    language.to(device)
+    reader = models.load_bert_tokenizer(recipe.tokenizer)
+
+    def losses(engine: Any, batch: Batch, draws: torch.Generator) -> Mapping[str, Tensor]:
+        """Language-modelling loss of the answers."""
+        read = models.tokenise(reader, batch.questions, recipe.max_question)
+        prompts_BQD = engine(images(batch), read["ids"].to(device), read["mask"].to(device))
+        asked = [recipe.prompt.replace("{}", question) for question in batch.questions]
+        return {"loss": language.loss(prompts_BQD, batch.texts, draws, asked)}
+
+    return Task(module, losses)
+
+
+if __name__ == "__main__":
+    cli.run(main)

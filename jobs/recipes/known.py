@@ -1,0 +1,57 @@
+"""Sizes of the paper's frozen models (section 4.1), so that a dry run needs none of their files."""
+
+from collections.abc import Callable
+from typing import Any
+
+from transformers import CLIPVisionConfig, OPTConfig, T5Config
+
+
+def clip_vit_l() -> CLIPVisionConfig:
+    """CLIP ViT-L/14 with OpenAI's activation."""
+    return CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=224,
+        patch_size=14,
+        hidden_act="quick_gelu",
+    )
+
+
+def opt(width: int) -> OPTConfig:
+    """OPT-2.7B (width 2560) and OPT-6.7B (4096): 32 blocks of 32 heads."""
+    return OPTConfig(
+        vocab_size=50272,
+        hidden_size=width,
+        word_embed_proj_dim=width,
+        ffn_dim=4 * width,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        max_position_embeddings=2048,
+    )
+
+
+def flan_t5(width: int) -> T5Config:
+    """FlanT5-XL (width 2048) and FlanT5-XXL (4096): 24 + 24 blocks with heads of 64."""
+    return T5Config.from_dict(
+        {
+            "vocab_size": 32128,
+            "d_model": width,
+            "d_kv": 64,
+            "d_ff": 5 * width // 2,
+            "num_layers": 24,
+            "num_heads": width // 64,
+            "feed_forward_proj": "gated-gelu",
+            "tie_word_embeddings": False,
+        }
+    )
+
+
+VISION: dict[str, Callable[[], CLIPVisionConfig]] = {"openai/clip-vit-large-patch14": clip_vit_l}
+LANGUAGE: dict[str, Callable[[], Any]] = {
+    "facebook/opt-2.7b": lambda: opt(2560),
+    "facebook/opt-6.7b": lambda: opt(4096),
+    "google/flan-t5-xl": lambda: flan_t5(2048),
+    "google/flan-t5-xxl": lambda: flan_t5(4096),
+}

@@ -1,0 +1,92 @@
+"""What the training jobs do with models before the loop starts: initialise, and show images."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cluster import checkpoint
+from cluster.dist import derive_seed, place
+from jobs import models
+from modeling.blip2 import Stage1, Stage2, WithEncoder
+from pipeline.loader import Batch
+
+
+def new_stage(recipe: Any, fresh: bool) -> Any:
+    """The recipe's stage with random weights, and BERT's where the recipe names one.
+
+    Args:
+        fresh: False where a checkpoint will fill it anyway: no BERT is read then.
+    """
+    torch.manual_seed(derive_seed("init", recipe.run.seed))
+    stage = Stage1(recipe.model) if recipe.kind == "stage1" else Stage2(recipe.model)
+    if recipe.bert and fresh:
+        models.start_from_bert(stage, recipe.bert)
+    return stage
+
+
+def start_from(stage: Stage1 | Stage2, path: str, kind: str) -> None:
+    """Give a stage the weights that another run of the same stage pre-trained.
+
+    What the finetune has no use for is left (the LM head without ITG), and what only it has stays
+    as it is (a Q-Former's text parts, when it is to read questions). Nothing else may differ.
+
+    Raises:
+        ValueError: no such checkpoint, one of another kind or of other sizes.
+    """
+    found = checkpoint.find(Path(path))
+    if found.recipe.get("kind") != kind:
+        raise ValueError(
+            f"--init {path}: the checkpoint's kind is {found.recipe.get('kind')!r}; give one of "
+            f"{kind.replace('stage', 'stage ')}"
+        )
+    if found.recipe.get("encoder", {}).get("train"):
+        raise ValueError(
+            f"--init {path}: its image encoder was finetuned, and this run would start from "
+            "another one; give the pre-training run it came from"
+        )
+    found.verify()
+    weights = found.trainable()
+    own = {name: parameter.detach() for name, parameter in stage.named_parameters()}
+    if kind == "stage1" and not stage.config.itg:  # type: ignore[union-attr]
+        weights = {k: v for k, v in weights.items() if not k.startswith("lm_head.")}
+    if kind == "stage2" and stage.config.qformer.text:
+        weights = {k: v for k, v in own.items() if _of_text(k)} | weights
+    checkpoint.load_weights(stage, weights, f"--init {found.folder}")
+    say_start(found)
+
+
+def say_start(found: checkpoint.Checkpoint) -> None:
+    """Tell once where the weights come from."""
+    if place().rank == 0:
+        print(f"starting from {found.folder}", flush=True)
+
+
+def with_encoder(recipe: Any, stage: Stage1 | Stage2, fresh: bool) -> nn.Module:
+    """All that trains: the stage, together with its image encoder where that is finetuned."""
+    if not recipe.encoder.train:
+        return stage
+    return WithEncoder(models.load_encoder(recipe.encoder, weights=fresh), stage)
+
+
+def image_input(recipe: Any, device: torch.device) -> Callable[[Batch], Tensor]:
+    """What the engine is given of a batch's images: the frozen encoder's tokens, computed outside
+    the engine, or the images themselves where the encoder trains inside it.
+    """
+    if recipe.encoder.train:
+        return lambda batch: batch.images_B3HW.to(device, non_blocking=True)
+    encoder = models.load_encoder(recipe.encoder).to(device)
+
+    def tokens(batch: Batch) -> Tensor:
+        with torch.no_grad():
+            return encoder(batch.images_B3HW.to(device, non_blocking=True))
+
+    return tokens
+
+
+def _of_text(name: str) -> bool:
+    return ".text_ffn." in name or name.startswith(
+        ("qformer.word_embeddings.", "qformer.position_embeddings.")
+    )

@@ -1,0 +1,274 @@
+"""FLOPs and activations of a training step by formula, for MFU and for planning.
+
+Counted is what the implementation computes: matrix products at two FLOPs a multiplication, nothing
+else (as torch's FlopCounter), and nothing that is recomputed. Legend: P image tokens, Q queries,
+L text tokens; all counts are for one sample.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from modeling.blip2 import Stage1Config, Stage2Config
+from modeling.qformer import QFormerConfig
+
+
+@dataclass(frozen=True)
+class Work:
+    """FLOPs of a forward pass: products with weights, and products of activations."""
+
+    weights: float = 0.0
+    activations: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.weights + other.weights, self.activations + other.activations)
+
+    def __mul__(self, times: float) -> Work:
+        return Work(times * self.weights, times * self.activations)
+
+    @property
+    def forward(self) -> float:
+        """Without a backward pass: a frozen encoder."""
+        return self.weights + self.activations
+
+    @property
+    def trained(self) -> float:
+        """Forward and backward with gradients of inputs and weights."""
+        return 3 * self.forward
+
+    @property
+    def through(self) -> float:
+        """Forward and backward of frozen weights that gradients pass: half of their backward."""
+        return 2 * self.weights + 3 * self.activations
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Sizes of a stack of transformer blocks.
+
+    Attributes:
+        inner: width of all attention heads together.
+        shared: width of keys and of values, less than ``inner`` where heads share them.
+        gated: whether the MLP has a second input matrix.
+    """
+
+    width: int
+    blocks: int
+    mlp: int
+    inner: int
+    shared: int
+    gated: bool = False
+
+    def run(self, tokens: float, keys: float | None = None) -> Work:
+        """All blocks on a sequence."""
+        attention = 2 * self.width * (self.inner + self.shared)
+        mlp = (3 if self.gated else 2) * self.width * self.mlp
+        seen = tokens if keys is None else keys
+        return Work(
+            2 * tokens * self.blocks * (attention + mlp),
+            4 * tokens * seen * self.inner * self.blocks,
+        )
+
+    def cross(self, tokens: float, keys: float) -> Work:
+        """The cross-attention of all blocks: from one sequence to the keys of another."""
+        query, source = 2 * self.width * self.inner, 2 * self.width * self.shared
+        weights = 2 * self.blocks * (tokens * query + keys * source)
+        return Work(weights, 4 * tokens * keys * self.inner * self.blocks)
+
+    def saved(self, tokens: float, trained: bool) -> float:
+        """Activations that the backward pass needs, in elements, with fused attention.
+
+        A frozen block saves the inputs of its norms, of its activation and of its attention; one
+        that trains also the inputs of its matrices.
+        """
+        qkv = self.inner + 2 * self.shared
+        mlp = (3 if self.gated else 1) * self.mlp
+        kept = 2 * self.width + qkv + self.inner + mlp
+        if trained:
+            kept += 2 * self.width + self.mlp
+        return tokens * self.blocks * kept
+
+
+@dataclass(frozen=True)
+class VitSizes:
+    """An image encoder as it is built, without its last block."""
+
+    stack: Stack
+    tokens: int
+    patch: int
+
+
+def vit_sizes(vit: Any) -> VitSizes:
+    """Sizes of a timm VisionTransformer or Eva."""
+    mlp = vit.blocks[0].mlp
+    gated = hasattr(mlp, "fc1_g")
+    inner = vit.blocks[0].attn.proj.in_features
+    stack = Stack(vit.embed_dim, len(vit.blocks), mlp.fc2.in_features, inner, inner, gated)
+    tokens = vit.patch_embed.num_patches + vit.num_prefix_tokens
+    return VitSizes(stack, tokens, vit.patch_embed.patch_size[0])
+
+
+def vit_flops(sizes: VitSizes, trained: bool) -> float:
+    """The image encoder on one image, with its backward pass where it trains."""
+    patches = 2 * (sizes.tokens - 1) * sizes.stack.width * 3 * sizes.patch**2
+    blocks = sizes.stack.run(sizes.tokens)
+    if not trained:
+        return patches + blocks.forward
+    return 2 * patches + blocks.trained  # images get no gradient
+
+
+# ------------------------------------------------------------------------------- Q-Former
+
+
+def project_work(config: QFormerConfig, image_tokens: int) -> Work:
+    """Keys and values of one image for all layers with cross-attention."""
+    layers = -(-config.layers // config.cross_every)
+    return Work(4 * layers * image_tokens * config.encoder_width * config.width)
+
+
+def pass_work(
+    config: QFormerConfig,
+    *,
+    queries: int = 0,
+    text: int = 0,
+    image_tokens: int = 0,
+    past: int = 0,
+    last: int | None = None,
+) -> Work:
+    """One pass of the Q-Former over queries and text whose image is already projected.
+
+    Args:
+        past: Self-attention keys that come from an earlier pass.
+        last: Rows that the last layer computes; None: all.
+    """
+    rows, width = queries + text, config.width
+    cross = Work(4 * queries * width**2, 4 * queries * image_tokens * width)
+    total = cross * -(-config.layers // config.cross_every)
+    for index in range(config.layers):
+        kept = last if last is not None and index == config.layers - 1 else rows
+        weights = 4 * (rows + kept) * width**2 + 4 * kept * width * config.ffn
+        total += Work(weights, 4 * kept * (rows + past) * width)
+    return total
+
+
+def stage1_work(
+    config: Stage1Config, image_tokens: int, text: int, batch: int = 1, world: int = 1
+) -> dict[str, Work]:
+    """ITC, ITM and ITG of one pair, by part.
+
+    Args:
+        text: Text tokens, padding included.
+        batch: Samples over all ranks: each image is compared with all texts and each text with all
+            images.
+        world: Ranks; with several, negatives come mostly from others, and their images are
+            projected once more.
+    """
+    qformer, queries = config.qformer, config.qformer.queries
+    width, image = qformer.width, project_work(qformer, image_tokens)
+    itc_image = pass_work(qformer, queries=queries, image_tokens=image_tokens)
+    itc_text = pass_work(qformer, text=text, last=1)
+    heads = Work(2 * (queries + 1) * width * config.embed)
+    # Of the two sides of a similarity only the local one has a gradient: as with frozen weights.
+    similarities = Work(2 * 2 * batch * queries * config.embed) * (2 / 3)
+    pair = pass_work(
+        qformer, queries=queries, text=text, image_tokens=image_tokens, last=queries
+    ) + Work(4 * queries * width)
+    parts = {
+        "image keys and values": image * (1 + (1 - 1 / world)),
+        "itc": itc_image + itc_text + heads + similarities,
+        "itm": pair * 3,
+    }
+    if config.itg:
+        decode = pass_work(qformer, text=text, past=queries)
+        head = Work(2 * (text - 1) * width * (width + qformer.vocab))
+        parts["itg"] = decode + head
+    return parts
+
+
+def stage2_work(config: Stage2Config, image_tokens: int, question: int = 0) -> Work:
+    """Image tokens to soft visual prompts; `question` tokens go into the Q-Former too."""
+    qformer, queries = config.qformer, config.qformer.queries
+    total = project_work(qformer, image_tokens)
+    total += pass_work(
+        qformer,
+        queries=queries,
+        text=question,
+        image_tokens=image_tokens,
+        last=queries if question else None,
+    )
+    return total + Work(2 * queries * qformer.width * config.llm_width)
+
+
+# ------------------------------------------------------------------------- language models
+
+
+@dataclass(frozen=True)
+class LanguageSizes:
+    """A frozen language model: its stacks (``encoder`` only where it has one) and its head."""
+
+    decoder: Stack
+    vocab: int
+    head_width: int
+    encoder: Stack | None = None
+
+    @property
+    def projected(self) -> bool:
+        """Whether embeddings and hidden states differ in width (OPT-350M)."""
+        return self.head_width != self.decoder.width
+
+
+def language_sizes(config: Any) -> LanguageSizes:
+    """Sizes from a transformers configuration: OPT, T5, and what resembles LLaMA or GPT."""
+    if config.is_encoder_decoder and hasattr(config, "d_kv"):
+        inner = config.num_heads * config.d_kv
+        gated = bool(getattr(config, "is_gated_act", False))
+        encoder = Stack(config.d_model, config.num_layers, config.d_ff, inner, inner, gated)
+        decoder = Stack(config.d_model, config.num_decoder_layers, config.d_ff, inner, inner, gated)
+        return LanguageSizes(decoder, config.vocab_size, config.d_model, encoder)
+    width, heads = config.hidden_size, config.num_attention_heads
+    mlp = getattr(config, "ffn_dim", None) or getattr(config, "intermediate_size", None)
+    per_head = getattr(config, "head_dim", None) or width // heads
+    shared = (getattr(config, "num_key_value_heads", None) or heads) * per_head
+    gated = config.model_type in ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3")
+    layers = config.num_hidden_layers
+    stack = Stack(width, layers, mlp or 4 * width, heads * per_head, shared, gated)
+    head = getattr(config, "word_embed_proj_dim", None) or width
+    pair = stack if config.is_encoder_decoder else None
+    return LanguageSizes(stack, config.vocab_size, head, pair)
+
+
+def language_flops(sizes: LanguageSizes, given: float, targets: float) -> float:
+    """Forward and backward of the frozen model; gradients flow to what was given only.
+
+    Args:
+        sizes: The language model.
+        given: Tokens that are not learned: queries, prompt, prefix.
+        targets: Tokens that are learned.
+    """
+    head = Work(2 * targets * sizes.head_width * sizes.vocab)
+    if sizes.encoder is None:
+        body = sizes.decoder.run(given + targets)
+        if sizes.projected:
+            both = 2 * (given + targets) * sizes.decoder.width * sizes.head_width
+            body += Work(both)
+        return (body + head).through
+    decoder = sizes.decoder
+    body = sizes.encoder.run(given) + decoder.run(targets) + decoder.cross(targets, given) + head
+    # Nothing in front of the first cross-attention of the decoder leads back to the image.
+    first = Work(
+        2 * targets * decoder.width * (3 * decoder.inner + 2 * decoder.shared),
+        2 * 4 * targets**2 * decoder.inner / 2,
+    )
+    return body.through - first.weights - 2 * first.activations
+
+
+def split_text(text: int) -> tuple[float, float]:
+    """Mean tokens of prefix and suffix of the prefix LM (section 3.3), each with its end token.
+
+    Args:
+        text: Tokens of a whole text with one end token.
+    """
+    words = text - 1
+    prefix = (1 + words // 2) / 2
+    return prefix + 1, words - prefix + 1
