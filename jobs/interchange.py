@@ -25,6 +25,8 @@ from jobs.interchange_native import read_native, write_native
 from jobs.interchange_parts import Options, Parts
 from modeling.blip2 import Stage1, Stage1Config, Stage2
 from modeling.language import DecoderLM, EncoderDecoderLM
+from modeling.vision import EvaConfig, ImageEncoder, build_eva_encoder, freeze
+from modeling.weights import blip2_vision_to_eva
 
 Format = Literal["native", "hf", "lavis"]
 __all__ = [
@@ -112,19 +114,36 @@ def load(folder: Path, device: torch.device | str = "cpu") -> models.Trained:
     """
     parts = read_huggingface(folder)
     recipe: Any = parts.recipe
-    choice = recipe.encoder
-    encoder = models.load_encoder(str(folder.absolute()), choice.image_size, choice.dtype)
+    encoder = _encoder(parts)
     module = Stage1(recipe.model) if recipe.kind == "stage1" else Stage2(recipe.model)
     state = {name: tensor.float() for name, tensor in parts.trainable.items()}
     models.checkpoint.load_weights(module, state, f"Hugging Face folder {folder}")
     found: dict[str, Any] = {"encoder": encoder.to(device), "module": module.to(device).eval()}
-    if recipe.kind == "stage1":
+    if recipe.model.qformer.text:
         name = str(parts.tokenizer.absolute()) if parts.tokenizer else recipe.tokenizer
         found["tokenizer"] = models.load_bert_tokenizer(name)
-    else:
+    if recipe.kind == "stage2":
         found["language"] = _language(parts)
         found["language"].to(device)
     return models.Trained(recipe, 0, **found)
+
+
+def _encoder(parts: Parts) -> ImageEncoder:
+    """The vision tower of a Hugging Face folder."""
+    frozen, choice = parts.encoder, parts.recipe.encoder
+    assert frozen is not None
+    own, dtype = frozen.config, models.DTYPES[choice.dtype]
+    sizes = EvaConfig(
+        own["hidden_size"],
+        own["num_hidden_layers"],
+        own["num_attention_heads"],
+        own["intermediate_size"],
+        own["patch_size"],
+        own["layer_norm_eps"],
+    )
+    state = {name: lazy.read() for name, lazy in frozen.tensors.items()}
+    state = blip2_vision_to_eva(state, sizes.blocks)
+    return freeze(build_eva_encoder(sizes, choice.image_size, state, dtype=dtype), dtype)
 
 
 def _language(parts: Parts) -> models.Language:

@@ -100,17 +100,30 @@ def _named_encoder(name: str, parts: Parts) -> Frozen:
 
 
 def _built_encoder(name: str, parts: Parts) -> Frozen:
-    """An encoder that comes as a module; only timm's Eva has Hugging Face's form."""
-    choice = replace(parts.recipe.encoder, name=name)
-    vit: Any = models.load_encoder(choice.name, choice.image_size, choice.dtype).vit
-    state = {key: Lazy.of(tensor) for key, tensor in vit.state_dict().items()}
+    """An encoder that comes as a module."""
+    vit: Any = models.load_encoder(replace(parts.recipe.encoder, name=name)).vit
+    return eva_of(vit, {n: Lazy.of(t) for n, t in vit.state_dict().items()}, name)
+
+
+def eva_of(vit: Any, state: Tensors, name: str) -> Frozen:
+    """The tower of Hugging Face's BLIP-2 from timm's Eva.
+
+    Args:
+        vit: the module, for its sizes; may be on the meta device.
+        state: its weights by timm's names.
+        name: says in messages which encoder it is.
+
+    Raises:
+        ValueError: It is another architecture than EVA-CLIP's.
+    """
     if "blocks.0.attn.q_bias" not in state:
         raise ValueError(
-            f"encoder {name!r} has another form than EVA-CLIP's, and Hugging Face's BLIP-2 has no "
-            "place for it; use --to lavis, or keep the native folder"
+            f"encoder {name!r} has another form than EVA-CLIP's, and other formats have no place "
+            "for it; keep the native folder"
         )
     blocks = count_blocks(state, "blocks.")
     config = {
+        "architectures": ["Blip2VisionModel"],
         "model_type": "blip_2_vision_model",
         "hidden_size": vit.embed_dim,
         "intermediate_size": state["blocks.0.mlp.fc1.bias"].shape[0],
@@ -230,8 +243,7 @@ def prepare_folder(parts: Parts, options: Options, folder: Path) -> tuple[dict[s
     }
     pictures = _image_processor(parts.recipe.encoder.image_size)
     if parts.recipe.kind == "stage1":
-        name = options.tokenizer or (str(parts.tokenizer) if parts.tokenizer else "")
-        tokenizer = models.load_bert_tokenizer(name or parts.recipe.tokenizer)  # type: ignore[union-attr]
+        tokenizer = models.load_bert_tokenizer(_reader_name(parts, options))
         # No image tokens in front of the text: the model joins queries and text itself.
         Blip2Processor(pictures, tokenizer, num_query_tokens=None).save_pretrained(folder)
         fields["image_text_hidden_size"] = parts.recipe.model.embed  # type: ignore[union-attr]
@@ -321,9 +333,10 @@ def _image_processor(size: int) -> Any:
 
 
 def _reader_name(parts: Parts, options: Options) -> str:
-    if options.tokenizer or parts.tokenizer:
-        return options.tokenizer or str(parts.tokenizer)
+    name = options.tokenizer or str(parts.tokenizer or "") or parts.recipe.tokenizer
+    if name:
+        return name
     raise ValueError(
-        "this Q-Former reads text, and the checkpoint does not hold its tokenizer; give "
+        "this Q-Former reads text, and the checkpoint does not say its tokenizer; give "
         "--tokenizer FOLDER (BERT's)"
     )

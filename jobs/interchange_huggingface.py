@@ -297,9 +297,10 @@ def _noted_recipe(noted: dict[str, Any], plain: Recipe, where: str) -> Recipe:
     recipe: Any = recipes.from_dict(type(plain), noted, where)
     encoder = replace(recipe.encoder, name="./encoder", image_size=plain.encoder.image_size)
     recipe = replace(recipe, encoder=encoder)
+    if plain.tokenizer.startswith("./"):
+        recipe = replace(recipe, tokenizer=plain.tokenizer)
     if isinstance(plain, Stage1Recipe):
-        own = plain.tokenizer.startswith("./")
-        return replace(recipe, tokenizer=plain.tokenizer if own else recipe.tokenizer)
+        return recipe
     return replace(recipe, language=replace(recipe.language, name="./language"))
 
 

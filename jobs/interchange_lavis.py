@@ -131,7 +131,8 @@ def write_lavis(parts: Parts, out: Path, frozen: bool = False) -> list[str]:
     positions = record["positions"] if record else qformer.max_positions
     state = lavis.with_copies(state, positions)
     notes = []
-    if frozen or (record and any(name.startswith(VISION) for name in record["keys"])):
+    held = any(name.startswith(VISION) for name in (record or {"keys": ()})["keys"])
+    if frozen or held or parts.recipe.encoder.train:  # a finetuned one is nowhere else
         state |= _own_encoder(parts)
     prefix = record["language"] if record else f"{projection.removesuffix('proj')}model."
     if parts.language is not None and prefix and (frozen or (record and record["language"])):

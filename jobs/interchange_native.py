@@ -16,17 +16,22 @@ from torch import Tensor
 
 from cluster import checkpoint
 from jobs import models
+from jobs.interchange_export import eva_of
 from jobs.interchange_files import (
     FLOATS,
+    Lazy,
     copy_small,
     open_folder,
     published,
     read_json,
+    shapes,
     write_folder,
     write_json,
 )
 from jobs.interchange_huggingface import FILES, NOTE
 from jobs.interchange_parts import Frozen, Parts, module_shapes
+from jobs.recipes.train import EncoderChoice
+from modeling.blip2 import stage_weights
 from modeling.weights import compare_shapes
 
 RECORD, HUGGINGFACE = "interchange.json", "huggingface"
@@ -44,20 +49,22 @@ def read_native(path: Path) -> Parts:
     found.verify()
     recipe = models.read_recipe(found)
     where = f"checkpoint {found.folder}"
-    tensors = found.trainable()
-    compare_shapes(
-        module_shapes(recipe.model), {n: tuple(t.shape) for n, t in tensors.items()}, where
-    )
+    whole = found.trainable()
+    tensors = stage_weights(whole)
+    compare_shapes(module_shapes(recipe.model), shapes(tensors), where)
     record: dict[str, Any] = {}
     if (found.folder / RECORD).is_file():
         record = read_json(found.folder / RECORD, "record")
     dtypes = record.get("dtypes", {})
     trainable = {n: t.to(FLOATS[dtypes.get(n, "float32")]) for n, t in tensors.items()}
+    encoder = _own(found.folder / "encoder", recipe.encoder.name)
+    if recipe.encoder.train:
+        encoder = _finetuned(recipe.encoder, whole)
     tokenizer, small = found.folder / "tokenizer", found.folder / HUGGINGFACE
     return Parts(
         recipe,
         trainable,
-        _own(found.folder / "encoder", recipe.encoder.name),
+        encoder,
         _own(found.folder / "language", recipe.language.name) if recipe.kind == "stage2" else None,
         tokenizer if tokenizer.is_dir() else None,
         record.get("lavis"),
@@ -100,6 +107,16 @@ def _own(folder: Path, name: str) -> Frozen | None:
     return Frozen(read_json(folder / "config.json", "config"), open_folder(folder), folder)
 
 
+def _finetuned(choice: EncoderChoice, state: dict[str, Tensor]) -> Frozen:
+    """The encoder that trained with a stage (``WithEncoder``)."""
+    with torch.device("meta"):
+        vit: Any = models.load_encoder(choice, weights=False).vit
+    prefix = "encoder.vit."
+    tower = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+    compare_shapes(shapes(vit.state_dict()), shapes(tower), f"encoder {choice.name!r}")
+    return eva_of(vit, {name: Lazy.of(tensor) for name, tensor in tower.items()}, choice.name)
+
+
 def _write_frozen(frozen: Frozen, folder: Path, is_encoder: bool, parts: Parts) -> None:
     tensors = dict(frozen.tensors)
     if frozen.files is not None:
@@ -107,8 +124,6 @@ def _write_frozen(frozen: Frozen, folder: Path, is_encoder: bool, parts: Parts) 
         copy_small(frozen.files, folder, (*_OF_THE_WHOLE, NOTE, *skip))
     if is_encoder and frozen.config.get("model_type") != "clip_vision_model":
         # A whole Blip2VisionModel has the norm that we train; ours is in the trained weights.
-        from jobs.interchange_files import Lazy
-
         for kind in ("weight", "bias"):
             norm = parts.trainable[f"ln_vision.{kind}"]
             tensors[f"post_layernorm.{kind}"] = Lazy.of(norm)

@@ -19,7 +19,13 @@ from transformers import (
 
 from jobs import recipes
 from jobs.interchange_files import FLOATS, Lazy, Tensors, shapes
-from jobs.recipes.train import EncoderChoice, LanguageChoice, Stage1Recipe, Stage2Recipe
+from jobs.recipes.train import (
+    BERT,
+    EncoderChoice,
+    LanguageChoice,
+    Stage1Recipe,
+    Stage2Recipe,
+)
 from modeling.blip2 import Stage1, Stage1Config, Stage2, Stage2Config
 from modeling.weights import compare_shapes
 
@@ -242,14 +248,16 @@ def build_recipe(
     transform = replace(base.run.transform, size=choice.image_size)
     base = replace(base, encoder=choice, run=replace(base.run, transform=transform))
     max_text = run.get("max_text")
+    name = "./tokenizer" if tokenizer else options.tokenizer or base.tokenizer
+    # Its weights are here: it starts from no BERT.
+    base = replace(base, model=model, tokenizer=name, bert="")
     if kind == "stage1":
-        name = "./tokenizer" if tokenizer else options.tokenizer or base.tokenizer
-        # Its weights are here: it starts from no BERT.
-        base = replace(base, model=model, tokenizer=name, bert="")
         return replace(base, max_text=max_text or base.max_text)
+    if model.qformer.text and not name:
+        base = replace(base, tokenizer=BERT)
     spoken = _language_choice(base.language, options, language)
     spoken = replace(spoken, max_text=max_text or spoken.max_text)
-    return replace(base, model=model, language=spoken)
+    return replace(base, language=spoken)
 
 
 def _encoder_choice(base: EncoderChoice, options: Options, own: Frozen | None) -> EncoderChoice:

@@ -283,9 +283,10 @@ def _with_own_models(recipe: Any, folder: Path) -> Any:
     def place(name: str) -> str:
         return str(absolute / name) if name.startswith("./") else name
 
-    recipe = replace(recipe, encoder=replace(recipe.encoder, name=place(recipe.encoder.name)))
+    encoder = replace(recipe.encoder, name=place(recipe.encoder.name))
+    recipe = replace(recipe, encoder=encoder, tokenizer=place(recipe.tokenizer))
     if recipe.kind == "stage1":
-        return replace(recipe, tokenizer=place(recipe.tokenizer))
+        return recipe
     return replace(recipe, language=replace(recipe.language, name=place(recipe.language.name)))
 
 

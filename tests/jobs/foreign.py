@@ -138,8 +138,8 @@ def lavis_qformer(state: dict[str, Tensor], text: bool) -> dict[str, Tensor]:
                     name = f"{block}.output.{part}.{kind}"
                     out[f"{theirs}.{name}"] = state[f"{ours}.{name}"]
             for suffix in ("", "_query") if text else ("_query",):
-                for name in ("intermediate{}.dense", "output{}.dense", "output{}.LayerNorm"):
-                    name = f"{name.format(suffix)}.{kind}"
+                for form in ("intermediate{}.dense", "output{}.dense", "output{}.LayerNorm"):
+                    name = f"{form.format(suffix)}.{kind}"
                     out[f"{theirs}.{name}"] = state[f"{ours}.{name}"]
     return out
 
@@ -189,7 +189,9 @@ def lavis_eva(state: dict[str, Tensor]) -> dict[str, Tensor]:
             for name in ("mlp.fc1", "mlp.fc2"):
                 out[f"blocks.{i}.{name}.{kind}"] = state[f"{theirs}.{name}.{kind}"]
             for number in (1, 2):
-                out[f"blocks.{i}.norm{number}.{kind}"] = state[f"{theirs}.layer_norm{number}.{kind}"]
+                out[f"blocks.{i}.norm{number}.{kind}"] = state[
+                    f"{theirs}.layer_norm{number}.{kind}"
+                ]
     return {f"visual_encoder.{name}": tensor.clone() for name, tensor in out.items()}
 
 
@@ -204,7 +206,11 @@ def lavis_clip(blocks: int = 2, seed: int = 7) -> dict[str, Tensor]:
         block = f"transformer.resblocks.{i}"
         shapes |= {f"{block}.attn.in_proj_weight": (3 * TOWER, TOWER)}
         shapes |= {f"{block}.attn.in_proj_bias": (3 * TOWER,)}
-        linear = {"attn.out_proj": (TOWER, TOWER), "mlp.c_fc": (48, TOWER), "mlp.c_proj": (TOWER, 48)}
+        linear = {
+            "attn.out_proj": (TOWER, TOWER),
+            "mlp.c_fc": (48, TOWER),
+            "mlp.c_proj": (TOWER, 48),
+        }
         for name, shape in linear.items():
             shapes |= {f"{block}.{name}.weight": shape, f"{block}.{name}.bias": shape[:1]}
         for name in ("ln_1", "ln_2"):
