@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from jobs import models
 from jobs.interchange_export import with_frozen
@@ -22,7 +22,7 @@ from jobs.interchange_files import check_new, open_pth
 from jobs.interchange_huggingface import is_huggingface, read_huggingface, write_huggingface
 from jobs.interchange_lavis import read_lavis, trainable_of, write_lavis
 from jobs.interchange_native import read_native, write_native
-from jobs.interchange_parts import Options, Parts
+from jobs.interchange_parts import Options, Parts, language_outline
 from modeling.blip2 import Stage1, Stage1Config, Stage2
 from modeling.language import DecoderLM, EncoderDecoderLM
 from modeling.vision import EvaConfig, ImageEncoder, build_eva_encoder, freeze
@@ -150,12 +150,10 @@ def _language(parts: Parts) -> models.Language:
     """The language model of a Hugging Face folder, its weights mapped from the files."""
     frozen, choice = parts.language, parts.recipe.language  # type: ignore[union-attr]
     assert frozen is not None and frozen.files is not None
-    fields = {name: value for name, value in frozen.config.items() if name != "model_type"}
-    config = AutoConfig.for_model(frozen.config.get("model_type", "opt"), **fields)
-    family: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    outline = language_outline(frozen.config)
     state = {name: lazy.read() for name, lazy in frozen.tensors.items()}
-    model = family.from_pretrained(
-        None, config=config, state_dict=state, dtype=models.DTYPES[choice.dtype]
+    model = type(outline).from_pretrained(
+        None, config=outline.config, state_dict=state, dtype=models.DTYPES[choice.dtype]
     )
-    adapter = EncoderDecoderLM if config.is_encoder_decoder else DecoderLM
+    adapter = EncoderDecoderLM if outline.config.is_encoder_decoder else DecoderLM
     return adapter(model, AutoTokenizer.from_pretrained(frozen.files), choice.max_text)

@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from jobs import recipes
-from jobs.interchange_files import FLOATS, Lazy, Tensors, shapes
+from jobs.interchange_files import FLOATS, Lazy, Tensors, read_json, shapes
+from jobs.models import _folder, is_local
 from jobs.recipes.train import (
     BERT,
     EncoderChoice,
@@ -269,7 +270,13 @@ def _encoder_choice(base: EncoderChoice, options: Options, own: Frozen | None) -
             "the checkpoint does not hold its frozen image encoder; name it: --recipe NAME, or "
             "--encoder FOLDER (a Hugging Face folder, a hub id, timm:NAME)"
         )
-    return replace(base, name=options.encoder or base.name)
+    name = options.encoder or base.name
+    if not options.recipe and is_local(name) and not name.endswith((".pth", ".pt")):
+        # No recipe says what it is shown: what it was trained on.
+        config = read_json(_folder("encoder", name, ()) / "config.json", "config")
+        size = config.get("vision_config", config).get("image_size", base.image_size)
+        base = replace(base, image_size=size)
+    return replace(base, name=name)
 
 
 def _language_choice(base: LanguageChoice, options: Options, own: Frozen | None) -> LanguageChoice:
