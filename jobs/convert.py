@@ -78,9 +78,7 @@ def convert(given: Arguments) -> None:
     for note in (*parts.notes, *notes):
         print(f"note: {note}")
     count = sum(tensor.numel() for tensor in parts.trainable.values())
-    held = [name for name in ("encoder", "language") if getattr(parts, name) is not None]
-    with_them = f" and {' and '.join(held)}" if held else ""
-    print(f"{given.out}: {parts.recipe.kind}, {count:,} trained weights{with_them}")
+    print(f"{given.out}: {parts.recipe.kind}, {count:,} trained weights")
 
 
 if __name__ == "__main__":

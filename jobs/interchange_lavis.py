@@ -140,9 +140,7 @@ def write_lavis(parts: Parts, out: Path, frozen: bool = False) -> list[str]:
     if record:
         state = {name: state[name] for name in record["keys"]}
     elif not any(name.startswith(VISION) for name in state):
-        notes.append(
-            f"without the frozen models, as in LAVIS; encoder: {parts.recipe.encoder.name}"
-        )
+        notes.append("without the frozen models, as LAVIS saves it; --frozen writes those at hand")
     with published(out) as aside:
         torch.save({"model": {name: _alone(t) for name, t in state.items()}}, aside)
         sync(aside)

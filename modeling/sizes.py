@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
+from transformers import BertConfig
+
 from modeling.blip2 import Stage1Config, Stage2Config
 from modeling.qformer import QFormerConfig
 
@@ -48,19 +50,9 @@ ONLY = {
     "model_type": ("bert", "blip_2_qformer", "instructblip_qformer"),
     "add_cross_attention": (True, False),
 }
-IGNORED = frozenset(
-    {
-        *(
-            "architectures",
-            "transformers_version",
-            "torch_dtype",
-            "dtype",
-            "gradient_checkpointing",
-        ),
-        *("use_cache", "type_vocab_size", "pad_token_id", "classifier_dropout", "is_decoder"),
-        *("chunk_size_feed_forward", "_name_or_path", "name", "kind"),
-    }
-)
+IGNORED = (frozenset(BertConfig().to_dict()) - SYNONYMS.keys() - ONLY.keys()) | {
+    *("torch_dtype", "gradient_checkpointing", "_name_or_path", "name", "kind"),
+}
 NESTED = ("qformer", "qformer_config", "model")
 _QFORMER = {field.name for field in fields(QFormerConfig)}
 _STAGE1 = {field.name for field in fields(Stage1Config)} - {"qformer"}
