@@ -40,6 +40,7 @@ from jobs.interchange_parts import (
     check_language,
     check_tower,
     module_shapes,
+    run_fields,
 )
 from jobs.recipes.train import Stage1Recipe
 from modeling.blip2 import Stage1Config, Stage2Config
@@ -78,7 +79,7 @@ def read_huggingface(folder: Path, options: Options | None = None) -> Parts:
     _check_counters(counters, where)
     note = read_json(folder / NOTE, "sidecar") if (folder / NOTE).is_file() else {}
     more = open_safetensors(folder / MORE) if note and (folder / MORE).is_file() else {}
-    given = settle(options.config, "--config") if options.config else {}
+    given = settle(run_fields(options.config)[1], "--config")
     model = model_of(config, tensors, more, given, where)
     trainable = _trainable(model, config, tensors, more, where)
     encoder = _encoder(config, tensors, folder, where)

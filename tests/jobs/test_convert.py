@@ -15,6 +15,7 @@ from transformers import (
     AutoTokenizer,
     Blip2ForConditionalGeneration,
     Blip2ForImageTextRetrieval,
+    Blip2Model,
     Blip2Processor,
     Blip2VisionModel,
     InstructBlipForConditionalGeneration,
@@ -163,6 +164,56 @@ def test_lavis_stage2_there_and_back(
     assert json.loads(then) == json.loads(now)
     assert len(AutoTokenizer.from_pretrained(again / "language")) == model_words(family)
     assert_same_lavis(run("native", "lavis", again, tmp_path / "c.pth"), source)
+
+
+def test_lavis_instructblip_there_and_back(
+    retrieval: Any, tower: Path, config: Path, tmp_path: Path
+):
+    """A Q-Former that reads instructions: text weights, no heads of stage 1."""
+    model, _ = foreign.generation_model("t5")
+    language = save_language(tmp_path / "language", model.language_model, "t5", 2)
+    state = foreign.lavis_qformer(retrieval.state_dict(), text=True)
+    state |= {f"t5_proj.{k}": t for k, t in model.language_projection.state_dict().items()}
+    source = foreign.save_lavis(tmp_path / "a.pth", {k: t.clone() for k, t in state.items()})
+    options = ["--config", config, "--encoder", tower, "--language", language, "--tokenizer", BERT]
+    native = run("lavis", "native", source, tmp_path / "native", *options)
+    folder = run("native", "hf", native, tmp_path / "hf")
+    theirs, report = InstructBlipForConditionalGeneration.from_pretrained(
+        folder, output_loading_info=True
+    )
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    words = theirs.qformer.embeddings.word_embeddings.weight
+    assert torch.equal(words, retrieval.embeddings.word_embeddings.weight)
+    again = run("hf", "native", folder, tmp_path / "again")
+    assert_same_lavis(run("native", "lavis", again, tmp_path / "b.pth"), source)
+
+
+def test_what_was_trained_here_goes_to_lavis_and_back(stage1_run: Path, opt_run: Path, tmp_path):
+    for name, path in (("one", stage1_run), ("two", opt_run)):
+        found = models.checkpoint.find(path)
+        file = run("native", "lavis", path, tmp_path / f"{name}.pth")
+        (tmp_path / "c.json").write_text('{"heads": 4, "dropout": 0.0}')
+        recipe = models.read_recipe(found)
+        options = ["--config", tmp_path / "c.json", "--encoder", recipe.encoder.name]
+        options += ["--tokenizer", recipe.tokenizer] if name == "one" else []
+        options += ["--language", recipe.language.name] if name == "two" else []
+        native = run("lavis", "native", file, tmp_path / name, *options)
+        assert_same(load_file(native / "trainable.safetensors"), found.trainable())
+        back = models.read_recipe(models.checkpoint.find(native))
+        assert back.model.qformer.width == recipe.model.qformer.width
+        assert back.encoder.image_size == recipe.encoder.image_size
+
+
+def test_blip2_model_is_taken_too(tmp_path: Path):
+    """`Blip2Model` has the same weights without generation."""
+    model, processor = foreign.generation_model("opt")
+    plain = Blip2Model(model.config)
+    plain.load_state_dict(model.state_dict())
+    source = foreign.save(tmp_path / "source", plain, processor)
+    native = run("hf", "native", source, tmp_path / "native")
+    back = run("native", "hf", native, tmp_path / "back")
+    assert_same(weights(back), weights(source))
+    assert (back / "config.json").read_bytes() == (source / "config.json").read_bytes()
 
 
 def model_words(family: str) -> int:
@@ -407,6 +458,10 @@ def test_lavis_features_equal_huggingface(retrieval: Any, config: Path, tmp_path
     retrieval.vision_model.post_layernorm.eps = 1e-5
     with torch.no_grad():
         compare_retrieval(retrieval, ours, images, ours.trained.encoder(images))
+    own, head = ours.trained.module.lm_head, "Qformer.cls.predictions"
+    assert torch.equal(own.dense.weight, state[f"{head}.transform.dense.weight"])
+    assert torch.equal(own.norm.bias, state[f"{head}.transform.LayerNorm.bias"])
+    assert torch.equal(own.bias, state[f"{head}.bias"])
     folder = run("native", "hf", native, tmp_path / "hf")
     exported = Blip2ForImageTextRetrieval.from_pretrained(folder).eval()
     assert_same(exported.state_dict(), retrieval.state_dict())

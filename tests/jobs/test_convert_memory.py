@@ -19,11 +19,14 @@ from tests.jobs import foreign
 
 GIB = 1 << 30
 MEASURED = """
-import resource, sys
+import sys
 from jobs import convert
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # not getrusage's, which a child inherits from its parent
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+before = peak()
 convert.main(sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak() - before)
 """
 
 
@@ -43,7 +46,7 @@ def test_peak_memory_is_a_shard_and_a_tensor(tmp_path: Path) -> None:
         )
         grown = int(done.stdout.split()[-1]) * 1024
         print(f"{source} to {target}: {total / GIB:.2f} GiB with {grown / GIB:.2f} GiB more")
-        assert total > 3 * GIB and grown < 1.8 * GIB
+        assert total > 3 * GIB and GIB / 4 < grown < 1.8 * GIB
 
 
 def big_folder(folder: Path) -> int:
