@@ -69,6 +69,7 @@ def read_native(path: Path) -> Parts:
         tokenizer if tokenizer.is_dir() else None,
         record.get("lavis"),
         small if small.is_dir() else None,
+        record.get("counters", {}),
     )
 
 
@@ -94,7 +95,8 @@ def write_native(parts: Parts, out: Path) -> None:
             copy_small(parts.tokenizer, aside / "tokenizer", skip)
         if parts.huggingface is not None:
             copy_small(parts.huggingface, aside / HUGGINGFACE, (NOTE, FILES))
-        write_json(aside / RECORD, {"format": 1, "dtypes": dtypes, "lavis": parts.lavis})
+        record = {"format": 1, "dtypes": dtypes, "lavis": parts.lavis}
+        write_json(aside / RECORD, record | {"counters": parts.counters})
         files = {checkpoint.TRAINABLE: masters}
         recipe = json.loads(json.dumps(asdict(parts.recipe)))
         checkpoint.fill(aside, files, recipe, {"step": 0, "updates": 0})

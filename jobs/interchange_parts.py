@@ -85,6 +85,7 @@ class Parts:
         tokenizer: folder of the Q-Former's tokenizer, where the checkpoint holds it.
         lavis: what a LAVIS file has besides (``interchange_lavis``), for the way back.
         huggingface: folder of a Hugging Face checkpoint's small files, for the way back.
+        counters: shapes of the ``position_ids`` that a Hugging Face folder has, by name.
         notes: one line each of what the user should know.
     """
 
@@ -95,6 +96,7 @@ class Parts:
     tokenizer: Path | None = None
     lavis: dict[str, Any] | None = None
     huggingface: Path | None = None
+    counters: Mapping[str, list[int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 

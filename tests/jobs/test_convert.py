@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
@@ -202,6 +202,19 @@ def test_what_was_trained_here_goes_to_lavis_and_back(stage1_run: Path, opt_run:
         back = models.read_recipe(models.checkpoint.find(native))
         assert back.model.qformer.width == recipe.model.qformer.width
         assert back.encoder.image_size == recipe.encoder.image_size
+
+
+def test_counters_of_older_versions_there_and_back(retrieval: Any, tmp_path: Path):
+    """They were saved with the weights once, and say nothing."""
+    source = foreign.save(tmp_path / "source", *foreign.retrieval_model())
+    saved = weights(source) | {"embeddings.position_ids": torch.arange(16)[None]}
+    save_file(saved, source / "model.safetensors", metadata={"format": "pt"})
+    native = run("hf", "native", source, tmp_path / "native")
+    assert_same(weights(run("native", "hf", native, tmp_path / "back")), saved)
+    saved["embeddings.position_ids"] += 1
+    save_file(saved, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="position_ids does not count from 0"):
+        run("hf", "native", source, tmp_path / "other")
 
 
 def test_blip2_model_is_taken_too(tmp_path: Path):
