@@ -43,8 +43,8 @@ class Arguments:
 
     source: Annotated[interchange.Format, tyro.conf.arg(name="from")]
     to: interchange.Format
-    path: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(name="IN")]
-    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(name="OUT")]
+    path: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IN")]
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     recipe: str = ""
     encoder: str = ""
     language: str = ""

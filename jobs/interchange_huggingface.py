@@ -205,8 +205,8 @@ def _tokenizer(folder: Path, stage1: bool) -> Path | None:
 def _noted_recipe(noted: dict[str, Any], plain: Recipe, where: str) -> Recipe:
     """The sidecar's recipe with the frozen models that came along, which ``plain`` names."""
     recipe: Any = recipes.from_dict(type(plain), noted, where)
-    encoder = replace(recipe.encoder, name="./encoder", image_size=plain.encoder.image_size)
-    recipe = replace(recipe, encoder=encoder)
+    # An encoder that was finetuned comes back as a frozen one.
+    recipe = replace(recipe, encoder=replace(plain.encoder, dtype=recipe.encoder.dtype))
     if plain.tokenizer.startswith("./"):
         recipe = replace(recipe, tokenizer=plain.tokenizer)
     if isinstance(plain, Stage1Recipe):

@@ -420,6 +420,8 @@ def test_a_finetuned_encoder_goes_along(tower: Path, tmp_path: Path):
     with torch.no_grad():
         soft = ours.trained.module(encoder.eval()(images))
         assert torch.allclose(theirs.get_image_features(images).pooler_output, soft, **CLOSE)
+        again = predict.load(run("hf", "native", folder, tmp_path / "again"))
+        assert torch.allclose(again.trained.module(again.trained.encoder(images)), soft, **CLOSE)
     file = run("native", "lavis", tmp_path / "tuned", tmp_path / "tuned.pth")
     saved = torch.load(file, weights_only=True)["model"]  # what is nowhere else is in it
     assert torch.equal(saved["visual_encoder.pos_embed"], tensors["encoder.vit.pos_embed"])
