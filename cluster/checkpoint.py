@@ -186,6 +186,32 @@ def read(folder: Path) -> Checkpoint:
     return Checkpoint(folder, *parts)
 
 
+def fill(
+    folder: Path,
+    files: Mapping[str, dict[str, Tensor]],
+    recipe: dict[str, Any],
+    state: dict[str, Any],
+) -> None:
+    """Write a checkpoint's files into a folder that nobody reads yet, and wait for the disk.
+
+    Args:
+        files: tensors by file name; their sizes and digests are added to ``state``.
+
+    Raises:
+        OSError, SafetensorError: A file could not be written.
+    """
+    state["files"] = {}
+    for name, tensors in files.items():
+        save_file(tensors, folder / name)
+        _sync(folder / name)
+        size = (folder / name).stat().st_size
+        state["files"][name] = {"bytes": size, "sha256": _sha256(folder / name)}
+    for name, record in ((RECIPE, recipe), (STATE, state)):
+        (folder / name).write_text(json.dumps(record, indent=1) + "\n")
+        _sync(folder / name)
+    _sync(folder)
+
+
 def _gather(engine: Any, here: Place, kinds: tuple[str, ...]) -> dict[str, Tensor]:
     """Whole tensors on rank 0's CPU; the other ranks only take part."""
     gathered = {}
@@ -209,16 +235,7 @@ def _publish(
         shutil.rmtree(leftover)
     aside = root / f".{final.name}.partial"
     aside.mkdir()
-    state["files"] = {}
-    for name, tensors in files.items():
-        save_file(tensors, aside / name)
-        _sync(aside / name)
-        size = (aside / name).stat().st_size
-        state["files"][name] = {"bytes": size, "sha256": _sha256(aside / name)}
-    for name, record in ((RECIPE, recipe), (STATE, state)):
-        (aside / name).write_text(json.dumps(record, indent=1) + "\n")
-        _sync(aside / name)
-    _sync(aside)
+    fill(aside, files, recipe, state)
     if final.exists():  # the same step saved again, after a resume from an earlier one
         os.rename(final, root / f".{final.name}.replaced")
     os.rename(aside, final)

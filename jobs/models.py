@@ -272,7 +272,22 @@ def read_recipe(found: checkpoint.Checkpoint) -> Any:
     kind = found.recipe.get("kind")
     if kind not in kinds:
         raise ValueError(f"checkpoint {found.folder}: kind {kind!r} is none of {list(kinds)}")
-    return recipes.from_dict(kinds[kind], found.recipe, f"checkpoint {found.folder}")
+    recipe = recipes.from_dict(kinds[kind], found.recipe, f"checkpoint {found.folder}")
+    return _with_own_models(recipe, found.folder)
+
+
+def _with_own_models(recipe: Any, folder: Path) -> Any:
+    """Names that begin with ``./`` mean folders inside the checkpoint (``jobs/convert.py``)."""
+    absolute = folder.absolute()
+
+    def place(name: str) -> str:
+        return str(absolute / name) if name.startswith("./") else name
+
+    encoder = replace(recipe.encoder, name=place(recipe.encoder.name))
+    recipe = replace(recipe, encoder=encoder, tokenizer=place(recipe.tokenizer))
+    if recipe.kind == "stage1":
+        return recipe
+    return replace(recipe, language=replace(recipe.language, name=place(recipe.language.name)))
 
 
 def fit(recipe: Recipe) -> Recipe:
@@ -325,21 +340,34 @@ def start_from_bert(module: Stage1 | Stage2, name: str) -> None:
 def start_from_stage1(module: Stage2, path: str) -> checkpoint.Checkpoint:
     """Give stage 2 the Q-Former of a stage-1 checkpoint: every key of it, and no other.
 
+    Args:
+        path: a run or checkpoint of ours, a LAVIS ``.pth``, or a Hugging Face retrieval folder.
+
     Raises:
         ValueError: no stage-1 checkpoint there, or one of other sizes.
     """
-    found = checkpoint.find(Path(path))
+    found, weights = _stage1_weights(Path(path), module.config.qformer.heads)
+    taken = stage2_from_stage1(weights, module.config.qformer.text)
+    own = dict(module.named_parameters())
+    fresh = {name: p.detach() for name, p in own.items() if name.startswith("language_proj.")}
+    checkpoint.load_weights(module, {**taken, **fresh}, f"--init {found.folder}")
+    return found
+
+
+def _stage1_weights(path: Path, heads: int) -> tuple[checkpoint.Checkpoint, dict[str, Tensor]]:
+    from jobs import interchange  # it needs this module
+
+    if interchange.is_foreign(path):
+        weights = interchange.stage1_weights(path, heads)
+        return checkpoint.Checkpoint(path, {"kind": "stage1"}, {"step": 0}), weights
+    found = checkpoint.find(path)
     if found.recipe.get("kind") != "stage1":
         raise ValueError(
             f"--init {path}: the checkpoint's kind is {found.recipe.get('kind')!r}; "
             "give one of stage 1"
         )
     found.verify()
-    taken = stage2_from_stage1(found.trainable(), module.config.qformer.text)
-    own = dict(module.named_parameters())
-    fresh = {name: p.detach() for name, p in own.items() if name.startswith("language_proj.")}
-    checkpoint.load_weights(module, {**taken, **fresh}, f"--init {found.folder}")
-    return found
+    return found, found.trainable()
 
 
 def read_state(folder: Path) -> dict[str, Tensor]:

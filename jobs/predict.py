@@ -21,6 +21,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from jobs import interchange
+from jobs.interchange_huggingface import is_huggingface
 from jobs.models import DTYPES, Language, Trained, load_trained, tokenise
 from modeling.blip2 import Stage1, Stage2
 from modeling.language import EncoderDecoderLM, GenerationSettings
@@ -48,7 +50,8 @@ def load(
     """Load a checkpoint of stage 1 or 2 with its frozen models.
 
     Args:
-        checkpoint: a run's folder (its latest checkpoint) or one checkpoint's folder.
+        checkpoint: a run's folder (its latest checkpoint), one checkpoint's folder, or a Hugging
+            Face BLIP-2 folder, which is converted in memory.
         dtype: of the frozen models; ``recipe`` keeps what they were trained with.
         batch_size: images or texts in one forward pass.
 
@@ -59,7 +62,10 @@ def load(
         raise ValueError(f"dtype {dtype!r}: choose recipe, {', '.join(DTYPES)}")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {device!r}: this machine has no CUDA device; use cpu")
-    trained = load_trained(checkpoint, device)
+    foreign = is_huggingface(Path(checkpoint))
+    trained = (
+        interchange.load(Path(checkpoint), device) if foreign else load_trained(checkpoint, device)
+    )
     if dtype != "recipe":
         trained.encoder.to(DTYPES[dtype])
         if trained.language is not None:

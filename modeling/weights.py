@@ -1,5 +1,5 @@
 """Names of weights elsewhere: Hugging Face CLIP and BLIP-2, BERT. Tensors in, tensors out; no
-files are read here.
+files are read here. LAVIS's names are in `lavis.py`, frozen towers as tables in `towers.py`.
 
 All but the vision towers is a plain renaming, so that both directions follow from one table.
 """
@@ -97,27 +97,73 @@ def blip2_vision_to_eva(state: Mapping[str, Tensor], layers: int) -> dict[str, T
     return result
 
 
-def huggingface_names(names: Iterable[str]) -> dict[str, str]:
+def all_names(layers: int) -> list[str]:
+    """Every parameter name that a stage 1 or a stage 2 with that many Q-Former layers can have."""
+    modules = [
+        *("ln_vision", "vision_proj", "text_proj", "itm_head", "language_proj"),
+        *("qformer.norm", "lm_head.dense", "lm_head.norm"),
+    ]
+    blocks = {
+        **dict.fromkeys(("self_attn", "cross_attn"), tuple(ATTENTION)),
+        **dict.fromkeys(("text_ffn", "query_ffn"), ("up", "down", "norm")),
+    }
+    for index in range(layers):
+        for block, parts in blocks.items():
+            modules += [f"qformer.layers.{index}.{block}.{part}" for part in parts]
+    whole = ["qformer.query_tokens", "temperature", "lm_head.bias"]
+    whole += [f"qformer.{kind}_embeddings.weight" for kind in ("word", "position")]
+    return whole + [f"{module}.{kind}" for module in modules for kind in ("weight", "bias")]
+
+
+def huggingface_names(names: Iterable[str], instruct: bool = False) -> dict[str, str]:
     """Our stage-1 or stage-2 names → Hugging Face's `Blip2ForImageTextRetrieval` /
-    `Blip2ForConditionalGeneration`.
+    `Blip2ForConditionalGeneration`, or with `instruct` `InstructBlipForConditionalGeneration`.
 
     Names with no home there (`temperature`, `lm_head`) are absent from the result. The frozen
     parts are not ours to name.
     """
-    table = {name: _huggingface_name(name) for name in names}
+    table = {name: _huggingface_name(name, instruct) for name in names}
     return {ours: theirs for ours, theirs in table.items() if theirs is not None}
 
 
-def _huggingface_name(name: str) -> str | None:
+def compare_shapes(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str
+) -> None:
+    """Checks that a file has the tensors it must have, no others, and all of the right shape.
+
+    Raises:
+        ValueError: One message with the first names of each kind; `where` names the file.
+    """
+    missing = [name for name in expected if name not in found]
+    unknown = [name for name in found if name not in expected]
+    wrong = [
+        f"{name} has shape {tuple(found[name])}, not {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != tuple(shape)
+    ]
+    complaints = [
+        f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        for what, names in (("lacks", missing), ("has unknown", unknown), ("misshapen:", wrong))
+        if names
+    ]
+    if complaints:
+        raise ValueError(
+            f"{where} {'; '.join(complaints)}: is this the right model, and is the file whole? "
+            "Every weight must be there under its own name"
+        )
+
+
+def _huggingface_name(name: str, instruct: bool) -> str | None:
+    embeddings = "qformer.embeddings" if instruct else "embeddings"
     whole = {
         "ln_vision": "vision_model.post_layernorm",
         "vision_proj": "vision_projection",
         "text_proj": "text_projection",
         "itm_head": "itm_head",
         "language_proj": "language_projection",
-        "qformer.norm": "qformer.layernorm",
-        "qformer.word_embeddings": "embeddings.word_embeddings",
-        "qformer.position_embeddings": "embeddings.position_embeddings",
+        "qformer.norm": "qformer.embeddings.layernorm" if instruct else "qformer.layernorm",
+        "qformer.word_embeddings": f"{embeddings}.word_embeddings",
+        "qformer.position_embeddings": f"{embeddings}.position_embeddings",
     }
     if name == "qformer.query_tokens":
         return "query_tokens"
@@ -127,10 +173,11 @@ def _huggingface_name(name: str) -> str | None:
     if not name.startswith("qformer.layers."):
         return None
     _, _, index, block, part, kind = name.split(".")
-    return f"qformer.encoder.layer.{index}.{_layer_part(block, part)}.{kind}"
+    return f"qformer.encoder.layer.{index}.{layer_part(block, part)}.{kind}"
 
 
-def _layer_part(block: str, part: str) -> str:
+def layer_part(block: str, part: str) -> str:
+    """The name of a part of one of our Q-Former layers inside Hugging Face's."""
     if block in ("self_attn", "cross_attn"):
         return f"{'attention' if block == 'self_attn' else 'crossattention'}.{ATTENTION[part]}"
     suffix = "_query" if block == "query_ffn" else ""

@@ -1,0 +1,159 @@
+"""Checkpoints of three formats, read to one form and written from it.
+
+    from jobs import interchange
+
+    parts = interchange.read("hf", Path("blip2-opt-2.7b"))
+    interchange.write(parts, "native", Path("runs/opt"))
+
+``native`` is a checkpoint folder of ours, ``hf`` a Hugging Face folder (BLIP-2 or InstructBLIP),
+``lavis`` a ``.pth`` of salesforce/LAVIS. Nothing in a file is ever executed.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from jobs import models
+from jobs.interchange_export import with_frozen
+from jobs.interchange_files import check_new, open_pth
+from jobs.interchange_huggingface import is_huggingface, read_huggingface, write_huggingface
+from jobs.interchange_lavis import read_lavis, trainable_of, write_lavis
+from jobs.interchange_native import read_native, write_native
+from jobs.interchange_parts import Options, Parts, language_outline
+from modeling.blip2 import Stage1, Stage1Config, Stage2
+from modeling.language import DecoderLM, EncoderDecoderLM
+from modeling.vision import EvaConfig, ImageEncoder, build_eva_encoder, freeze
+from modeling.weights import blip2_vision_to_eva
+
+Format = Literal["native", "hf", "lavis"]
+__all__ = [
+    "Format",
+    "Options",
+    "Parts",
+    "check_new",
+    "is_foreign",
+    "load",
+    "read",
+    "read_huggingface",
+    "read_lavis",
+    "read_native",
+    "stage1_weights",
+    "write",
+]
+
+
+def read(kind: Format, path: Path, options: Options | None = None) -> Parts:
+    """Read a checkpoint.
+
+    Raises:
+        ValueError: It is damaged, of another kind, or lacks what ``options`` could say.
+    """
+    if kind == "lavis":
+        return read_lavis(path, options)
+    return read_huggingface(path, options) if kind == "hf" else read_native(path)
+
+
+def write(
+    parts: Parts, kind: Format, out: Path, options: Options | None = None, frozen: bool = False
+) -> list[str]:
+    """Write a checkpoint, whole or not at all; returns notes for the user.
+
+    Args:
+        frozen: put the frozen models into a LAVIS file too.
+
+    Raises:
+        ValueError: Something is at ``out`` already, or the format has no place for a part.
+    """
+    check_new(out)
+    if kind == "native":
+        write_native(parts, out)
+        return []
+    if kind == "lavis":
+        return write_lavis(parts, out, frozen)
+    options = options or Options()
+    return write_huggingface(with_frozen(parts, options), out, options)
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a path is a LAVIS file or a Hugging Face folder rather than a checkpoint of ours."""
+    return path.suffix in (".pth", ".pt") or is_huggingface(path)
+
+
+def stage1_weights(path: Path, heads: int) -> dict[str, Tensor]:
+    """Stage-1 weights under our names from a LAVIS file or a Hugging Face folder.
+
+    Args:
+        heads: of the Q-Former that takes them, which a LAVIS file does not say.
+
+    Raises:
+        ValueError: It is not of stage 1, is damaged, or has other heads.
+    """
+    if is_huggingface(path):
+        parts = read_huggingface(path)
+        model, trainable = parts.recipe.model, parts.trainable
+    else:
+        state, _ = open_pth(path)
+        model, trainable = trainable_of(state, {"heads": heads}, f"LAVIS checkpoint {path}")
+    if not isinstance(model, Stage1Config):
+        raise ValueError(f"--init {path}: it is a checkpoint of stage 2; give one of stage 1")
+    if model.qformer.heads != heads:
+        raise ValueError(
+            f"--init {path}: its Q-Former has {model.qformer.heads} heads, the recipe's {heads}"
+        )
+    return trainable
+
+
+def load(folder: Path, device: torch.device | str = "cpu") -> models.Trained:
+    """A Hugging Face folder as our modules, converted in memory.
+
+    Raises:
+        ValueError: It is no BLIP-2 or InstructBLIP folder, or is damaged.
+    """
+    parts = read_huggingface(folder)
+    recipe: Any = parts.recipe
+    encoder = _encoder(parts)
+    module = Stage1(recipe.model) if recipe.kind == "stage1" else Stage2(recipe.model)
+    state = {name: tensor.float() for name, tensor in parts.trainable.items()}
+    models.checkpoint.load_weights(module, state, f"Hugging Face folder {folder}")
+    found: dict[str, Any] = {"encoder": encoder.to(device), "module": module.to(device).eval()}
+    if recipe.model.qformer.text:
+        name = str(parts.tokenizer.absolute()) if parts.tokenizer else recipe.tokenizer
+        found["tokenizer"] = models.load_bert_tokenizer(name)
+    if recipe.kind == "stage2":
+        found["language"] = _language(parts)
+        found["language"].to(device)
+    return models.Trained(recipe, 0, **found)
+
+
+def _encoder(parts: Parts) -> ImageEncoder:
+    """The vision tower of a Hugging Face folder."""
+    frozen, choice = parts.encoder, parts.recipe.encoder
+    assert frozen is not None
+    own, dtype = frozen.config, models.DTYPES[choice.dtype]
+    sizes = EvaConfig(
+        own["hidden_size"],
+        own["num_hidden_layers"],
+        own["num_attention_heads"],
+        own["intermediate_size"],
+        own["patch_size"],
+        own["layer_norm_eps"],
+    )
+    state = {name: lazy.read() for name, lazy in frozen.tensors.items()}
+    state = blip2_vision_to_eva(state, sizes.blocks)
+    return freeze(build_eva_encoder(sizes, choice.image_size, state, dtype=dtype), dtype)
+
+
+def _language(parts: Parts) -> models.Language:
+    """The language model of a Hugging Face folder, its weights mapped from the files."""
+    frozen, choice = parts.language, parts.recipe.language  # type: ignore[union-attr]
+    assert frozen is not None and frozen.files is not None
+    outline = language_outline(frozen.config)
+    state = {name: lazy.read() for name, lazy in frozen.tensors.items()}
+    model = type(outline).from_pretrained(
+        None, config=outline.config, state_dict=state, dtype=models.DTYPES[choice.dtype]
+    )
+    adapter = EncoderDecoderLM if outline.config.is_encoder_decoder else DecoderLM
+    return adapter(model, AutoTokenizer.from_pretrained(frozen.files), choice.max_text)
