@@ -19,7 +19,7 @@ from transformers import (
 
 from jobs import recipes
 from jobs.interchange_files import FLOATS, Lazy, Tensors, read_json, shapes
-from jobs.models import _folder, is_local
+from jobs.models import _folder, local_path
 from jobs.recipes.train import (
     BERT,
     EncoderChoice,
@@ -273,7 +273,7 @@ def _encoder_choice(base: EncoderChoice, options: Options, own: Frozen | None) -
             "--encoder FOLDER (a Hugging Face folder, a hub id, timm:NAME)"
         )
     name = options.encoder or base.name
-    if not options.recipe and is_local(name) and not name.endswith((".pth", ".pt")):
+    if not options.recipe and local_path(name) is not None and not name.endswith((".pth", ".pt")):
         # No recipe says what it is shown: what it was trained on.
         config = read_json(_folder("encoder", name, ()) / "config.json", "config")
         size = config.get("vision_config", config).get("image_size", base.image_size)
