@@ -21,6 +21,10 @@ from cluster.storage import Storage
 _GIB = 1 << 30
 
 
+class Changed(RuntimeError):
+    """A file is not what its record says: no sample of it may be used, nor another in its place."""
+
+
 def default_folder() -> Path:
     """``$ISTHMUS_CACHE``, or ``isthmus`` in the user's cache folder."""
     named = os.environ.get("ISTHMUS_CACHE")
@@ -43,7 +47,7 @@ class NodeCache:
             size, sha256: what the copy must have, where they are known.
 
         Raises:
-            ValueError: what the store has is something else; names both hashes.
+            Changed: what the store has is something else; names both hashes.
             FileNotFoundError: no such file there.
             Unreachable: the store does not answer.
         """
@@ -82,7 +86,7 @@ class NodeCache:
             digest = hashlib.file_digest(copy, "sha256").hexdigest()
         if (size >= 0 and found != size) or (sha256 and digest != sha256):
             aside.unlink()
-            raise ValueError(
+            raise Changed(
                 f"{storage.url}/{name} has {found:,} bytes and sha256 {digest}, its record says "
                 f"{size:,} and {sha256}: it was changed after it was written; restore it"
             )

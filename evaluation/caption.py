@@ -12,9 +12,9 @@ from evaluation.caption_metrics import caption_metrics, cider, tokenise_captions
 from evaluation.data import CaptionedImage, derangement
 
 Encode = Callable[[Sequence[Path]], Tensor]
-"""Image files -> visual prompts ``B Q D``."""
+"""Image files -> what a model makes of each before a text is known: ``B`` rows."""
 Generate = Callable[[Tensor | None, Sequence[str]], list[str]]
-"""Visual prompts ``B Q D`` (None: text only) and ``B`` text prompts -> ``B`` texts."""
+"""Encoded images (None: text only) and ``B`` text prompts -> ``B`` texts."""
 
 _Item = TypeVar("_Item")
 

@@ -8,6 +8,7 @@ ceiling that the language model sets).
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from evaluation.caption import Encode, Generate, chunks
@@ -16,14 +17,15 @@ from evaluation.metrics import GroupedMean, exact_match, require_predictions, vq
 
 Prompt = Callable[[str], str]
 """A question -> the text after the visual prompt."""
+Respond = Callable[[Tensor, Sequence[str]], list[str]]
+"""Encoded images and a question for each -> answers."""
 Metric = Callable[[str, Sequence[str]], float]
 
 
 def answer_questions(
     questions: QuestionSet,
     encode: Encode,
-    generate: Generate,
-    prompt: Prompt,
+    respond: Respond,
     *,
     batch_size: int = 64,
     image_batch_size: int = 64,
@@ -43,8 +45,9 @@ def answer_questions(
             rows.sort(key=lambda row: len(row[1].text))
             for batch in chunks(rows, batch_size):
                 batch_asked = [question for _, question in batch]
-                visual_BQD = encoded[[row for row, _ in batch]]
-                texts = generate(visual_BQD, [prompt(q.text) for q in batch_asked])
+                texts = respond(
+                    encoded[[row for row, _ in batch]], [question.text for question in batch_asked]
+                )
                 answers |= _named(batch_asked, texts)
                 progress.update(len(batch))
     return _in_order(questions, answers)

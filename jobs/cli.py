@@ -3,18 +3,20 @@
 import sys
 from collections.abc import Callable
 
+from cluster.cache import Changed
 from cluster.storage import Unreachable
 
 
 def run(main: Callable[[], int | None]) -> None:
     """Run a job's ``main`` and exit.
 
-    A user's mistake (``ValueError``, ``FileNotFoundError``) or a store that does not answer ends
-    with one line on stderr and exit code 2; anything else is ours and keeps its traceback.
+    A user's mistake (``ValueError``, ``FileNotFoundError``), a store that does not answer, or data
+    that were changed after they were written end with one line on stderr and exit code 2; anything
+    else is ours and keeps its traceback.
     """
     try:
         code = main()
-    except (ValueError, FileNotFoundError, Unreachable) as mistake:
+    except (ValueError, FileNotFoundError, Unreachable, Changed) as mistake:
         print(f"error: {mistake}", file=sys.stderr, flush=True)
         code = 2
     sys.exit(code or 0)

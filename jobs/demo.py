@@ -26,7 +26,7 @@ class DemoArgs:
     checkpoint: Path
     """a stage-2 run's folder (its latest checkpoint) or one checkpoint's folder"""
     image: Path
-    prompt: str = ""
+    prompt: str | None = None
     """text after the visual prompt, as given; without one the model captions the image"""
     beams: int = 5
     max_new_tokens: int = 30
@@ -52,7 +52,7 @@ def demo(args: DemoArgs) -> str:
     )
     read_picture(args.image)  # a wrong file is found before minutes of loading
     model = load(args.checkpoint, args.device, args.dtype)
-    return model.generate([args.image], [args.prompt], settings)[0]
+    return model.caption([args.image], args.prompt, settings)[0]
 
 
 def main() -> int:

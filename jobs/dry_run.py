@@ -12,7 +12,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from jobs import models, train_loop
+from jobs import train_loop
+from jobs.encoders import load_encoder
+from jobs.model_files import DTYPES, local_path
 from jobs.recipes import known
 from jobs.recipes.train import EncoderChoice
 from modeling import flops
@@ -215,15 +217,15 @@ def _image_tokens(sketched: Sketch) -> int:
 
 def _encoder(choice: EncoderChoice) -> ImageEncoder | None:
     """The encoder from its own folder, else from the paper's sizes; None where neither is there."""
-    if choice.name.startswith("timm:") or models.local_path(choice.name) is not None:
-        return models.load_encoder(choice, weights=False)
+    if choice.name.startswith("timm:") or local_path(choice.name) is not None:
+        return load_encoder(choice, weights=False)
     if choice.name in known.VISION:
         return build_clip_encoder(known.VISION[choice.name](), choice.image_size)
     return None
 
 
 def _language(name: str) -> Any:
-    folder = models.local_path(name)
+    folder = local_path(name)
     if folder is None and name not in known.LANGUAGE:
         return None
     config = known.LANGUAGE[name]() if folder is None else AutoConfig.from_pretrained(folder)
@@ -235,7 +237,7 @@ def _language(name: str) -> Any:
 
 
 def _width(dtype: str) -> int:
-    return models.DTYPES[dtype].itemsize
+    return DTYPES[dtype].itemsize
 
 
 def _count(module: nn.Module | None) -> int:

@@ -73,7 +73,7 @@ class EvaluateArgs:
     """captions an image in retrieval; all of them if not given"""
     k: int = 128
     """candidates that ITM re-ranks (paper, section 4.4)"""
-    caption_prompt: str = ""
+    caption_prompt: str | None = None
     """what captions continue; "a photo of" for finetuned models"""
     controls: bool = True
     """also score VQA with images shuffled, and the language model reading a true caption"""
@@ -142,12 +142,11 @@ def evaluate(args: EvaluateArgs, model: Predictor | None = None) -> dict[str, An
 def evaluate_caption(args: EvaluateArgs, model: Predictor) -> dict[str, Any]:
     """Caption the split's images; writes ``captions_SPLIT_results.json`` in COCO's format."""
     items = read_captions(args.data, args.split)[: args.limit]
-    generate = partial(model.continue_text, settings=CAPTION)
     predictions = caption_images(
         items,
-        model.visual_prompts,
-        generate,
-        prompt=args.caption_prompt,
+        model.encode,
+        partial(model.speak, settings=CAPTION),
+        prompt=model.caption_prompt if args.caption_prompt is None else args.caption_prompt,
         batch_size=args.batch_size,
     )
     _write(args, f"captions_{args.split}_results.json", predictions)
@@ -164,12 +163,10 @@ def evaluate_questions(
     """Answer the split's questions; writes ``TASK_SPLIT_results.json`` in VQAv2's format."""
     questions = read_questions(args.data, args.split, task).first(args.limit)
     metric: Metric = vqa_accuracy if task == "vqa" else gqa_accuracy
-    generate = partial(model.continue_text, settings=VQA)
     ask = partial(
         answer_questions,
-        encode=model.visual_prompts,
-        generate=generate,
-        prompt=model.vqa_prompt,
+        encode=model.encode,
+        respond=model.respond,
         batch_size=args.batch_size,
     )
     predictions = ask(questions, title=task)
@@ -183,6 +180,7 @@ def evaluate_questions(
         _add_control(scores, "blind", score_answers(questions, blind, metric))
     contexts = true_captions(args.data, args.split, questions)
     if contexts is not None:
+        generate = partial(model.speak, settings=VQA)
         read = answer_from_text(
             questions, contexts, generate, model.vqa_prompt, batch_size=args.batch_size
         )

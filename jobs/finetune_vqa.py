@@ -26,8 +26,9 @@ from jobs import cli, models, train_cli, train_models
 from jobs.evaluate import read_questions
 from jobs.recipes.train import Stage2Recipe
 from jobs.train_loop import Task
-from pipeline.loader import Batch, Shards
+from pipeline.loader import Batch, LoaderConfig
 from pipeline.questions import Asked, QuestionShards
+from pipeline.reading import Shards
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     return train_cli.main("finetune_vqa", arguments, make_module, make_task, open_questions)
 
 
-def open_questions(data: str) -> tuple[Shards, ...]:
+def open_questions(data: str, config: LoaderConfig) -> tuple[Shards, ...]:
     """The questions of each FOLDER:SPLIT.
 
     Raises:
@@ -70,8 +71,7 @@ def make_module(recipe: Stage2Recipe, init: str, fresh: bool) -> nn.Module:
 def make_task(recipe: Stage2Recipe, module: nn.Module, device: torch.device) -> Task:
     """The loop's view: the question goes into the Q-Former and, as a prompt, into the LLM."""
     images = train_models.image_input(recipe, device)
-    speaker = recipe.language
-    language = models.load_language(speaker.name, speaker.dtype, speaker.max_text)
+    language = models.load_language(recipe.language)
     language.to(device)
     reader = models.load_bert_tokenizer(recipe.tokenizer)
 

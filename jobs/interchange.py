@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from cluster import checkpoint
 from jobs import models
 from jobs.interchange_export import with_frozen
 from jobs.interchange_files import check_new, open_pth
@@ -23,6 +24,7 @@ from jobs.interchange_huggingface import is_huggingface, read_huggingface, write
 from jobs.interchange_lavis import read_lavis, trainable_of, write_lavis
 from jobs.interchange_native import read_native, write_native
 from jobs.interchange_parts import Options, Parts, language_outline
+from jobs.model_files import DTYPES
 from modeling.blip2 import Stage1, Stage1Config, Stage2
 from modeling.language import DecoderLM, EncoderDecoderLM
 from modeling.vision import EvaConfig, ImageEncoder, build_eva_encoder, freeze
@@ -34,13 +36,13 @@ __all__ = [
     "Options",
     "Parts",
     "check_new",
+    "foreign_weights",
     "is_foreign",
     "load",
     "read",
     "read_huggingface",
     "read_lavis",
     "read_native",
-    "stage1_weights",
     "write",
 ]
 
@@ -82,14 +84,15 @@ def is_foreign(path: Path) -> bool:
     return path.suffix in (".pth", ".pt") or is_huggingface(path)
 
 
-def stage1_weights(path: Path, heads: int) -> dict[str, Tensor]:
-    """Stage-1 weights under our names from a LAVIS file or a Hugging Face folder.
+def foreign_weights(path: Path, kind: str, heads: int) -> dict[str, Tensor]:
+    """Trainable weights under our names from a LAVIS file or a Hugging Face folder.
 
     Args:
+        kind: ``stage1`` or ``stage2``.
         heads: of the Q-Former that takes them, which a LAVIS file does not say.
 
     Raises:
-        ValueError: It is not of stage 1, is damaged, or has other heads.
+        ValueError: It is of the other stage, is damaged, or has other heads.
     """
     if is_huggingface(path):
         parts = read_huggingface(path)
@@ -97,8 +100,10 @@ def stage1_weights(path: Path, heads: int) -> dict[str, Tensor]:
     else:
         state, _ = open_pth(path)
         model, trainable = trainable_of(state, {"heads": heads}, f"LAVIS checkpoint {path}")
-    if not isinstance(model, Stage1Config):
-        raise ValueError(f"--init {path}: it is a checkpoint of stage 2; give one of stage 1")
+    found = "stage1" if isinstance(model, Stage1Config) else "stage2"
+    if found != kind:
+        there, wanted = (name.replace("stage", "stage ") for name in (found, kind))
+        raise ValueError(f"--init {path}: it is a checkpoint of {there}; give one of {wanted}")
     if model.qformer.heads != heads:
         raise ValueError(
             f"--init {path}: its Q-Former has {model.qformer.heads} heads, the recipe's {heads}"
@@ -117,7 +122,7 @@ def load(folder: Path, device: torch.device | str = "cpu") -> models.Trained:
     encoder = _encoder(parts)
     module = Stage1(recipe.model) if recipe.kind == "stage1" else Stage2(recipe.model)
     state = {name: tensor.float() for name, tensor in parts.trainable.items()}
-    models.checkpoint.load_weights(module, state, f"Hugging Face folder {folder}")
+    checkpoint.load_weights(module, state, f"Hugging Face folder {folder}")
     found: dict[str, Any] = {"encoder": encoder.to(device), "module": module.to(device).eval()}
     if recipe.model.qformer.text:
         name = str(parts.tokenizer.absolute()) if parts.tokenizer else recipe.tokenizer
@@ -132,7 +137,7 @@ def _encoder(parts: Parts) -> ImageEncoder:
     """The vision tower of a Hugging Face folder."""
     frozen, choice = parts.encoder, parts.recipe.encoder
     assert frozen is not None
-    own, dtype = frozen.config, models.DTYPES[choice.dtype]
+    own, dtype = frozen.config, DTYPES[choice.dtype]
     sizes = EvaConfig(
         own["hidden_size"],
         own["num_hidden_layers"],
@@ -153,7 +158,7 @@ def _language(parts: Parts) -> models.Language:
     outline = language_outline(frozen.config)
     state = {name: lazy.read() for name, lazy in frozen.tensors.items()}
     model = type(outline).from_pretrained(
-        None, config=outline.config, state_dict=state, dtype=models.DTYPES[choice.dtype]
+        None, config=outline.config, state_dict=state, dtype=DTYPES[choice.dtype]
     )
     adapter = EncoderDecoderLM if outline.config.is_encoder_decoder else DecoderLM
     return adapter(model, AutoTokenizer.from_pretrained(frozen.files), choice.max_text)

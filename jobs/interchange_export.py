@@ -23,7 +23,7 @@ from transformers import (
     InstructBlipProcessor,
 )
 
-from jobs import models
+from jobs.encoders import load_encoder
 from jobs.interchange_files import Lazy, Tensors, apply_table, open_folder, read_json
 from jobs.interchange_parts import (
     Frozen,
@@ -33,6 +33,8 @@ from jobs.interchange_parts import (
     check_tower,
     language_outline,
 )
+from jobs.model_files import find_folder, read_config
+from jobs.models import load_bert_tokenizer
 from modeling.qformer import QFormerConfig
 from modeling.towers import count_blocks, eva_to_huggingface
 from modeling.vision import resize_positions
@@ -67,10 +69,8 @@ def with_frozen(parts: Parts, options: Options) -> Parts:
         encoder = _resized(encoder, size)
     if parts.recipe.kind == "stage2" and language is None:
         name = options.language or parts.recipe.language.name  # type: ignore[union-attr]
-        patterns = ("*.json", "*.safetensors", "*.model", "*.txt")
-        folder = models._folder("language model", name, patterns)
-        config = read_json(folder / "config.json", "config")
-        language = Frozen(config, open_folder(folder), folder)
+        folder = find_folder("language model", name)
+        language = Frozen(read_config(folder), open_folder(folder), folder)
         check_language(language, f"language model {name!r}")
     parts = replace(parts, encoder=encoder, language=language)
     _check_widths(parts)
@@ -80,8 +80,8 @@ def with_frozen(parts: Parts, options: Options) -> Parts:
 def _named_encoder(name: str, parts: Parts) -> Frozen:
     if name.startswith("timm:") or name.endswith((".pth", ".pt")):
         return _built_encoder(name, parts)
-    folder = models._folder("encoder", name, ("*.json", "*.safetensors"))
-    config = read_json(folder / "config.json", "config")
+    folder = find_folder("encoder", name)
+    config = read_config(folder)
     tensors = open_folder(folder)
     if "vision_config" in config:
         config = {"model_type": f"{config['model_type']}_vision"} | config["vision_config"]
@@ -101,7 +101,7 @@ def _named_encoder(name: str, parts: Parts) -> Frozen:
 
 def _built_encoder(name: str, parts: Parts) -> Frozen:
     """An encoder that comes as a module."""
-    vit: Any = models.load_encoder(replace(parts.recipe.encoder, name=name)).vit
+    vit: Any = load_encoder(replace(parts.recipe.encoder, name=name)).vit
     return eva_of(vit, {n: Lazy.of(t) for n, t in vit.state_dict().items()}, name)
 
 
@@ -188,7 +188,7 @@ def prepare_folder(parts: Parts, options: Options, folder: Path) -> tuple[dict[s
     }
     pictures = _image_processor(parts.recipe.encoder.image_size)
     if parts.recipe.kind == "stage1":
-        tokenizer = models.load_bert_tokenizer(_reader_name(parts, options))
+        tokenizer = load_bert_tokenizer(_reader_name(parts, options))
         # No image tokens in front of the text: the model joins queries and text itself.
         Blip2Processor(pictures, tokenizer, num_query_tokens=None).save_pretrained(folder)
         fields["image_text_hidden_size"] = parts.recipe.model.embed  # type: ignore[union-attr]
@@ -199,7 +199,7 @@ def prepare_folder(parts: Parts, options: Options, folder: Path) -> tuple[dict[s
     tokenizer = AutoTokenizer.from_pretrained(language.files)
     text = _text_config(language, tokenizer)
     if instruct:
-        reader = models.load_bert_tokenizer(_reader_name(parts, options))
+        reader = load_bert_tokenizer(_reader_name(parts, options))
         processor: Any = InstructBlipProcessor(pictures, tokenizer, reader, qformer.queries)
         vision["model_type"] = "instructblip_vision_model"
     else:

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 from transformers import Blip2VisionConfig, CLIPVisionConfig
 
-from jobs import models
+from jobs import recipes
 from jobs.interchange_files import (
     Lazy,
     apply_table,
     open_pth,
     published,
-    read_json,
     shapes,
     sync,
 )
@@ -34,6 +33,7 @@ from jobs.interchange_parts import (
     module_shapes,
     run_fields,
 )
+from jobs.model_files import find_folder, local_folder, read_config
 from modeling import lavis
 from modeling.blip2 import Stage1Config, Stage2Config
 from modeling.sizes import infer_stage1, infer_stage2
@@ -173,8 +173,8 @@ def _projection(parts: Parts) -> str:
     if parts.language is not None:
         kind = parts.language.config.get("model_type", "")
     else:
-        folder = models._local(parts.recipe.language.name)  # type: ignore[union-attr]
-        config = read_json(folder / "config.json", "config") if folder else {}
+        folder = local_folder(parts.recipe.language.name)  # type: ignore[union-attr]
+        config = read_config(folder) if folder else {}
         kind = config.get("model_type") or parts.recipe.language.name  # type: ignore[union-attr]
     kind = kind.lower()
     return "opt_proj" if "opt" in kind else "t5_proj" if "t5" in kind else "llm_proj"
@@ -267,11 +267,11 @@ def _read_language(
         )
     name = options.language
     if not name:
-        name = models.recipes.recipe("stage2", options.recipe).language.name
-    folder = models._folder("language model", name, ("*.json", "*.model", "*.txt"))
+        name = recipes.recipe("stage2", options.recipe).language.name
+    folder = find_folder("language model", name, weights=False)
     prefix = next(p for p in LANGUAGES if any(n.startswith(p) for n in weights))
     tensors = {n.removeprefix(prefix): Lazy.of(t) for n, t in weights.items()}
-    frozen = Frozen(read_json(folder / "config.json", "config"), tensors, folder)
+    frozen = Frozen(read_config(folder), tensors, folder)
     check_language(frozen, f"{where}: {prefix.rstrip('.')}")
     return frozen, tables
 

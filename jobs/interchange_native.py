@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cluster import checkpoint
 from jobs import models
+from jobs.encoders import load_encoder
 from jobs.interchange_export import eva_of
 from jobs.interchange_files import (
     FLOATS,
@@ -112,7 +113,7 @@ def _own(folder: Path, name: str) -> Frozen | None:
 def _finetuned(choice: EncoderChoice, state: dict[str, Tensor]) -> Frozen:
     """The encoder that trained with a stage (``WithEncoder``)."""
     with torch.device("meta"):
-        vit: Any = models.load_encoder(choice, weights=False).vit
+        vit: Any = load_encoder(choice, weights=False).vit
     prefix = "encoder.vit."
     tower = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
     compare_shapes(shapes(vit.state_dict()), shapes(tower), f"encoder {choice.name!r}")

@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from jobs import recipes
-from jobs.interchange_files import FLOATS, Lazy, Tensors, read_json, shapes
-from jobs.models import _folder, local_path
+from jobs.interchange_files import FLOATS, Lazy, Tensors, shapes
+from jobs.model_files import find_folder, local_path, read_config
 from jobs.recipes.train import (
     BERT,
     EncoderChoice,
@@ -275,7 +275,7 @@ def _encoder_choice(base: EncoderChoice, options: Options, own: Frozen | None) -
     name = options.encoder or base.name
     if not options.recipe and local_path(name) is not None and not name.endswith((".pth", ".pt")):
         # No recipe says what it is shown: what it was trained on.
-        config = read_json(_folder("encoder", name, ()) / "config.json", "config")
+        config = read_config(find_folder("encoder", name))
         size = config.get("vision_config", config).get("image_size", base.image_size)
         base = replace(base, image_size=size)
     return replace(base, name=name)

@@ -14,6 +14,7 @@ Shape suffixes: B images or texts, R pairs, Q queries, P patches, D width, E sha
 
 import io
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, cast
 
@@ -23,7 +24,9 @@ from torch import Tensor
 
 from jobs import interchange
 from jobs.interchange_huggingface import is_huggingface
-from jobs.models import DTYPES, Language, Trained, load_trained, tokenise
+from jobs.languages import Language
+from jobs.model_files import DTYPES
+from jobs.models import Trained, load_trained, tokenise
 from modeling.blip2 import Stage1, Stage2
 from modeling.language import EncoderDecoderLM, GenerationSettings
 from modeling.prompts import vqa_zero_shot
@@ -94,11 +97,12 @@ class Predictor:
     def caption(
         self,
         images: Sequence[Picture],
-        prompt: str = "",
+        prompt: str | None = None,
         settings: GenerationSettings = CAPTION,
     ) -> list[str]:
-        """One caption an image, continuing ``prompt`` (finetuned models: "a photo of")."""
-        return self.generate(images, [prompt] * len(images), settings)
+        """One caption an image, continuing ``prompt``; None: the one it was finetuned with."""
+        given = self.caption_prompt if prompt is None else prompt
+        return self.generate(images, [given] * len(images), settings)
 
     def answer(
         self,
@@ -106,8 +110,11 @@ class Predictor:
         questions: Sequence[str],
         settings: GenerationSettings = VQA,
     ) -> list[str]:
-        """One answer a question, zero-shot, with the language model's prompt of the paper."""
-        return self.generate(images, [self.vqa_prompt(q) for q in questions], settings)
+        """One answer a question, with the paper's prompt: of finetuning where the checkpoint was
+        finetuned to answer, else zero-shot.
+        """
+        respond = partial(self.respond, settings=settings)
+        return self._each(images, questions, "questions", respond)
 
     def generate(
         self,
@@ -120,41 +127,99 @@ class Predictor:
         Raises:
             ValueError: not one prompt an image, an image cannot be read, or a stage-1 checkpoint.
         """
-        _same_length(images, prompts, "prompts")
-        different, row_of = _unique(images)
-        prompts_BQD = self.visual_prompts(different)
-        # Prompts of like length share a batch, so that little is padding.
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        texts = [""] * len(prompts)
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            visual_BQD = prompts_BQD[[row_of[i] for i in batch]]
-            said = self.continue_text(visual_BQD, [prompts[i] for i in batch], settings)
-            for i, text in zip(batch, said, strict=True):
-                texts[i] = text
-        return texts
+        return self._each(images, prompts, "prompts", partial(self.speak, settings=settings))
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the Q-Former reads the text too (VQA finetuning, InstructBLIP)."""
+        return self.kind == "stage2" and self.trained.recipe.model.qformer.text
+
+    @property
+    def caption_prompt(self) -> str:
+        """What the checkpoint was finetuned to continue with a caption; "" where it was not."""
+        prompt = getattr(self.trained.recipe, "prompt", "")
+        return "" if "{}" in prompt else prompt
 
     def vqa_prompt(self, question: str) -> str:
-        """The paper's zero-shot prompt for this language model's family."""
+        """The prompt of finetuning where there was one, else the paper's zero-shot prompt."""
+        template = getattr(self.trained.recipe, "prompt", "")
+        if "{}" in template:
+            return template.replace("{}", question.strip())
         return vqa_zero_shot(question, isinstance(self._language(), EncoderDecoderLM))
 
     @torch.inference_mode()
-    def visual_prompts(self, images: Sequence[Picture]) -> Tensor:
-        """Soft visual prompts ``B Q D`` of the images, on the CPU."""
+    def encode(self, images: Sequence[Picture]) -> Tensor:
+        """All of an image that does not depend on a text, on the CPU: its soft visual prompts
+        ``B Q D``, or the encoder's tokens ``B P D`` where the Q-Former reads the text too.
+        """
         self._language()
+        if self.reads_text:
+            return self._batched(images, lambda batch: self._encode(batch).cpu())
         module = cast(Stage2, self.trained.module)
         return self._batched(images, lambda batch: module(self._encode(batch)).cpu())
 
     @torch.inference_mode()
-    def continue_text(
+    def visual_prompts(self, encoded: Tensor, texts: Sequence[str]) -> Tensor:
+        """Soft visual prompts ``B Q D`` from what ``encode`` gave, a text for each image."""
+        if not self.reads_text:
+            return encoded.to(self.device)
+        module = cast(Stage2, self.trained.module)
+        limit = self.trained.recipe.max_question
+        read = tokenise(self.trained.tokenizer, list(texts), limit)
+        ids, mask = (read[name].to(self.device) for name in ("ids", "mask"))
+        return module(encoded.to(self.device), ids, mask)
+
+    def speak(
         self,
-        prompts_BQD: Tensor | None,
+        encoded: Tensor | None,
         prompts: Sequence[str],
         settings: GenerationSettings = CAPTION,
+        read: Sequence[str] | None = None,
     ) -> list[str]:
-        """The language model's text for each prompt, as one batch; None: without an image."""
-        visual = None if prompts_BQD is None else prompts_BQD.to(self.device)
+        """The language model's text for each prompt, as one batch.
+
+        Args:
+            encoded: from ``encode``, a row a prompt; None: the language model without an image.
+            read: what a Q-Former that reads text is given; None: the prompts (InstructBLIP).
+        """
+        visual = None
+        if encoded is not None:
+            visual = self.visual_prompts(encoded, prompts if read is None else read)
         return self._language().generate(visual, list(prompts), settings)
+
+    def respond(
+        self, encoded: Tensor, questions: Sequence[str], settings: GenerationSettings = VQA
+    ) -> list[str]:
+        """Answers to questions about encoded images, as one batch."""
+        prompts = [self.vqa_prompt(question) for question in questions]
+        finetuned = "{}" in getattr(self.trained.recipe, "prompt", "")
+        return self.speak(encoded, prompts, settings, read=questions if finetuned else None)
+
+    def _each(
+        self,
+        images: Sequence[Picture],
+        texts: Sequence[str],
+        name: str,
+        say: Callable[[Tensor, list[str]], list[str]],
+    ) -> list[str]:
+        """Say something for every pair; an image is encoded once, and few are held at a time."""
+        _same_length(images, texts, name)
+        different, row_of = _unique(images)
+        of_image: dict[int, list[int]] = {}
+        for pair, row in enumerate(row_of):
+            of_image.setdefault(row, []).append(pair)
+        said = [""] * len(texts)
+        for first in range(0, len(different), self.batch_size):
+            rows = range(first, min(first + self.batch_size, len(different)))
+            encoded = self.encode(different[rows.start : rows.stop])
+            # Texts of like length share a batch, so that little is padding.
+            pairs = sorted((p for row in rows for p in of_image[row]), key=lambda p: len(texts[p]))
+            for start in range(0, len(pairs), self.batch_size):
+                batch = pairs[start : start + self.batch_size]
+                mine = encoded[[row_of[pair] - first for pair in batch]]
+                for pair, text in zip(batch, say(mine, [texts[p] for p in batch]), strict=True):
+                    said[pair] = text
+        return said
 
     def _language(self) -> Language:
         if self.trained.language is None:
@@ -221,7 +286,7 @@ class Predictor:
 
     def _stage1(self) -> tuple[Stage1, Callable[[list[str]], tuple[Tensor, Tensor]]]:
         """The module, and a reader of texts for it."""
-        if self.trained.tokenizer is None:
+        if self.kind != "stage1":
             raise ValueError(
                 "this is a stage-2 checkpoint, which has no text encoder; "
                 "give one of stage 1 for embeddings, matching and retrieval"

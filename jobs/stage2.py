@@ -42,8 +42,7 @@ def make_module(recipe: Stage2Recipe, init: str, fresh: bool) -> nn.Module:
 def make_task(recipe: Stage2Recipe, module: nn.Module, device: torch.device) -> Task:
     """Stage 2 as the training loop sees it; frozen models stay outside the engine."""
     images = train_models.image_input(recipe, device)
-    speaker = recipe.language
-    language = models.load_language(speaker.name, speaker.dtype, speaker.max_text)
+    language = models.load_language(recipe.language)
     language.to(device)
 
     def losses(engine: Any, batch: Batch, draws: torch.Generator) -> Mapping[str, Tensor]:

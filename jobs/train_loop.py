@@ -26,13 +26,21 @@ from cluster.storage import local_path
 from jobs import recipes
 from jobs.recipes.train import RunConfig
 from modeling.optim import learning_rate, parameter_groups, set_learning_rate
-from pipeline.loader import Batch, Batches, Samples, Shards, data_hash, make_schedule, open_shards
+from pipeline.loader import Batch, Batches, LoaderConfig, Samples, make_schedule
+from pipeline.reading import Shards, data_hash, open_shards
 from pipeline.schedule import Schedule
 from pipeline.transforms import TrainTransform
 
 # What may differ between a run and its resumption; the rest decides what the run computes.
 FREE = ("steps", "micro_batch", "save_every", "keep", "log_every", "bad_limit", "tensorboard")
-FREE_PARTS = ("zero", "loader.workers", "loader.prefetch", "optim.total_steps")
+FREE_PARTS = (
+    "zero",
+    "loader.workers",
+    "loader.prefetch",
+    "loader.cache",
+    "loader.fetch_ahead",
+    "optim.total_steps",
+)
 
 
 @dataclass(frozen=True)
@@ -77,16 +85,17 @@ class Plan:
         return hashlib.sha256((text + self.schedule.fingerprint()).encode()).hexdigest()
 
 
-OpenData = Callable[[str], tuple[Shards, ...]]
+OpenData = Callable[[str, LoaderConfig], tuple[Shards, ...]]
 
 
-def open_sources(data: str) -> tuple[Shards, ...]:
+def open_sources(data: str, config: LoaderConfig) -> tuple[Shards, ...]:
     """The sources of ``--data``: CapFilt outputs or folders of tars, separated by commas.
 
     Raises:
         ValueError: one of them cannot be used.
     """
-    return tuple(open_shards(url) for url in data.split(",") if url)
+    cache = config.node_cache()
+    return tuple(open_shards(url, cache) for url in data.split(",") if url)
 
 
 def prepare(
@@ -100,7 +109,7 @@ def prepare(
     Raises:
         ValueError: data or a checkpoint that cannot be used; names field, value and remedy.
     """
-    sources = open_data(data)
+    sources = open_data(data, recipe.run.loader)
     if epochs:
         samples = sum(sum(source.sizes) for source in sources)
         recipe = with_steps(recipe, math.ceil(epochs * samples / recipe.run.global_batch))

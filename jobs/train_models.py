@@ -1,7 +1,6 @@
 """What the training jobs do with models before the loop starts: initialise, and show images."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from cluster import checkpoint
 from cluster.dist import derive_seed, place
 from jobs import models
+from jobs.encoders import load_encoder
 from modeling.blip2 import Stage1, Stage2, WithEncoder
 from pipeline.loader import Batch
 
@@ -33,22 +33,18 @@ def start_from(stage: Stage1 | Stage2, path: str, kind: str) -> None:
     What the finetune has no use for is left (the LM head without ITG), and what only it has stays
     as it is (a Q-Former's text parts, when it is to read questions). Nothing else may differ.
 
+    Args:
+        path: a run or checkpoint of ours, a LAVIS ``.pth``, or a Hugging Face folder.
+
     Raises:
         ValueError: no such checkpoint, one of another kind or of other sizes.
     """
-    found = checkpoint.find(Path(path))
-    if found.recipe.get("kind") != kind:
-        raise ValueError(
-            f"--init {path}: the checkpoint's kind is {found.recipe.get('kind')!r}; give one of "
-            f"{kind.replace('stage', 'stage ')}"
-        )
+    found, weights = models.weights_of(path, kind, stage.config.qformer.heads)
     if found.recipe.get("encoder", {}).get("train"):
         raise ValueError(
             f"--init {path}: its image encoder was finetuned, and this run would start from "
             "another one; give the pre-training run it came from"
         )
-    found.verify()
-    weights = found.trainable()
     own = {name: parameter.detach() for name, parameter in stage.named_parameters()}
     if kind == "stage1" and not stage.config.itg:  # type: ignore[union-attr]
         weights = {k: v for k, v in weights.items() if not k.startswith("lm_head.")}
@@ -68,7 +64,7 @@ def with_encoder(recipe: Any, stage: Stage1 | Stage2, fresh: bool) -> nn.Module:
     """All that trains: the stage, together with its image encoder where that is finetuned."""
     if not recipe.encoder.train:
         return stage
-    return WithEncoder(models.load_encoder(recipe.encoder, weights=fresh), stage)
+    return WithEncoder(load_encoder(recipe.encoder, weights=fresh), stage)
 
 
 def image_input(recipe: Any, device: torch.device) -> Callable[[Batch], Tensor]:
@@ -77,7 +73,7 @@ def image_input(recipe: Any, device: torch.device) -> Callable[[Batch], Tensor]:
     """
     if recipe.encoder.train:
         return lambda batch: batch.images_B3HW.to(device, non_blocking=True)
-    encoder = models.load_encoder(recipe.encoder).to(device)
+    encoder = load_encoder(recipe.encoder).to(device)
 
     def tokens(batch: Batch) -> Tensor:
         with torch.no_grad():

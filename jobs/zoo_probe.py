@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, BlipForConditionalGeneration, CLIPModel
 
-from jobs.models import load_encoder
+from jobs.encoders import load_encoder
 from jobs.recipes.train import EncoderChoice
 from jobs.zoo_pictures import CLIP_MEAN, CLIP_STD, draw, pixels, vary
 from modeling.captioner import Captioner, ClipScorer, SamplingConfig

@@ -1,42 +1,37 @@
 """Batches for training: the schedule's draws, read with one ``pread`` each, decoded and tokenised.
 
-Reads outputs of the CapFilt stage (through their commit records) and plain folders of WebDataset or
-img2dataset tars (indexed on first open). What a batch holds is a function of (data, seed, step,
+``pipeline.reading`` has the bytes. What a batch holds is a function of (data, seed, step,
 rank) alone: not of workers, of earlier steps, or of where a run was resumed.
 """
 
 import hashlib
 import json
-import os
 import queue
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from cluster.cache import NodeCache, default_folder
 from cluster.dist import derive_seed
-from cluster.storage import local_path
 from pipeline.images import decode
-from pipeline.manifest import committed, manifest_hash
+from pipeline.reading import BadSample, Fetcher, Shards
 from pipeline.sample import make_uid
 from pipeline.schedule import Draw, Schedule, SourceSizes
-from pipeline.shards import index_tar, read_span
 from pipeline.transforms import EvalTransform, TrainTransform
 
 Tokenise = Callable[[list[str]], dict[str, Tensor]]
 MAX_REPLACED_IN_A_ROW = 100
 _IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "image")
 _SIDES = re.compile(r"\b(left|right|leftmost|rightmost)\b", re.IGNORECASE)
-_OPEN_SHARDS = 64
 
 
 @dataclass(frozen=True)
@@ -50,12 +45,23 @@ class LoaderConfig:
         workers: processes that decode; 0 decodes in a thread beside the training step.
         prefetch: batches made ahead.
         weights: an integer a source for the mix, in the order of ``--data``; none mixes by size.
+        cache: folder of the node's copies of remote shards; "" takes ``$ISTHMUS_CACHE`` or the
+            user's cache folder. ``cache_gb`` is how much it may hold.
+        fetch_ahead: steps before a remote shard is needed at which its fetch begins.
     """
 
     captions: Literal["random_top2", "top1", "weighted"] = "random_top2"
     workers: int = 0
     prefetch: int = 4
     weights: tuple[int, ...] = ()
+    cache: str = ""
+    cache_gb: float = 200.0
+    fetch_ahead: int = 50
+
+    def node_cache(self) -> NodeCache:
+        """The cache that these fields name."""
+        folder = Path(self.cache) if self.cache else default_folder()
+        return NodeCache(folder, self.cache_gb)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,103 +103,6 @@ class Item(NamedTuple):
     image_id: int
     question: str
     replaced: tuple[str, ...] = ()
-
-
-class BadSample(ValueError):
-    """A sample that cannot be used, with the reason."""
-
-
-class Shards:
-    """One source: its shards, how many samples each has, and any sample's bytes.
-
-    Attributes:
-        name: for messages and the schedule's fingerprint.
-        sizes: usable samples a shard.
-        digest: of the content, from the commit records or the tars' names and sizes.
-    """
-
-    def __init__(self, name: str, tars: Sequence[Path], sizes: Sequence[int], digest: str) -> None:
-        self.name, self.tars, self.sizes, self.digest = name, tuple(tars), tuple(sizes), digest
-        self.spans = lru_cache(maxsize=_OPEN_SHARDS)(self._spans)
-        self._file = lru_cache(maxsize=_OPEN_SHARDS)(_Descriptor)
-
-    def read(self, shard: int, index: int) -> bytes:
-        """The bytes of all members of a usable sample: one ``pread``."""
-        offset, length = (int(number) for number in self.spans(shard)[index])
-        data = os.pread(self._file(self.tars[shard]).number, length, offset)
-        if len(data) != length:
-            raise BadSample(f"{self.tars[shard]} ends before byte {offset + length}")
-        return data
-
-    def members(self, shard: int, index: int) -> dict[str, bytes]:
-        """The members of a usable sample by extension."""
-        return read_span(self.read(shard, index))
-
-    def key(self, shard: int, index: int) -> str:
-        """A name of the sample that is unique in its shard, for one whose record has no uid."""
-        return str(index)
-
-    def _spans(self, shard: int) -> np.ndarray:
-        """(offset, length) of every usable sample of a shard, int64 (N, 2)."""
-        parquet = self.tars[shard].with_suffix(".parquet")
-        table = pq.read_table(parquet, columns=["status", "offset", "length"])
-        spans = np.stack([table["offset"].to_numpy(), table["length"].to_numpy()], axis=1)
-        spans = spans[table["status"].to_numpy(zero_copy_only=False) == "ok"]
-        if len(spans) != self.sizes[shard]:
-            raise ValueError(
-                f"{parquet}: {len(spans)} usable rows, its commit record says {self.sizes[shard]}; "
-                "the output was changed after it was written"
-            )
-        return spans
-
-
-class ForeignShards(Shards):
-    """A folder of tars that others wrote: the offsets come from walking each tar's headers."""
-
-    def __init__(self, name: str, tars: Sequence[Path]) -> None:
-        self._indices = [index_tar(tar) for tar in tars]
-        sizes = [len(index) for index in self._indices]
-        content = [(tar.name, tar.stat().st_size) for tar in tars]
-        super().__init__(name, tars, sizes, f"{derive_seed(content):016x}")
-
-    def key(self, shard: int, index: int) -> str:
-        return self._indices[shard][index][0]
-
-    def _spans(self, shard: int) -> np.ndarray:
-        spans = [(offset, length) for _, offset, length in self._indices[shard]]
-        return np.asarray(spans, dtype=np.int64).reshape(-1, 2)
-
-
-def open_shards(url: str) -> Shards:
-    """Open one ``--data``: an output of the CapFilt stage, or a folder of tars.
-
-    Raises:
-        ValueError: nothing there, nothing committed yet, no usable sample, or a broken tar.
-    """
-    folder = local_path(url)
-    if not folder.is_dir():
-        raise ValueError(f"--data {url}: no such folder; give a CapFilt output or a folder of tars")
-    tars = sorted(folder.glob("*.tar"))
-    commits = committed(url)
-    if commits:
-        paths = [Path(commit.tar_path) for commit in commits]
-        shards = Shards(url, paths, [c.ok for c in commits], manifest_hash(commits))
-    elif tars:
-        shards = ForeignShards(url, tars)
-    elif (folder / "shards").is_dir() or (folder / "plan.json").is_file():
-        raise ValueError(
-            f"--data {url}: no commit record in shards/ yet; let jobs/capfilt.py commit a shard"
-        )
-    else:
-        raise ValueError(f"--data {url}: neither commit records nor *.tar files in this folder")
-    if sum(shards.sizes) == 0:
-        raise ValueError(f"--data {url}: no usable sample in its {len(shards.tars)} shards")
-    return shards
-
-
-def data_hash(sources: Sequence[Shards]) -> str:
-    """One hash of all sources' content: kept in checkpoints and compared over ranks."""
-    return f"{derive_seed(*(source.digest for source in sources)):016x}"
 
 
 def make_schedule(
@@ -240,7 +149,7 @@ class Samples(Dataset):
                 return self._sample(this)._replace(replaced=tuple(replaced))
             except ValueError as bad:
                 source = self.sources[this.source]
-                where = f"{source.tars[this.shard].name}#{this.index}"
+                where = f"{source.tars[this.shard]}#{this.index}"
                 replaced.append(f"{source.name}/{where}: {bad}")
         raise ValueError(
             f"{MAX_REPLACED_IN_A_ROW} unreadable samples in a row, the last: {replaced[-1]}; "
@@ -253,8 +162,7 @@ class Samples(Dataset):
         record = _record(members)
         uid = record.get("uid")
         if not isinstance(uid, str):
-            tar, key = source.tars[draw.shard], source.key(draw.shard, draw.index)
-            uid = make_uid(tar.parent.name, tar.stem, key)
+            uid = make_uid(*source.place(draw.shard), source.key(draw.shard, draw.index))
         text = choose_caption(
             record,
             members,
@@ -397,12 +305,15 @@ class Batches:
             generator=torch.Generator(),  # it would draw from the global one otherwise
         )
         self._ahead = _Ahead(iter(self._loader), config.prefetch)
+        self._fetcher = Fetcher(samples.sources, order.shards(), config.fetch_ahead * accumulation)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        return self._ahead.next()
+        batch = self._ahead.next()
+        self._fetcher.step()
+        return batch
 
     def __enter__(self) -> "Batches":
         return self
@@ -412,6 +323,7 @@ class Batches:
 
     def close(self) -> None:
         """Stop making batches."""
+        self._fetcher.close()
         self._ahead.close()
 
 
@@ -434,6 +346,11 @@ class _RankOrder:
 
     def __len__(self) -> int:
         return len(self.steps) * self.accumulation
+
+    def shards(self) -> Iterator[set[tuple[int, int]]]:
+        """The (source, shard) pairs that each micro-batch needs."""
+        for draws in self:
+            yield {(draw.source, draw.shard) for draw in draws}
 
     def __iter__(self) -> Iterator[list[Draw]]:
         for step in self.steps:
@@ -476,13 +393,3 @@ class _Ahead:
         except Exception as raised:  # raised again where the batch is asked for
             error = raised
         self._ready.put((None, error))
-
-
-class _Descriptor:
-    """An open file that is closed with its last reference."""
-
-    def __init__(self, path: Path) -> None:
-        self.number = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        os.close(self.number)

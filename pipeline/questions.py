@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.dist import derive_seed
-from pipeline.loader import BadSample, Shards
+from cluster.storage import LocalStorage
+from pipeline.reading import BadSample, Shards
 from pipeline.sample import make_uid
 
 
@@ -40,7 +41,8 @@ class QuestionShards(Shards):
                 "annotations"
             )
         content = derive_seed(*((row.key, row.question, row.answers) for row in asked))
-        super().__init__(name, [Path(name)], [len(asked)], f"{content:016x}")
+        here = LocalStorage(Path())
+        super().__init__(name, here, [name], [len(asked)], f"{content:016x}")
         # Not the folder: what is drawn must not change when the data is moved.
         self._asked, self._split = tuple(asked), name.rpartition(":")[2]
 

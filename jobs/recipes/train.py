@@ -6,7 +6,7 @@ model's folder when a job starts (``jobs.models.fit``).
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Suppress, arg
 
@@ -55,9 +55,17 @@ class EncoderChoice:
 
 @dataclass(frozen=True)
 class LanguageChoice:
-    """The frozen language model: a Hugging Face folder (relative to the clone) or a hub id."""
+    """The frozen language model.
+
+    Attributes:
+        name: a Hugging Face folder (relative to the clone) or a hub id.
+        family: what the recipe's objective is made for; a model of another one is refused.
+        dtype: of its weights; T5 never in fp16.
+        max_text: tokens a text is cut to.
+    """
 
     name: str
+    family: Literal["decoder", "encoder-decoder", "any"] = "any"
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
     max_text: int = 32
 
@@ -176,7 +184,7 @@ def vit_g_opt_2_7b() -> Stage2Recipe:
     return Stage2Recipe(
         name="vit-g-opt-2.7b",
         encoder=base.encoder,
-        language=LanguageChoice("facebook/opt-2.7b"),
+        language=LanguageChoice("facebook/opt-2.7b", "decoder"),
         model=Stage2Config(qformer, llm_width=2560),
         run=replace(base.run, steps=80_000, global_batch=1920, optim=optim),
     )
@@ -225,7 +233,8 @@ def _without_stage1(base: Stage2Recipe) -> Stage2Recipe:
 
 def _with_language(base: Stage2Recipe, name: str, language: str, width: int) -> Stage2Recipe:
     model = replace(base.model, llm_width=width)
-    return replace(base, name=name, language=LanguageChoice(language), model=model)
+    family: Any = "encoder-decoder" if "t5" in language else "decoder"
+    return replace(base, name=name, language=LanguageChoice(language, family), model=model)
 
 
 def _with_vit_l(base: Stage2Recipe, name: str) -> Stage2Recipe:
@@ -266,7 +275,7 @@ def tinyworld_t5() -> Stage2Recipe:
     return Stage2Recipe(
         name="tinyworld-t5",
         encoder=base.encoder,
-        language=LanguageChoice("modeling/zoo/t5"),
+        language=LanguageChoice("modeling/zoo/t5", "encoder-decoder"),
         model=Stage2Config(qformer, llm_width=128),
         run=base.run,
     )

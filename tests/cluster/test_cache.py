@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.cache import NodeCache, default_folder
+from cluster.cache import Changed, NodeCache, default_folder
 from cluster.storage import LocalStorage
 
 ROOT = Path(__file__).parents[2]
@@ -47,10 +47,10 @@ def test_a_file_is_fetched_once(store: Counted, tmp_path: Path):
 def test_other_bytes_than_recorded_are_refused_and_not_kept(store: Counted, tmp_path: Path):
     cache = NodeCache(tmp_path / "cache")
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"a\.tar has 1,000 bytes .* its record says 1,000"):
+        with pytest.raises(Changed, match=r"a\.tar has 1,000 bytes .* its record says 1,000"):
             cache.fetch(store, "a.tar", size=1000, sha256="0" * 64)
     assert store.asked() == 2
-    with pytest.raises(ValueError, match="999"):
+    with pytest.raises(Changed, match="999"):
         cache.fetch(store, "a.tar", size=999)
     assert not list((tmp_path / "cache").rglob("*.tar"))
 

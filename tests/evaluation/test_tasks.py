@@ -79,7 +79,7 @@ def test_caption_scores_beat_their_shuffled_selves() -> None:
 def test_each_image_is_encoded_once_for_all_its_questions() -> None:
     model, asked = Reader(), question_set(images=5, each=3)
     results = answer_questions(
-        asked, model.encode, model.generate, str.lower, batch_size=4, image_batch_size=2
+        asked, model.encode, model.generate, batch_size=4, image_batch_size=2
     )
     assert sorted(model.encoded) == ["0", "1", "2", "3", "4"]
     assert model.largest == 2
@@ -91,7 +91,7 @@ def test_each_image_is_encoded_once_for_all_its_questions() -> None:
 
 def test_blind_model_fails_and_text_only_reads() -> None:
     model, asked = Reader(), question_set(images=5, each=1)
-    blind = answer_questions(asked.shuffled(0), model.encode, model.generate, str)
+    blind = answer_questions(asked.shuffled(0), model.encode, model.generate)
     assert score_answers(asked, blind)["accuracy"] == 0.0
     contexts = {n: f"{COLOURS[n]} star." for n in range(5)}
     read = answer_from_text(asked, contexts, model.generate, str, batch_size=2)

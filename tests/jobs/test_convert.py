@@ -22,7 +22,7 @@ from transformers import (
     InstructBlipProcessor,
 )
 
-from jobs import convert, models, predict
+from jobs import convert, encoders, models, predict
 from jobs.models import tokenise
 from modeling.blip2 import Stage2, stage2_config
 from modeling.language import EncoderDecoderLM, GenerationSettings
@@ -388,12 +388,8 @@ def test_an_exported_folder_speaks_as_ours(
         made = theirs.eval().generate(**inputs, max_new_tokens=8, do_sample=False, num_beams=1)
         new = made if family == "t5" else made[:, inputs["input_ids"].shape[1] :]
         text = processor.batch_decode(new, skip_special_tokens=True)[0].partition("\n")[0]
-        tokens = ours._encode([picture])
-        rows = tokenise(ours.trained.tokenizer, [prompt]) if instruct else {}
-        with torch.no_grad():
-            soft = ours.trained.module(tokens, *rows.values())
-        assert ours.continue_text(soft, [prompt], GREEDY) == [text.strip()]
-        assert text
+        assert ours.reads_text == instruct
+        assert text and ours.generate([picture], [prompt], GREEDY) == [text.strip()]
 
 
 def test_a_finetuned_encoder_goes_along(tower: Path, tmp_path: Path):
@@ -404,7 +400,7 @@ def test_a_finetuned_encoder_goes_along(tower: Path, tmp_path: Path):
     recipe = models.read_recipe(models.checkpoint.find(native))
     choice = replace(recipe.encoder, name=str(tower), image_size=56, train=True)
     torch.manual_seed(5)
-    encoder = models.load_encoder(choice)
+    encoder = encoders.load_encoder(choice)
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))

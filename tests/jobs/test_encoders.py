@@ -14,7 +14,8 @@ from transformers import (
     OPTConfig,
 )
 
-from jobs.models import fit, load_encoder
+from jobs.encoders import load_encoder
+from jobs.models import fit
 from jobs.recipes import recipe
 from jobs.recipes.train import EncoderChoice
 from modeling.vision import EvaConfig, build_eva_encoder

@@ -10,7 +10,15 @@ from transformers import BertConfig, BertModel
 
 from cluster import checkpoint
 from cluster.runlog import read_log
-from jobs import finetune_caption, finetune_retrieval, finetune_vqa, models, train_models
+from jobs import (
+    encoders,
+    finetune_caption,
+    finetune_retrieval,
+    finetune_vqa,
+    models,
+    predict,
+    train_models,
+)
 from jobs.recipes import recipe
 from jobs.train_loop import prepare
 from modeling.blip2 import stage_weights
@@ -67,7 +75,7 @@ def runs(world):
 
 def pretrained(world) -> dict[str, torch.Tensor]:
     choice = checkpoint_recipe(world, "caption").encoder
-    named = models.load_encoder(choice).named_parameters(prefix="encoder")
+    named = encoders.load_encoder(choice).named_parameters(prefix="encoder")
     return {name: parameter.detach() for name, parameter in named}
 
 
@@ -121,6 +129,24 @@ def test_loads_with_the_finetuned_encoder(world, runs, name):
         tokens = trained.encoder(torch.zeros(2, 3, 32, 32)).float()
         feats = trained.module.image_embeds if name == "retrieval" else trained.module
         assert feats(tokens).shape[:2] == (2, 4)
+
+
+def test_a_model_finetuned_to_answer_reads_the_question_in_the_qformer(world, runs, monkeypatch):
+    model = predict.load(world["out"] / "vqa")
+    picture = next((world["questions"] / "images").rglob("*.jpg"))
+    assert model.reads_text and model.vqa_prompt("Is it red? ") == "Question: Is it red? Answer:"
+    encoded = model.encode([picture])
+    red, blue = (model.visual_prompts(encoded, [text]) for text in ("is it red?", "is it blue?"))
+    assert not torch.equal(red, blue)
+    seen = []
+    monkeypatch.setattr(
+        model.trained.language, "generate", lambda visual, texts, _: seen.append(visual) or texts
+    )
+    asked = ["is it red?", "is it blue?"]
+    assert model.answer([picture] * 2, asked) == [f"Question: {text} Answer:" for text in asked]
+    assert torch.allclose(seen[0], torch.cat((red, blue)), atol=1e-5)
+    captioner = predict.load(world["out"] / "caption")
+    assert captioner.caption_prompt == "a photo of" and not captioner.reads_text
 
 
 def test_resumes_exactly(world, runs):

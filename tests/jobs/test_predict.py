@@ -79,7 +79,7 @@ def test_captions_and_prompts(stage2_run: Path, pictures: list[Path]) -> None:
     assert model.vqa_prompt("What? ") == f"Question: What? {family}"
     captions = model.caption(pictures[:2], settings=SHORT)
     assert captions == model.generate(pictures[:2], ["", ""], SHORT)
-    assert model.continue_text(None, ["a red square"], SHORT)  # the language model alone
+    assert model.speak(None, ["a red square"], SHORT)  # the language model alone
 
 
 def test_embeddings_and_match(stage1_run: Path, pictures: list[Path]) -> None:

@@ -79,12 +79,17 @@ def kill_at(arguments: list[str], out: Path, step: int) -> None:
     process = subprocess.Popen(
         arguments, cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL, start_new_session=True
     )
+    wait_for_step(out, step, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def wait_for_step(out: Path, step: int, process: subprocess.Popen) -> None:
+    """Wait until a run has logged ``step``."""
     limit = time.monotonic() + 900
     while not any(record["step"] >= step for record in read_log(out)):
         assert process.poll() is None and time.monotonic() < limit
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +131,23 @@ def test_killed_and_resumed_equals_undisturbed(world, undisturbed, tmp_path):
     assert curve(tmp_path) == curve(undisturbed[0])
     again = python(arguments)
     assert again.returncode == 0 and "nothing to do" in again.stdout
+
+
+def test_sigterm_saves_at_the_step_it_meets_and_resumes(world, undisturbed, tmp_path):
+    """Preemption: exit code 0 and a checkpoint where none was due; nothing is made twice."""
+    arguments = command(world, "stage1", tmp_path, 12, "--save-every", "12")
+    process = subprocess.Popen(
+        [sys.executable, *arguments], cwd=ROOT, env=ENV, stdout=subprocess.PIPE, text=True
+    )
+    wait_for_step(tmp_path, 3, process)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=600)
+    stopped = checkpoint.find(tmp_path).step
+    assert process.returncode == 0 and 3 <= stopped < 12
+    assert f"stopped by a signal at step {stopped}; the same command resumes" in said
+    assert len(read_log(tmp_path)) == stopped
+    assert python(arguments).returncode == 0
+    assert curve(tmp_path) == curve(undisturbed[0])
 
 
 @pytest.mark.slow

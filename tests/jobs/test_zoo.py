@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from jobs import zoo, zoo_probe, zoo_vision
-from jobs.models import load_encoder
+from jobs.encoders import load_encoder
 from jobs.recipes.train import EncoderChoice
 from jobs.zoo_pictures import CLIP_MEAN, CLIP_STD, pair_batch, pixels, vary
 from jobs.zoo_probe import WORDS, demand, probe, rank, speak, survey

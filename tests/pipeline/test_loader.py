@@ -9,11 +9,10 @@ from pipeline.loader import (
     LoaderConfig,
     Samples,
     choose_caption,
-    data_hash,
     make_schedule,
     names_side,
-    open_shards,
 )
+from pipeline.reading import data_hash, open_shards
 from pipeline.sample import make_uid
 from pipeline.shards import write_tar
 from pipeline.transforms import TrainTransform, TransformConfig
@@ -29,7 +28,8 @@ def data(tmp_path_factory):
 
 def batches(url, steps, *, world=1, rank=0, accumulation=1, config=None, transform=TINY, seed=0):
     config = config or LoaderConfig()
-    sources = [open_shards(str(part)) for part in ([url] if not isinstance(url, list) else url)]
+    urls, cache = url if isinstance(url, list) else [url], config.node_cache()
+    sources = [open_shards(str(part), cache) for part in urls]
     schedule = make_schedule(sources, config, seed=seed, global_batch=8)
     samples = Samples(sources, schedule, TrainTransform(transform), config.captions)
 

@@ -1,0 +1,130 @@
+"""Where the files of models are: local folders, hub ids, safetensors, and what can go wrong."""
+
+import json
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jobs.interchange_files import open_folder
+
+ROOT = Path(__file__).resolve().parents[1]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+CONFIGS = ("*.json", "*.txt", "*.model")
+SAFETENSORS, PICKLES = "*.safetensors", "pytorch_model*.bin"
+
+
+def local_path(name: str) -> Path | None:
+    """A model's folder or file, seen from the clone or from here; None where there is none."""
+    return next((path for path in (ROOT / name, Path(name)) if path.exists()), None)
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder behind a name, seen from the clone or from here; None where there is none."""
+    return next((path for path in (ROOT / name, Path(name)) if path.is_dir()), None)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name could be a hub id: ``owner/name``."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
+def find_folder(what: str, name: str, weights: bool = True) -> Path:
+    """The local folder of a model, fetched from the hub where ``name`` is a hub id.
+
+    Args:
+        what: says in messages what is missing.
+        weights: False fetches configuration and tokenizer alone. Otherwise safetensors, or torch's
+            ``.bin`` files where the hub has no others (OPT); those are read with
+            ``weights_only=True`` like everything else.
+
+    Raises:
+        ValueError: no such folder, and no such model that could be reached.
+    """
+    folder = local_folder(name)
+    if folder is not None:
+        return folder
+    if not is_hub_id(name):
+        raise ValueError(f"{what} {name!r}: no such folder, and it is no hub id (owner/name)")
+    from huggingface_hub import snapshot_download
+
+    with readable(what, name):
+        if not weights:
+            return Path(snapshot_download(name, allow_patterns=list(CONFIGS)))
+        folder = Path(snapshot_download(name, allow_patterns=[*CONFIGS, SAFETENSORS]))
+        if not any(folder.glob(SAFETENSORS)):
+            folder = Path(snapshot_download(name, allow_patterns=[*CONFIGS, PICKLES]))
+    return folder
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A Hugging Face folder's ``config.json``.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    path = folder / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as broken:
+        raise ValueError(
+            f"{folder} has no config.json that can be read ({broken}); give a Hugging Face folder"
+        ) from broken
+
+
+def read_state(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a Hugging Face folder's safetensors files.
+
+    Raises:
+        ValueError: no such file, or a damaged one.
+    """
+    return {name: tensor.read() for name, tensor in open_folder(folder).items()}
+
+
+def read_pth(what: str, name: str) -> dict[str, Tensor]:
+    """A plain state dict from a ``.pth`` file, memory-mapped; nothing in it is executed.
+
+    Raises:
+        ValueError: no such file, a damaged one, or one that holds more than tensors.
+    """
+    path = local_path(name)
+    if path is None or not path.is_file():
+        raise ValueError(f"{what} {name!r}: no such file")
+    try:
+        zipped = zipfile.is_zipfile(path)  # the older format cannot be mapped
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+    except pickle.UnpicklingError as refused:
+        raise ValueError(
+            f"{what} {name!r} holds more than tensors and was not loaded, since that would run "
+            "its code; give a plain state dict of tensors"
+        ) from refused
+    except (OSError, RuntimeError, EOFError) as broken:
+        first = str(broken).strip().splitlines()[0]
+        raise ValueError(
+            f"{what} {name!r} cannot be read ({first}); the file is damaged or cut short: "
+            "fetch it again"
+        ) from broken
+    plain = isinstance(state, Mapping) and all(isinstance(t, Tensor) for t in state.values())
+    if not plain:
+        raise ValueError(
+            f"{what} {name!r} is no plain state dict; save the tower's tensors by name, alone"
+        )
+    return dict(state)
+
+
+@contextmanager
+def readable(what: str, name: str) -> Iterator[None]:
+    """Turn a library's complaint about a model that cannot be had into one line that names it."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, KeyError) as broken:
+        first = str(broken).strip().splitlines()[0] if str(broken).strip() else repr(broken)
+        raise ValueError(
+            f"{what} {name!r} cannot be loaded ({first}); give a local Hugging Face folder, "
+            "or a hub id that can be reached"
+        ) from broken
