@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from cluster import checkpoint
 from jobs import models
 from jobs.interchange_export import with_frozen
 from jobs.interchange_files import check_new, open_pth
@@ -25,7 +24,7 @@ from jobs.interchange_lavis import read_lavis, trainable_of, write_lavis
 from jobs.interchange_native import read_native, write_native
 from jobs.interchange_parts import Options, Parts, language_outline
 from jobs.model_files import DTYPES
-from modeling.blip2 import Stage1, Stage1Config, Stage2
+from modeling.blip2 import Stage1Config
 from modeling.language import DecoderLM, EncoderDecoderLM
 from modeling.vision import EvaConfig, ImageEncoder, build_eva_encoder, freeze
 from modeling.weights import blip2_vision_to_eva
@@ -120,9 +119,7 @@ def load(folder: Path, device: torch.device | str = "cpu") -> models.Trained:
     parts = read_huggingface(folder)
     recipe: Any = parts.recipe
     encoder = _encoder(parts)
-    module = Stage1(recipe.model) if recipe.kind == "stage1" else Stage2(recipe.model)
-    state = {name: tensor.float() for name, tensor in parts.trainable.items()}
-    checkpoint.load_weights(module, state, f"Hugging Face folder {folder}")
+    module = parts.module()
     found: dict[str, Any] = {"encoder": encoder.to(device), "module": module.to(device).eval()}
     if recipe.model.qformer.text:
         name = str(parts.tokenizer.absolute()) if parts.tokenizer else recipe.tokenizer

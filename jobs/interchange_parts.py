@@ -99,6 +99,13 @@ class Parts:
     counters: Mapping[str, list[int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    def module(self) -> Stage1 | Stage2:
+        """What trains, with these weights in fp32: it takes image tokens, and text in stage 1."""
+        model: Any = self.recipe.model
+        made = Stage1(model) if isinstance(model, Stage1Config) else Stage2(model)
+        made.load_state_dict({name: tensor.float() for name, tensor in self.trainable.items()})
+        return made
+
 
 # ------------------------------------------------------------------------------------ checks
 
