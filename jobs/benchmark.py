@@ -1,6 +1,7 @@
 """Benchmarks, each beside a peer and a ceiling in the same run, as ratios.
 
     python jobs/benchmark.py capfilt [--size full --device cuda ...]   CapFilt's models
+    python jobs/benchmark.py loader                                   the training loader
     python jobs/benchmark.py NAME --help
 
 A table for people, and a last line of JSON for programs.
@@ -15,7 +16,7 @@ if not __package__:  # run as a script: import from the clone, not from jobs/
 
 from jobs.cli import run
 
-BENCHMARKS = {"capfilt": "jobs.bench_capfilt"}
+BENCHMARKS = {"capfilt": "jobs.bench_capfilt", "loader": "jobs.bench_loader"}
 
 
 def main() -> int:
