@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from cluster import zero_state
 from cluster.dist import Place, all_reduce
+from cluster.storage import sync_path
 
 FOLDER, LATEST = "checkpoints", "latest"
 TRAINABLE, OPTIMIZER = "trainable.safetensors", "optimizer.safetensors"
@@ -203,13 +204,13 @@ def fill(
     state["files"] = {}
     for name, tensors in files.items():
         save_file(tensors, folder / name)
-        _sync(folder / name)
+        sync_path(folder / name)
         size = (folder / name).stat().st_size
         state["files"][name] = {"bytes": size, "sha256": _sha256(folder / name)}
     for name, record in ((RECIPE, recipe), (STATE, state)):
         (folder / name).write_text(json.dumps(record, indent=1) + "\n")
-        _sync(folder / name)
-    _sync(folder)
+        sync_path(folder / name)
+    sync_path(folder)
 
 
 def _gather(engine: Any, here: Place, kinds: tuple[str, ...]) -> dict[str, Tensor]:
@@ -239,12 +240,12 @@ def _publish(
     if final.exists():  # the same step saved again, after a resume from an earlier one
         os.rename(final, root / f".{final.name}.replaced")
     os.rename(aside, final)
-    _sync(root)
+    sync_path(root)
     pointer = root / f".{LATEST}.partial"
     pointer.write_text(final.name + "\n")
-    _sync(pointer)
+    sync_path(pointer)
     os.replace(pointer, root / LATEST)
-    _sync(root)
+    sync_path(root)
 
 
 def _rotate(root: Path, newest: str, keep: int) -> None:
@@ -294,11 +295,3 @@ def _damaged(path: Path, detail: str) -> ValueError:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -146,14 +146,14 @@ class LocalStorage:
             return False
         finally:
             temporary.unlink()
-        _sync_folder(final.parent)
+        sync_path(final.parent)
         return True
 
     def replace(self, name: str, data: bytes) -> None:
         """Write a derived file that may be rewritten (summary, gallery), atomically."""
         final = self.path(name)
         os.replace(self._write_temporary(final, data), final)
-        _sync_folder(final.parent)
+        sync_path(final.parent)
 
     def sweep(self) -> None:
         """Remove temporary files whose writer is dead: this host's by process id, others by age."""
@@ -251,8 +251,9 @@ def _writer_lives(entry: Path, host: str, pid: int) -> bool:
     return True
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """Wait until a file or folder is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

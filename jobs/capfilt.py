@@ -92,22 +92,14 @@ class CapFiltArgs:
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What an output holds after a run; counts are of the whole output, speed of this run.
+class Summary(capfilt_tools.Counts):
+    """What an output holds after a run, and how the run went.
 
     Attributes:
-        images: inputs, all of them; ``kept`` in the tars, ``filtered`` and ``failed`` by reason.
-        web_won: how often the web caption ranked first.
         done, skipped: shards of this run, shards that were committed before.
         images_per_s: of this run, wall time from the first shard's start; 0 if none ran.
     """
 
-    images: int
-    kept: int
-    filtered: int
-    failed: int
-    reasons: dict[str, int]
-    web_won: int
     done: int
     skipped: int
     seconds: float

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from cluster.storage import sync_path
 from modeling.towers import Table
 
 SHARD_BYTES = 1 << 30
@@ -167,30 +168,40 @@ def _read(path: Path, name: str) -> Tensor:
         return file.get_tensor(name)
 
 
-def open_pth(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of a LAVIS ``.pth``, memory-mapped, and the names of its other entries.
+def open_tensors(what: str, path: Path) -> Any:
+    """What torch saved, memory-mapped: tensors and plain values; nothing in it is executed.
 
-    Nothing in the file is executed: only tensors and plain values are accepted.
+    Args:
+        what: says in messages what the file should be.
 
     Raises:
-        ValueError: No such file, no LAVIS checkpoint, or one with objects in it.
+        ValueError: No such file, a damaged one, or one that holds anything else.
     """
     if not path.is_file():
-        raise ValueError(f"LAVIS checkpoint {path}: no such file")
+        raise ValueError(f"{what} {str(path)!r}: no such file")
     try:
-        zipped = zipfile.is_zipfile(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+        zipped = zipfile.is_zipfile(path)  # the older format cannot be mapped
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
     except pickle.UnpicklingError as refused:
         raise ValueError(
-            f"LAVIS checkpoint {path} holds objects other than tensors and plain values; nothing "
-            'of it was executed. Ask for torch.save({"model": state_dict}) with tensors only'
+            f"{what} {str(path)!r} holds objects other than tensors and plain values; nothing of "
+            "it was executed. Ask for one saved by torch.save of tensors only"
         ) from refused
     except (RuntimeError, EOFError, OSError, KeyError) as broken:
         first = str(broken).strip().splitlines()[0] if str(broken).strip() else repr(broken)
         raise ValueError(
-            f"LAVIS checkpoint {path} cannot be read ({first}): it is damaged or cut short; "
+            f"{what} {str(path)!r} cannot be read ({first}): it is damaged or cut short; "
             "fetch it again"
         ) from broken
+
+
+def open_pth(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of a LAVIS ``.pth``, memory-mapped, and the names of its other entries.
+
+    Raises:
+        ValueError: No such file, no LAVIS checkpoint, or one with objects in it.
+    """
+    content = open_tensors("LAVIS checkpoint", path)
     state = content.get("model") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
         raise ValueError(
@@ -224,7 +235,7 @@ def write_folder(folder: Path, tensors: Mapping[str, Lazy], what: str) -> None:
             shard = {name: tensors[name].read().contiguous() for name in names}
             save_file(_unshared(shard), folder / file, metadata={"format": "pt"})
             del shard
-            sync(folder / file)
+            sync_path(folder / file)
             places |= dict.fromkeys(names, file)
             bar.update(sum(tensors[name].nbytes for name in names))
     if len(groups) > 1:
@@ -258,7 +269,7 @@ def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def write_json(path: Path, content: Any) -> None:
     """JSON with an indentation, on disk when this returns."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    sync(path)
+    sync_path(path)
 
 
 def copy_small(source: Path, target: Path, skip: tuple[str, ...] = ()) -> None:
@@ -302,15 +313,6 @@ def published(out: Path) -> Iterator[Path]:
         yield aside / out.name
         check_new(out)
         os.rename(aside / out.name, out)
-        sync(out.absolute().parent)
+        sync_path(out.absolute().parent)
     finally:
         shutil.rmtree(aside)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or folder is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cluster.storage import sync_path
 from jobs import recipes
 from jobs.interchange_config import model_of, read_config
 from jobs.interchange_export import prepare_folder
@@ -27,7 +28,6 @@ from jobs.interchange_files import (
     published,
     read_json,
     shapes,
-    sync,
     write_folder,
     write_json,
 )
@@ -263,7 +263,7 @@ def _write_sidecar(parts: Parts, folder: Path, rows: int) -> None:
     more = {name: t.contiguous() for name, t in parts.trainable.items() if name not in names}
     if more:
         save_file(more, folder / MORE, metadata={"format": "pt"})
-        sync(folder / MORE)
+        sync_path(folder / MORE)
     note = {"format": 1, "recipe": asdict(parts.recipe), "rows": rows, "lavis": parts.lavis}
     write_json(folder / NOTE, note)
     for name, frozen in (("encoder", parts.encoder), ("language", parts.language)):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import Blip2VisionConfig, CLIPVisionConfig
 
+from cluster.storage import sync_path
 from jobs import recipes
 from jobs.interchange_files import (
     Lazy,
@@ -20,7 +21,6 @@ from jobs.interchange_files import (
     open_pth,
     published,
     shapes,
-    sync,
 )
 from jobs.interchange_parts import (
     Frozen,
@@ -143,7 +143,7 @@ def write_lavis(parts: Parts, out: Path, frozen: bool = False) -> list[str]:
         notes.append("without the frozen models, as LAVIS saves it; --frozen writes those at hand")
     with published(out) as aside:
         torch.save({"model": {name: _alone(t) for name, t in state.items()}}, aside)
-        sync(aside)
+        sync_path(aside)
     return notes
 
 

@@ -1,8 +1,6 @@
 """Where the files of models are: local folders, hub ids, safetensors, and what can go wrong."""
 
 import json
-import pickle
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jobs.interchange_files import open_folder
+from jobs.interchange_files import open_folder, open_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -93,22 +91,9 @@ def read_pth(what: str, name: str) -> dict[str, Tensor]:
         ValueError: no such file, a damaged one, or one that holds more than tensors.
     """
     path = local_path(name)
-    if path is None or not path.is_file():
+    if path is None:
         raise ValueError(f"{what} {name!r}: no such file")
-    try:
-        zipped = zipfile.is_zipfile(path)  # the older format cannot be mapped
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
-    except pickle.UnpicklingError as refused:
-        raise ValueError(
-            f"{what} {name!r} holds more than tensors and was not loaded, since that would run "
-            "its code; give a plain state dict of tensors"
-        ) from refused
-    except (OSError, RuntimeError, EOFError) as broken:
-        first = str(broken).strip().splitlines()[0]
-        raise ValueError(
-            f"{what} {name!r} cannot be read ({first}); the file is damaged or cut short: "
-            "fetch it again"
-        ) from broken
+    state = open_tensors(what, path)
     plain = isinstance(state, Mapping) and all(isinstance(t, Tensor) for t in state.values())
     if not plain:
         raise ValueError(

@@ -191,7 +191,7 @@ def test_a_pickle_with_code_is_not_run(
     with pytest.raises(SystemExit) as end:
         cli.run(convert.main)
     assert end.value.code == 2
-    assert capsys.readouterr().err == "error: LAVIS checkpoint a.pth: no such file\n"
+    assert capsys.readouterr().err == "error: LAVIS checkpoint 'a.pth': no such file\n"
 
 
 def test_files_that_are_no_lavis(state: dict[str, Tensor], tmp_path: Path) -> None:
