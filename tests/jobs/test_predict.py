@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs.models import tokenise
+from jobs.models import load_bert_tokenizer, tokenise
 from jobs.predict import CAPTION, VQA, load, read_picture
 from modeling.language import GenerationSettings
 from pipeline.images import decode
@@ -96,6 +96,17 @@ def test_embeddings_and_match(stage1_run: Path, pictures: list[Path]) -> None:
     with torch.no_grad():
         expected = module.match(model.trained.encoder(pixels), rows["ids"], rows["mask"])
     assert torch.allclose(pairs, expected, atol=1e-5)
+
+
+def test_over_long_texts_keep_their_end() -> None:
+    """ITG learns from [SEP] where a text ends: a text that is cut must still have one."""
+    tokenizer = load_bert_tokenizer("modeling/zoo/bert")
+    rows = tokenise(tokenizer, ["a red square on the left " * 9, "a red square"], max_text=6)
+    assert rows["ids"].shape == (2, 6) and rows["mask"].sum(1).tolist() == [6, 5]
+    ends = rows["ids"][[0, 1], [5, 4]]
+    assert ends.tolist() == [tokenizer.sep_token_id] * 2
+    assert rows["ids"][:, 0].tolist() == [tokenizer.cls_token_id] * 2
+    assert tokenizer.convert_tokens_to_ids("[DEC]") == len(tokenizer) - 1
 
 
 def test_the_wrong_stage_is_named(stage1_run: Path, stage2_run: Path, pictures: list[Path]) -> None:
