@@ -2,6 +2,7 @@
 
     python jobs/benchmark.py capfilt [--size full --device cuda ...]   CapFilt's models
     python jobs/benchmark.py loader                                   the training loader
+    python jobs/benchmark.py data                                     bookkeeping of 129M samples
     python jobs/benchmark.py NAME --help
 
 A table for people, and a last line of JSON for programs.
@@ -16,7 +17,11 @@ if not __package__:  # run as a script: import from the clone, not from jobs/
 
 from jobs.cli import run
 
-BENCHMARKS = {"capfilt": "jobs.bench_capfilt", "loader": "jobs.bench_loader"}
+BENCHMARKS = {
+    "capfilt": "jobs.bench_capfilt",
+    "loader": "jobs.bench_loader",
+    "data": "jobs.bench_data",
+}
 
 
 def main() -> int:

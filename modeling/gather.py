@@ -14,6 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# The name that stays; older versions of torch have the other one.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 def world_size() -> int:
     """Number of ranks; 1 without a process group."""
@@ -33,7 +36,7 @@ def gather(local_B: Tensor) -> Tensor:
     if world_size() == 1:
         return local
     parts = local.new_empty(world_size() * local.shape[0], *local.shape[1:])
-    dist.all_gather_single(_bytes(parts), _bytes(local.contiguous()))
+    _all_gather(_bytes(parts), _bytes(local.contiguous()))
     return parts
 
 
