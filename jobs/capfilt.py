@@ -47,6 +47,7 @@ from jobs.capfilt_models import Describer, find_folder, read_processor, revision
 from jobs.capfilt_work import RETRY, Work
 from jobs.cli import run
 from jobs.recipes.capfilt import CapFiltRecipe
+from modeling.captioner import REVISION
 from pipeline.capfilt import Described, Kept, ModelInput, assemble, prepare
 from pipeline.gallery import build_gallery
 from pipeline.manifest import (
@@ -207,7 +208,9 @@ def _settings(recipe: CapFiltRecipe, source: str) -> dict[str, Any]:
     for name in ("captioner", "ranker"):
         settings[name] = revision(find_folder(name, getattr(recipe, name)))
     libraries = {name: version(name) for name in _LIBRARIES}
-    return {"recipe": settings, "source": source, "libraries": libraries}
+    return {
+        "recipe": settings, "source": source, "libraries": libraries, "captioner": REVISION
+    }  # fmt: skip
 
 
 def _device(args: CapFiltArgs, resources: Resources) -> str:

@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, scaled_dot_product_attention
+from torch.nn.functional import linear, normalize, scaled_dot_product_attention
 
 _CANDIDATES = (32, 1024)  # nuclei of trained captioners are small; only wider ones sort more
 _TEXTS = 128  # texts embedded at once by the scorer
+REVISION = 1  # raise it with any change here that may change a bit: outputs name it
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +78,15 @@ def nucleus(logits_RV: Tensor, uniform_R: Tensor, top_p: float) -> Tensor:
     Returns:
         int64 ids, shape R.
     """
-    probs_RV = logits_RV.softmax(-1)
-    vocabulary = probs_RV.shape[-1]
+    vocabulary = logits_RV.shape[-1]
+    mass_R1 = logits_RV.logsumexp(-1, keepdim=True)  # the only passes over all words
     chosen_R = torch.empty_like(uniform_R, dtype=torch.int64)
-    open_R = torch.arange(len(probs_RV), device=probs_RV.device)
+    open_R = torch.arange(len(logits_RV), device=logits_RV.device)
     for width in (*(w for w in _CANDIDATES if w < vocabulary), vocabulary):
-        rows_RV = probs_RV if len(open_R) == len(probs_RV) else probs_RV[open_R]
+        rows_RV = logits_RV if len(open_R) == len(logits_RV) else logits_RV[open_R]
         ids_RK = rows_RV.topk(width, dim=-1).indices.sort(dim=-1).values
-        drawn_R, closed_R = _inverse_cdf(rows_RV, ids_RK, uniform_R[open_R], top_p)
+        probs_RK = (rows_RV.gather(1, ids_RK) - mass_R1[open_R]).exp()
+        drawn_R, closed_R = _inverse_cdf(probs_RK, ids_RK, uniform_R[open_R], top_p)
         chosen_R[open_R] = drawn_R
         open_R = open_R[~closed_R]
         if not len(open_R):
@@ -93,14 +95,15 @@ def nucleus(logits_RV: Tensor, uniform_R: Tensor, top_p: float) -> Tensor:
 
 
 def _inverse_cdf(
-    probs_RV: Tensor, ids_RK: Tensor, uniform_R: Tensor, top_p: float
+    probs_RK: Tensor, ids_RK: Tensor, uniform_R: Tensor, top_p: float
 ) -> tuple[Tensor, Tensor]:
-    """Draw among ``ids`` (ascending), and whether the nucleus certainly lies inside them.
+    """Draw among ``ids`` (ascending) by their probabilities; and whether the nucleus certainly
+    lies inside them.
 
     It does when it ends before the least likely candidate's value: whatever was left out is not
     likelier than that one, so neither the order nor the mass of the nucleus could change.
     """
-    sorted_RK, order_RK = probs_RV.gather(1, ids_RK).sort(dim=-1, descending=True, stable=True)
+    sorted_RK, order_RK = probs_RK.sort(dim=-1, descending=True, stable=True)
     mass_RK = sorted_RK.double().cumsum(-1)
     kept_RK = (mass_RK - sorted_RK.double()) < top_p
     kept_RK[:, 0] = True
@@ -171,8 +174,11 @@ class Captioner:
                 f"max_length={sampling.max_length}: the captioner has only "
                 f"{text.max_position_embeddings} positions"
             )
-        weight = model.get_input_embeddings().weight
-        self.device = weight.device
+        layers = model.text_decoder.bert.encoder.layer
+        # One product for queries, keys and values of the text, one for keys and values of images.
+        self.own = [_joined(layer.attention.self, "query", "key", "value") for layer in layers]
+        self.cross = [_joined(layer.crossattention.self, "key", "value") for layer in layers]
+        self.device = model.get_input_embeddings().weight.device
         self.mean = torch.tensor(mean, device=self.device).view(3, 1, 1)
         self.std = torch.tensor(std, device=self.device).view(3, 1, 1)
 
@@ -201,21 +207,18 @@ class Captioner:
         caches = self._image_caches(images_B3SS)
         prompt_L = torch.tensor(self.prompt, device=self.device)
         logits_BNV = self._advance(prompt_L.expand(len(uids), 1, -1), 0, caches)
-        logits_BNV = logits_BNV.expand(-1, sampling.captions, -1)
-        seen_BNV = torch.zeros_like(logits_BNV, dtype=torch.bool)
-        seen_BNV[:, :, prompt_L] = True
+        logits_BNV = logits_BNV.repeat(1, sampling.captions, 1)
         done_BN = torch.tensor([not uid for uid in uids], device=self.device)
         done_BN = done_BN[:, None].expand(-1, sampling.captions)
         ids = [prompt_L.expand(len(uids), sampling.captions, -1)]
         for length in range(start, sampling.max_length):
-            scores_BNV = self._shape(logits_BNV, seen_BNV, length)
+            scores_BNV = self._shape(logits_BNV, torch.cat(ids, dim=2))
             next_BN = self._draw(scores_BNV, uniform_BNT[:, :, length - start])
             next_BN = next_BN.masked_fill(done_BN, self.pad)
             ids.append(next_BN[:, :, None])
             done_BN = done_BN | (next_BN == self.end)
             if length + 1 == sampling.max_length or bool(done_BN.all()):
                 break
-            seen_BNV.scatter_(2, next_BN[:, :, None], True)
             logits_BNV = self._advance(next_BN[:, :, None], length, caches)
         return torch.cat(ids, dim=2)
 
@@ -224,14 +227,18 @@ class Captioner:
         rows = [uniforms(self.seed, uid, n, steps) for n in range(self.sampling.captions)]
         return torch.stack(rows)
 
-    def _shape(self, logits_BNV: Tensor, seen_BNV: Tensor, length: int) -> Tensor:
-        """Repetition penalty (prompt included), minimum length, temperature; HF's order."""
-        penalty = self.sampling.repetition_penalty
-        punished_BNV = torch.where(logits_BNV < 0, logits_BNV * penalty, logits_BNV / penalty)
-        scores_BNV = torch.where(seen_BNV, punished_BNV, logits_BNV)
-        if length < self.sampling.min_length:
-            scores_BNV[:, :, self.end] = -torch.inf
-        return scores_BNV / self.sampling.temperature if self.sampling.temperature else scores_BNV
+    def _shape(self, logits_BNV: Tensor, ids_BNT: Tensor) -> Tensor:
+        """Repetition penalty (prompt included), minimum length, temperature; HF's order.
+
+        The logits are changed in place: they are many, and the words so far are few.
+        """
+        penalty, temperature = self.sampling.repetition_penalty, self.sampling.temperature
+        said_BNT = logits_BNV.gather(2, ids_BNT)
+        said_BNT = torch.where(said_BNT < 0, said_BNT * penalty, said_BNT / penalty)
+        logits_BNV.scatter_(2, ids_BNT, said_BNT)
+        if ids_BNT.shape[2] < self.sampling.min_length:
+            logits_BNV[:, :, self.end] = -torch.inf
+        return logits_BNV if temperature in (0, 1) else logits_BNV / temperature
 
     def _draw(self, scores_BNV: Tensor, uniform_BN: Tensor) -> Tensor:
         if self.sampling.temperature == 0:
@@ -244,10 +251,9 @@ class Captioner:
         pixels = (images_B3SS.to(self.device).float() / 255.0 - self.mean) / self.std
         patches_BPD = self.model.vision_model(pixel_values=pixels).last_hidden_state
         caches = []
-        for layer in self.model.text_decoder.bert.encoder.layer:
-            cross = layer.crossattention.self
-            key_value = (self._heads(cross.key(patches_BPD)), self._heads(cross.value(patches_BPD)))
-            caches.append(_Cache(key_value))
+        for weights in self.cross:
+            key_BPD, value_BPD = linear(patches_BPD, *weights).chunk(2, dim=-1)
+            caches.append(_Cache((self._heads(key_BPD), self._heads(value_BPD))))
         return caches
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -260,17 +266,16 @@ class Captioner:
         places = torch.arange(position, position + ids_BNL.shape[2], device=self.device)
         words = bert.embeddings.word_embeddings(ids_BNL)
         x_BNLD = bert.embeddings.LayerNorm(words + bert.embeddings.position_embeddings(places))
-        for layer, cache in zip(bert.encoder.layer, caches, strict=True):
-            x_BNLD = self._self_attend(layer.attention, x_BNLD, cache)
+        for layer, cache, own in zip(bert.encoder.layer, caches, self.own, strict=True):
+            x_BNLD = self._self_attend(layer.attention, own, x_BNLD, cache)
             x_BNLD = self._cross_attend(layer.crossattention, x_BNLD, cache)
             x_BNLD = layer.output(layer.intermediate(x_BNLD), x_BNLD)
         return self.model.text_decoder.cls(x_BNLD[:, :, -1]).float()
 
-    def _self_attend(self, block: Any, x_BNLD: Tensor, cache: _Cache) -> Tensor:
-        q, k, v = (
-            self._heads(project(x_BNLD))
-            for project in (block.self.query, block.self.key, block.self.value)
-        )
+    def _self_attend(
+        self, block: Any, own: tuple[Tensor, Tensor], x_BNLD: Tensor, cache: _Cache
+    ) -> Tensor:
+        q, k, v = (self._heads(part) for part in linear(x_BNLD, *own).chunk(3, dim=-1))
         k, v = cache.extend(k, v)
         # Only the prompt brings more than one token, and it comes first: plain causal is right.
         mixed = scaled_dot_product_attention(q, k, v, is_causal=x_BNLD.shape[2] > 1)
@@ -281,6 +286,13 @@ class Captioner:
         q_BHRD = self._heads(block.self.query(x_BNLD.flatten(1, 2)))
         mixed = scaled_dot_product_attention(q_BHRD, cache.cross_k_BHPD, cache.cross_v_BHPD)
         return block.output(mixed.transpose(1, 2).flatten(-2).view_as(x_BNLD), x_BNLD)
+
+
+def _joined(block: Any, *names: str) -> tuple[Tensor, Tensor]:
+    """Weights and biases of several projections as one."""
+    parts = [getattr(block, name) for name in names]
+    weight, bias = (torch.cat([getattr(p, kind) for p in parts]) for kind in ("weight", "bias"))
+    return weight.detach(), bias.detach()
 
 
 class ClipScorer:
