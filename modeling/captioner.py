@@ -78,14 +78,14 @@ def nucleus(logits_RV: Tensor, uniform_R: Tensor, top_p: float) -> Tensor:
     Returns:
         int64 ids, shape R.
     """
-    vocabulary = logits_RV.shape[-1]
-    mass_R1 = logits_RV.logsumexp(-1, keepdim=True)  # the only passes over all words
+    probs_RV = logits_RV.softmax(-1)
+    vocabulary = probs_RV.shape[-1]
     chosen_R = torch.empty_like(uniform_R, dtype=torch.int64)
-    open_R = torch.arange(len(logits_RV), device=logits_RV.device)
+    open_R = torch.arange(len(probs_RV), device=probs_RV.device)
     for width in (*(w for w in _CANDIDATES if w < vocabulary), vocabulary):
-        rows_RV = logits_RV if len(open_R) == len(logits_RV) else logits_RV[open_R]
+        rows_RV = probs_RV if len(open_R) == len(probs_RV) else probs_RV[open_R]
         ids_RK = rows_RV.topk(width, dim=-1).indices.sort(dim=-1).values
-        probs_RK = (rows_RV.gather(1, ids_RK) - mass_R1[open_R]).exp()
+        probs_RK = rows_RV.gather(1, ids_RK)
         drawn_R, closed_R = _inverse_cdf(probs_RK, ids_RK, uniform_R[open_R], top_p)
         chosen_R[open_R] = drawn_R
         open_R = open_R[~closed_R]
@@ -117,20 +117,25 @@ def _inverse_cdf(
 
 
 class _Cache:
-    """Keys and values of one layer: the image's, shared by its captions, and the text's own."""
+    """Keys and values of one layer: the image's, shared by its captions, and the text's own.
 
-    def __init__(self, cross: tuple[Tensor, Tensor]) -> None:
+    The text's have room for the longest caption from the start, so that a step copies its own only.
+    """
+
+    def __init__(self, cross: tuple[Tensor, Tensor], captions: int, longest: int) -> None:
         self.cross_k_BHPD, self.cross_v_BHPD = cross
-        self.k_BNHTD: Tensor | None = None
-        self.v_BNHTD: Tensor | None = None
+        batch, heads, _, width = self.cross_k_BHPD.shape
+        self.own = self.cross_k_BHPD.new_empty(2, batch, captions, heads, longest, width)
+        self.length = 0
 
     def extend(self, k_BNHLD: Tensor, v_BNHLD: Tensor) -> tuple[Tensor, Tensor]:
-        if self.k_BNHTD is not None and self.v_BNHTD is not None:
-            wide = (-1, k_BNHLD.shape[1], -1, -1, -1)  # the prompt's, computed once for all N
-            k_BNHLD = torch.cat([self.k_BNHTD.expand(wide), k_BNHLD], dim=3)
-            v_BNHLD = torch.cat([self.v_BNHTD.expand(wide), v_BNHLD], dim=3)
-        self.k_BNHTD, self.v_BNHTD = k_BNHLD, v_BNHLD
-        return k_BNHLD, v_BNHLD
+        """All keys and values so far; the prompt's come once and count for all captions."""
+        end = self.length + k_BNHLD.shape[3]
+        for place, new in enumerate((k_BNHLD, v_BNHLD)):
+            self.own[place, :, :, :, self.length : end] = new
+        self.length = end
+        seen = self.own[:, :, : k_BNHLD.shape[1], :, :end]
+        return seen[0], seen[1]
 
 
 class Captioner:
@@ -249,12 +254,26 @@ class Captioner:
     def _image_caches(self, images_B3SS: Tensor) -> list[_Cache]:
         """Vision tower, then every layer's cross-attention keys and values: once per image."""
         pixels = (images_B3SS.to(self.device).float() / 255.0 - self.mean) / self.std
-        patches_BPD = self.model.vision_model(pixel_values=pixels).last_hidden_state
+        patches_BPD = self._see(pixels)
         caches = []
         for weights in self.cross:
             key_BPD, value_BPD = linear(patches_BPD, *weights).chunk(2, dim=-1)
-            caches.append(_Cache((self._heads(key_BPD), self._heads(value_BPD))))
+            cross = self._heads(key_BPD), self._heads(value_BPD)
+            caches.append(_Cache(cross, self.sampling.captions, self.sampling.max_length))
         return caches
+
+    def _see(self, pixels_B3SS: Tensor) -> Tensor:
+        """The vision tower's patches BPD, with fused attention (Hugging Face's BLIP has none)."""
+        vision = self.model.vision_model
+        heads = self.model.config.vision_config.num_attention_heads
+        x_BPD = vision.embeddings(pixels_B3SS)
+        for layer in vision.encoder.layers:
+            joined = layer.self_attn.qkv(layer.layer_norm1(x_BPD)).chunk(3, dim=-1)
+            q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in joined)
+            mixed_BPD = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            x_BPD = x_BPD + layer.self_attn.projection(mixed_BPD)
+            x_BPD = x_BPD + layer.mlp(layer.layer_norm2(x_BPD))
+        return vision.post_layernorm(x_BPD)
 
     def _heads(self, x: Tensor) -> Tensor:
         """(..., L, D) -> (..., H, L, D / H)"""
@@ -276,10 +295,10 @@ class Captioner:
         self, block: Any, own: tuple[Tensor, Tensor], x_BNLD: Tensor, cache: _Cache
     ) -> Tensor:
         q, k, v = (self._heads(part) for part in linear(x_BNLD, *own).chunk(3, dim=-1))
-        k, v = cache.extend(k, v)
+        q, k, v = (part.flatten(0, 1) for part in (q, *cache.extend(k, v)))
         # Only the prompt brings more than one token, and it comes first: plain causal is right.
         mixed = scaled_dot_product_attention(q, k, v, is_causal=x_BNLD.shape[2] > 1)
-        return block.output(mixed.transpose(2, 3).flatten(-2), x_BNLD)
+        return block.output(mixed.transpose(1, 2).flatten(-2).view_as(x_BNLD), x_BNLD)
 
     def _cross_attend(self, block: Any, x_BNLD: Tensor, cache: _Cache) -> Tensor:
         """All captions of an image are queries of one attention over its patches."""
