@@ -8,6 +8,7 @@ is decode, crop and resize of bytes that are in memory already, in as many proce
 else. Raw reads are a sample's bytes without decoding, in the order of training.
 """
 
+import hashlib
 import io
 import json
 import multiprocessing
@@ -76,7 +77,10 @@ def main(arguments: Sequence[str]) -> int:
             "webdataset": partial(train_webdataset, tars, args),
             "ceiling": partial(decode_alone, encoded, args),
         }
-        times = {name: [run() for _ in range(args.rounds)] for name, run in work.items()}
+        times: dict[str, list[float]] = {name: [] for name in work}
+        for _ in range(args.rounds):  # in turns, so that noise meets all alike
+            for name, run in work.items():
+                times[name].append(run())
     raw = {name: args.images / timed.best for name, timed in reads.items()}
     speed = {name: max(found) for name, found in times.items()}
     rows = [["", "images/s", "of ceiling", "raw reads/s"]]
@@ -112,6 +116,7 @@ def make_shards(folder: Path, args: LoaderBench) -> list[bytes]:
             text = f"picture number {i}"
             caption = {"text": text, "score": 0.3, "origin": "web"}
             record = {"uid": make_uid("bench", name, key), "captions": [caption], "kept": [0]}
+            record["sha256"] = hashlib.sha256(image).hexdigest()
             members.append(
                 (key, {"jpg": image, "json": json.dumps(record).encode(), "txt": text.encode()})
             )

@@ -72,12 +72,12 @@ def image_input(recipe: Any, device: torch.device) -> Callable[[Batch], Tensor]:
     the engine, or the images themselves where the encoder trains inside it.
     """
     if recipe.encoder.train:
-        return lambda batch: batch.images_B3HW.to(device, non_blocking=True)
+        return lambda batch: batch.pixels_B3HW(device)
     encoder = load_encoder(recipe.encoder).to(device)
 
     def tokens(batch: Batch) -> Tensor:
         with torch.no_grad():
-            return encoder(batch.images_B3HW.to(device, non_blocking=True))
+            return encoder(batch.pixels_B3HW(device))
 
     return tokens
 

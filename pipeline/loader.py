@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from cluster.cache import NodeCache, default_folder
 from cluster.dist import derive_seed
@@ -26,7 +26,7 @@ from pipeline.images import decode
 from pipeline.reading import BadSample, Fetcher, Shards
 from pipeline.sample import make_uid
 from pipeline.schedule import Draw, Schedule, SourceSizes
-from pipeline.transforms import EvalTransform, TrainTransform
+from pipeline.transforms import TrainTransform, normalise
 
 Tokenise = Callable[[list[str]], dict[str, Tensor]]
 MAX_REPLACED_IN_A_ROW = 100
@@ -69,7 +69,7 @@ class Batch:
     """One rank's (micro-)batch of B samples.
 
     Attributes:
-        images_B3HW: float32, normalised.
+        images_B3HW: uint8; an encoder takes ``pixels_B3HW``.
         texts: one caption each.
         uids: 32 hex digits each.
         image_ids_B: int64, from the image's bytes: equal for samples that show the same image.
@@ -86,6 +86,10 @@ class Batch:
     questions: list[str]
     tokens: dict[str, Tensor]
     replaced: list[str]
+
+    def pixels_B3HW(self, device: torch.device | str = "cpu") -> Tensor:
+        """The images as an encoder takes them: on a device, float32, normalised there."""
+        return normalise(self.images_B3HW.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory, for copies that overlap; called by the DataLoader."""
@@ -130,7 +134,7 @@ class Samples(Dataset):
         self,
         sources: Sequence[Shards],
         schedule: Schedule,
-        transform: TrainTransform | EvalTransform,
+        transform: TrainTransform,
         captions: str = "random_top2",
     ) -> None:
         self.sources, self.schedule, self.transform = sources, schedule, transform
@@ -179,13 +183,11 @@ class Samples(Dataset):
         )
         question = str(record.get("question", ""))
         pixels = self._transformed(decode(image), generator, f"{question} {text}")
-        return Item(pixels, text, uid, _image_id(image), question)
+        return Item(pixels, text, uid, _image_id(record, image), question)
 
     def _transformed(self, image: Tensor, generator: torch.Generator, text: str) -> Tensor:
-        if isinstance(self.transform, TrainTransform):
-            allowed = not (self.transform.config.keep_sides and names_side(text))
-            return self.transform(image, generator, allowed)
-        return self.transform(image)
+        allowed = not (self.transform.config.keep_sides and names_side(text))
+        return self.transform(image, generator, allowed)
 
 
 def names_side(text: str) -> bool:
@@ -257,16 +259,18 @@ def _record(members: dict[str, bytes]) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _image_id(image: bytes) -> int:
-    """63 bits of the bytes' hash: samples with several captions of an image share it."""
-    return int.from_bytes(hashlib.blake2b(image, digest_size=8).digest(), "big") >> 1
+def _image_id(record: dict[str, Any], image: bytes) -> int:
+    """63 bits of the bytes' sha256: samples with several captions of an image share it."""
+    known = record.get("sha256")  # CapFilt has hashed them already
+    digest = known if isinstance(known, str) and len(known) == 64 else ""
+    return int((digest or hashlib.sha256(image).hexdigest())[:16], 16) >> 1
 
 
 def collate(items: list[Item], tokenise: Tokenise | None) -> Batch:
     """Samples to one batch."""
     texts = [item.text for item in items]
     return Batch(
-        images_B3HW=torch.stack([item.image for item in items]),
+        images_B3HW=default_collate([item.image for item in items]),  # into shared memory
         texts=texts,
         uids=[item.uid for item in items],
         image_ids_B=torch.tensor([item.image_id for item in items]),

@@ -1,4 +1,8 @@
-"""Decoded images -> normalised squares: random crop and flip to train, squash to evaluate."""
+"""Decoded images -> squares: random crop and flip to train, squash to evaluate.
+
+Squares to train on stay uint8, a quarter of what floats would be on their way from the processes
+that decode and to the device; ``normalise`` makes them what an encoder sees, there.
+"""
 
 import math
 from dataclasses import dataclass
@@ -41,7 +45,7 @@ class TransformConfig:
 
 
 class TrainTransform:
-    """uint8 3HW -> float32 3SS, augmented by a generator and nothing else."""
+    """uint8 3HW -> uint8 3SS, augmented by a generator and nothing else."""
 
     def __init__(self, config: TransformConfig) -> None:
         self.config = config
@@ -50,7 +54,7 @@ class TrainTransform:
     def __call__(
         self, image: Tensor, generator: torch.Generator, allow_flip: bool = True
     ) -> Tensor:
-        """Crop, resize, flip, normalise; draws as many numbers with a flip as without."""
+        """Crop, resize, flip; draws as many numbers with a flip as without."""
         size = self.config.size
         draws = torch.rand(3 + 2, generator=generator, dtype=torch.float64).tolist()
         if self._whole:
@@ -61,7 +65,7 @@ class TrainTransform:
             square = interpolate(part, size=(size, size), mode="bicubic", antialias=True)[0]
         if allow_flip and draws[4] < self.config.flip:
             square = square.flip(-1)
-        return normalise(square)
+        return square
 
     def _crop(self, height: int, width: int, draws: list[float]) -> tuple[int, int, int, int]:
         """A crop whose shape is drawn first and then cut to what the image can hold."""
@@ -96,9 +100,10 @@ def eval_transform(size: int) -> EvalTransform:
     return EvalTransform(size)
 
 
-def normalise(image: Tensor) -> Tensor:
-    """uint8 3HW -> float32 3HW with CLIP's mean and standard deviation."""
-    return (image.to(torch.float32) - _MEAN) * _SCALE
+def normalise(images: Tensor) -> Tensor:
+    """uint8 ...3HW -> float32 ...3HW with CLIP's mean and standard deviation, on their device."""
+    mean, scale = _MEAN.to(images.device), _SCALE.to(images.device)
+    return (images.to(torch.float32) - mean) * scale
 
 
 _MEAN = 255 * torch.tensor(CLIP_MEAN)[:, None, None]

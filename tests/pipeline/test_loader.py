@@ -15,7 +15,7 @@ from pipeline.loader import (
 from pipeline.reading import data_hash, open_shards
 from pipeline.sample import make_uid
 from pipeline.shards import write_tar
-from pipeline.transforms import TrainTransform, TransformConfig
+from pipeline.transforms import TrainTransform, TransformConfig, normalise
 from tests.tiny_training import capfilt_output
 
 TINY = TransformConfig(size=32, scale=(0.5, 1.0))
@@ -61,7 +61,8 @@ def test_reads_only_what_was_kept(data):
     assert len(uids) == 48 and set(uids) == wanted
     batch = epoch[0]
     assert batch.images_B3HW.shape == (8, 3, 32, 32)
-    assert batch.images_B3HW.dtype == torch.float32
+    assert batch.images_B3HW.dtype == torch.uint8 and batch.pixels_B3HW().dtype == torch.float32
+    assert torch.equal(batch.pixels_B3HW()[3], normalise(batch.images_B3HW[3]))
     assert batch.tokens["ids"].flatten().tolist() == [len(text) for text in batch.texts]
     assert not batch.replaced
 
@@ -126,7 +127,7 @@ def test_flips_keep_sides(data):
     sided = 0
     for batch in batches(data, range(6), transform=config):
         for image, text in zip(batch.images_B3HW, batch.texts, strict=True):
-            bright = image.sum(0).mean(0)
+            bright = image.float().sum(0).mean(0)
             if names_side(text):
                 sided += 1
                 at_left = bright[:32].mean() > bright[32:].mean()

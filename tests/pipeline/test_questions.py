@@ -8,7 +8,7 @@ from PIL import Image
 
 from pipeline.loader import Batches, LoaderConfig, Samples, make_schedule
 from pipeline.questions import Asked, QuestionShards
-from pipeline.transforms import EvalTransform
+from pipeline.transforms import TrainTransform, TransformConfig
 
 
 @pytest.fixture
@@ -25,7 +25,9 @@ def asked(tmp_path) -> list[Asked]:
 def batches(source: QuestionShards, steps: int) -> list:
     config = LoaderConfig()
     schedule = make_schedule([source], config, 0, 4)
-    with Batches(Samples([source], schedule, EvalTransform(8)), config, range(steps)) as made:
+    with Batches(
+        Samples([source], schedule, TrainTransform(TransformConfig(size=8))), config, range(steps)
+    ) as made:
         return list(made)
 
 
