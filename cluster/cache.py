@@ -96,7 +96,8 @@ class NodeCache:
     def _make_room(self, newest: Path) -> None:
         files = []
         for path in self.folder.glob("??/*"):
-            if not path.name.startswith(".") and path.suffix != ".lock" and path != newest:
+            copy = path.is_file() and not path.name.startswith(".") and path.suffix != ".lock"
+            if copy and path != newest:  # folders are rewritten models, which are kept
                 with contextlib.suppress(FileNotFoundError):  # another process was quicker
                     found = path.stat()
                     files.append((found.st_mtime_ns, found.st_size, path))

@@ -283,7 +283,7 @@ class S3Storage:
             return
         existing = self.read(name)
         if existing != data:
-            raise Conflict(f"{self.url}/{name}", existing, data)
+            raise Conflict.between(f"{self.url}/{name}", existing, data)
 
     def _ask(self, name: str, request: Callable[..., Result], **arguments: Any) -> Result:
         try:

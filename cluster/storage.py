@@ -26,15 +26,23 @@ _counter = itertools.count()
 
 
 class Conflict(ValueError):
-    """The final name is taken by other bytes; ``existing`` are the bytes already there."""
+    """The final name is taken by other bytes; ``existing`` are the bytes already there.
 
-    def __init__(self, name: str, existing: bytes, data: bytes) -> None:
+    Made from its message alone, as every exception that travels between processes must be.
+    """
+
+    existing: bytes = b""
+
+    @classmethod
+    def between(cls, name: str, existing: bytes, data: bytes) -> "Conflict":
+        """The conflict of what is at ``name`` with what should be there."""
         old, new = hashlib.sha256(existing).hexdigest(), hashlib.sha256(data).hexdigest()
-        super().__init__(
+        made = cls(
             f"{name} is already committed with sha256 {old}, this attempt made {new}; "
             "use another output, or find out why the same inputs gave different bytes"
         )
-        self.existing = existing
+        made.existing = existing
+        return made
 
 
 class Unreachable(RuntimeError):
@@ -142,7 +150,7 @@ class LocalStorage:
         except FileExistsError:
             existing = final.read_bytes()
             if existing != data:
-                raise Conflict(str(final), existing, data) from None
+                raise Conflict.between(str(final), existing, data) from None
             return False
         finally:
             temporary.unlink()

@@ -1,5 +1,6 @@
 """Commit protocol: one winner, records last, another plan refused."""
 
+import copy
 import json
 import multiprocessing
 import os
@@ -100,6 +101,12 @@ def test_another_plan_is_refused_with_the_difference(tmp_path: Path):
         open_plan(storage, Plan({"recipe": {"seed": 2}}, inputs))
     with pytest.raises(ValueError, match="inputs: 1 then, 0 now"):
         open_plan(storage, Plan({"recipe": {"seed": 1}}, ()))
+
+
+def test_a_conflict_travels_between_processes():
+    made = Conflict.between("shards/x.tar", b"there", b"new")
+    found = copy.deepcopy(made)  # by the protocol that pickle uses
+    assert str(found) == str(made) and found.existing == b"there"
 
 
 def test_leftovers_of_the_dead_are_swept_and_of_the_living_kept(tmp_path: Path):
