@@ -97,6 +97,7 @@ def test_large_objects_go_in_parts_and_are_create_only_too(server):
     assert not store._client.list_multipart_uploads(Bucket=BUCKET).get("Uploads")
 
 
+@pytest.mark.slow
 def test_passing_faults_change_nothing(server, monkeypatch):
     """A third of all requests fails in some way; every byte arrives, and nothing twice."""
     faults = Faults(error_500=0.08, slow_down=0.07, reset=0.07, truncated=0.1, lost_answer=0.07)

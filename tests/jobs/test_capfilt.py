@@ -133,6 +133,7 @@ def test_another_recipe_or_input_is_refused(undisturbed: Path, web: Path, models
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_s3_in_and_out_gives_the_same_bytes_in_spite_of_faults(
     undisturbed: Path, web: Path, models: list[str], monkeypatch: pytest.MonkeyPatch
 ):
