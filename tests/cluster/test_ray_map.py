@@ -67,6 +67,7 @@ def collect(stages: Stages, resources: Resources, count: int = 6) -> dict[int, s
     return results
 
 
+@pytest.mark.slow
 def test_every_item_goes_through_once_and_lost_workers_are_replaced(
     resources: Resources, tmp_path: Path
 ):

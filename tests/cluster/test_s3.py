@@ -62,6 +62,7 @@ def test_urls_listing_ranges_and_copies(server, tmp_path):
         store.read("../other")
 
 
+@pytest.mark.slow
 def test_more_than_a_page_of_objects_is_listed(server):
     store = storage()
     for number in range(1005):
