@@ -53,7 +53,7 @@ class NodeCache:
         """
         final = self.place(f"{storage.url}/{name}\0{size}\0{sha256}", Path(name).suffix)
         if not _touch(final):
-            with self._only_one(final):
+            with self.only_one(final):
                 if not _touch(final):
                     self._fill(final, storage, name, size, sha256)
         return final
@@ -71,7 +71,7 @@ class NodeCache:
         os.replace(aside, final)
 
     @contextlib.contextmanager
-    def _only_one(self, final: Path) -> Iterator[None]:
+    def only_one(self, final: Path) -> Iterator[None]:
         """Hold the file's lock: the kernel lets go of it when a process dies, however it dies."""
         final.parent.mkdir(parents=True, exist_ok=True)
         with open(final.with_suffix(".lock"), "w") as lock:

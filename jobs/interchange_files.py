@@ -168,6 +168,12 @@ def _read(path: Path, name: str) -> Tensor:
         return file.get_tensor(name)
 
 
+def first_line(error: Exception) -> str:
+    """What a library's error says, without its explanations."""
+    said = str(error).strip()
+    return said.splitlines()[0] if said else repr(error)
+
+
 def open_tensors(what: str, path: Path) -> Any:
     """What torch saved, memory-mapped: tensors and plain values; nothing in it is executed.
 
@@ -188,10 +194,9 @@ def open_tensors(what: str, path: Path) -> Any:
             "it was executed. Ask for one saved by torch.save of tensors only"
         ) from refused
     except (RuntimeError, EOFError, OSError, KeyError) as broken:
-        first = str(broken).strip().splitlines()[0] if str(broken).strip() else repr(broken)
         raise ValueError(
-            f"{what} {str(path)!r} cannot be read ({first}): it is damaged or cut short; "
-            "fetch it again"
+            f"{what} {str(path)!r} cannot be read ({first_line(broken)}): it is damaged or cut "
+            "short; fetch it again"
         ) from broken
 
 

@@ -4,7 +4,6 @@ Weights that are stored in the wanted type are memory-mapped: all processes of a
 pages. Any others are rewritten once into the node's cache, tensor by tensor, and mapped from there.
 """
 
-import fcntl
 import os
 import shutil
 from pathlib import Path
@@ -90,10 +89,9 @@ def stored_as(folder: Path, dtype: torch.dtype, least: int = WORTH_REWRITING) ->
     if small or (_is_safe(folder) and all(tensor.dtype == dtype for tensor in floats)):
         return folder
     marks = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in folder.iterdir())
-    final = NodeCache().place(f"{folder.resolve()}\0{dtype}\0{marks}", "")
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{final}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    cache = NodeCache()
+    final = cache.place(f"{folder.resolve()}\0{dtype}\0{marks}", "")
+    with cache.only_one(final):
         if not final.is_dir():
             _rewrite(folder, tensors, dtype, final)
     return final

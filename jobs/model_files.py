@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jobs.interchange_files import open_folder, open_tensors
+from jobs.interchange_files import first_line, open_folder, open_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -108,8 +108,7 @@ def readable(what: str, name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, ValueError, KeyError) as broken:
-        first = str(broken).strip().splitlines()[0] if str(broken).strip() else repr(broken)
         raise ValueError(
-            f"{what} {name!r} cannot be loaded ({first}); give a local Hugging Face folder, "
-            "or a hub id that can be reached"
+            f"{what} {name!r} cannot be loaded ({first_line(broken)}); give a local Hugging Face "
+            "folder, or a hub id that can be reached"
         ) from broken

@@ -137,14 +137,17 @@ class Predictor:
     @property
     def caption_prompt(self) -> str:
         """What the checkpoint was finetuned to continue with a caption; "" where it was not."""
-        prompt = getattr(self.trained.recipe, "prompt", "")
-        return "" if "{}" in prompt else prompt
+        return "" if self._asks else getattr(self.trained.recipe, "prompt", "")
+
+    @property
+    def _asks(self) -> bool:
+        """Whether the checkpoint was finetuned to answer: its prompt has a question's place."""
+        return "{}" in getattr(self.trained.recipe, "prompt", "")
 
     def vqa_prompt(self, question: str) -> str:
         """The prompt of finetuning where there was one, else the paper's zero-shot prompt."""
-        template = getattr(self.trained.recipe, "prompt", "")
-        if "{}" in template:
-            return template.replace("{}", question.strip())
+        if self._asks:
+            return self.trained.recipe.prompt.replace("{}", question.strip())
         return vqa_zero_shot(question, isinstance(self._language(), EncoderDecoderLM))
 
     @torch.inference_mode()
@@ -192,8 +195,7 @@ class Predictor:
     ) -> list[str]:
         """Answers to questions about encoded images, as one batch."""
         prompts = [self.vqa_prompt(question) for question in questions]
-        finetuned = "{}" in getattr(self.trained.recipe, "prompt", "")
-        return self.speak(encoded, prompts, settings, read=questions if finetuned else None)
+        return self.speak(encoded, prompts, settings, read=questions if self._asks else None)
 
     def _each(
         self,

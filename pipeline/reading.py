@@ -93,7 +93,7 @@ class Shards:
 
     def fetch(self, shard: int) -> None:
         """Have a shard near, if it is remote."""
-        if isinstance(self.files, CachedFiles):
+        if self.remote:
             self.files.path(self.tars[shard])
 
     @property

@@ -192,6 +192,7 @@ class _TarReader:
         self.seen: set[str] = set()
 
     def read(self, file: BinaryIO, size: int) -> Iterator[Sample | Rejected]:
+        """Every sample of an open tar; what is damaged or no sample becomes a row of its own."""
         whole: list[Member] = []
         odd: list[Member] = []
         damage: TarError | None = None
