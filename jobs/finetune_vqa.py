@@ -12,7 +12,7 @@ The same command again resumes.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,13 @@ if not __package__:  # run as a script: import from the clone, not from jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from jobs import cli, models, train_cli, train_models
 from jobs.evaluate import read_questions
 from jobs.recipes.train import Stage2Recipe
-from jobs.train_loop import Task
-from pipeline.loader import Batch, LoaderConfig
+from jobs.train_task import Losses, Micro, Task
+from pipeline.loader import LoaderConfig
 from pipeline.questions import Asked, QuestionShards
 from pipeline.reading import Shards
 
@@ -75,12 +75,15 @@ def make_task(recipe: Stage2Recipe, module: nn.Module, device: torch.device) -> 
     language.to(device)
     reader = models.load_bert_tokenizer(recipe.tokenizer)
 
-    def losses(engine: Any, batch: Batch, draws: torch.Generator) -> Mapping[str, Tensor]:
+    def losses(engine: Any, micros: Sequence[Micro]) -> Iterator[Losses]:
         """Language-modelling loss of the answers."""
-        read = models.tokenise(reader, batch.questions, recipe.max_question)
-        prompts_BQD = engine(images(batch), read["ids"].to(device), read["mask"].to(device))
-        asked = [recipe.prompt.replace("{}", question) for question in batch.questions]
-        return {"loss": language.loss(prompts_BQD, batch.texts, draws, asked)}
+        for micro in micros:
+            batch = micro.batch
+            read = models.tokenise(reader, batch.questions, recipe.max_question)
+            seen, ids, mask = images(batch), read["ids"].to(device), read["mask"].to(device)
+            micro.seed()
+            asked = [recipe.prompt.replace("{}", question) for question in batch.questions]
+            yield {"loss": language.loss(engine(seen, ids, mask), batch.texts, None, asked)}
 
     return Task(module, losses)
 

@@ -10,7 +10,7 @@ resumes from the latest checkpoint in --out.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,11 @@ if not __package__:  # run as a script: import from the clone, not from jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from jobs import cli, models, train_cli, train_models
 from jobs.recipes.train import Stage2Recipe
-from jobs.train_loop import Task
-from pipeline.loader import Batch
+from jobs.train_task import Losses, Micro, Task
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,10 +44,14 @@ def make_task(recipe: Stage2Recipe, module: nn.Module, device: torch.device) -> 
     language = models.load_language(recipe.language)
     language.to(device)
 
-    def losses(engine: Any, batch: Batch, draws: torch.Generator) -> Mapping[str, Tensor]:
+    def losses(engine: Any, micros: Sequence[Micro]) -> Iterator[Losses]:
         """Language-modelling loss of the captions given their images' soft prompts."""
-        prompt_texts = [recipe.prompt] * len(batch.texts) if recipe.prompt else None
-        return {"loss": language.loss(engine(images(batch)), batch.texts, draws, prompt_texts)}
+        for micro in micros:
+            batch = micro.batch
+            prompt_texts = [recipe.prompt] * len(batch.texts) if recipe.prompt else None
+            seen = images(batch)
+            micro.seed()
+            yield {"loss": language.loss(engine(seen), batch.texts, None, prompt_texts)}
 
     return Task(module, losses)
 

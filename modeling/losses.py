@@ -51,11 +51,11 @@ def itc_loss(image_logits_BW: Tensor, text_logits_BW: Tensor, targets_BW: Tensor
     return (image_loss + text_loss) / 2
 
 
-def hard_negatives(logits_BW: Tensor, same_BW: Tensor) -> Tensor:
+def hard_negatives(logits_BW: Tensor, same_BW: Tensor, uniform_B: Tensor | None = None) -> Tensor:
     """Draws for each row one negative from softmax(logits), pairs with equal ids excluded (section
     3.2, ITM).
 
-    `torch.multinomial` is the only source of randomness. A similarity that is not a number counts
+    A similarity that is not a number counts
     as 0 here, so that a broken batch reaches the training loop's check of the loss instead of
     crashing in the sampler. A row in which *all* ids are equal has no true negative; it gets a
     uniform draw rather than a crash.
@@ -63,6 +63,8 @@ def hard_negatives(logits_BW: Tensor, same_BW: Tensor) -> Tensor:
     Args:
         logits_BW: Similarity over the temperature, no gradient needed.
         same_BW: True where drawing is forbidden.
+        uniform_B: Numbers in [0, 1), float64, whose quantiles are drawn; None takes
+            `torch.multinomial`.
 
     Returns:
         World index of each row's negative, int64 (B).
@@ -78,7 +80,13 @@ def hard_negatives(logits_BW: Tensor, same_BW: Tensor) -> Tensor:
     logits = logits_BW.detach().float().nan_to_num(nan=0.0)
     weights = logits.masked_fill(same_BW, -torch.inf).softmax(1)
     weights = torch.where(same_BW.all(1, keepdim=True), torch.ones_like(weights), weights)
-    return torch.multinomial(weights, 1)[:, 0]
+    if uniform_B is None:
+        return torch.multinomial(weights, 1)[:, 0]
+    sums_BW = weights.double().cumsum(1)
+    # Below the sum, whatever rounding does: the first entry beyond is then one with a weight.
+    at_B1 = uniform_B[:, None] * sums_BW[:, -1:]
+    at_B1 = at_B1.minimum(sums_BW[:, -1:].nextafter(torch.zeros_like(at_B1)))
+    return torch.searchsorted(sums_BW, at_B1, right=True)[:, 0]
 
 
 def itm_loss(logits_RC: Tensor, positives: int) -> Tensor:
