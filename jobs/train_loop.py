@@ -22,7 +22,6 @@ from cluster import checkpoint, dist, zero
 from cluster.dist import Place, StopSignal
 from cluster.malloc import keep_freed_memory
 from cluster.runlog import RunLog
-from cluster.storage import local_path
 from jobs import recipes
 from jobs.recipes.train import RunConfig
 from modeling.optim import learning_rate, parameter_groups, set_learning_rate
@@ -61,12 +60,19 @@ class Task:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that has been checked and can start: recipe, data, order, and where it stands."""
+    """A run that has been checked and can start: recipe, data, order, and where it stands.
+
+    Attributes:
+        out: where the run's log is written: its folder, or one of this node's for ``s3://``.
+        writer: saves its checkpoints.
+        found: the one it goes on from.
+    """
 
     recipe: Any
     out: Path
     sources: tuple[Shards, ...]
     schedule: Schedule
+    writer: checkpoint.Writer
     found: checkpoint.Checkpoint | None
 
     @property
@@ -114,12 +120,16 @@ def prepare(
         samples = sum(sum(source.sizes) for source in sources)
         recipe = with_steps(recipe, math.ceil(epochs * samples / recipe.run.global_batch))
     schedule = make_schedule(sources, recipe.run.loader, recipe.run.seed, recipe.run.global_batch)
-    folder = local_path(out)
-    found = checkpoint.latest(folder)
-    plan = Plan(recipe, folder, sources, schedule, found)
+    store = checkpoint.open_store(out)
+    found, damaged = checkpoint.resume(store)
+    writer = checkpoint.Writer(store, recipe.run.keep, found.where if found else "")
+    plan = Plan(recipe, store.folder, sources, schedule, writer, found)
     if found is not None:
         _check_same(found, plan)
-        found.verify()
+    if dist.place().rank == 0:
+        store.pull_logs()
+        for line in checkpoint.set_aside(store, damaged, found) if found else ():
+            print(line, flush=True)
     return plan
 
 
@@ -141,7 +151,7 @@ def train(plan: Plan, make_task: Callable[[torch.device], Task]) -> int:
     """
     if plan.found is not None and plan.done >= plan.run.steps:
         if dist.place().rank == 0:
-            print(f"{plan.out} is at step {plan.done} of {plan.run.steps}: nothing to do")
+            print(f"{plan.writer.url} is at step {plan.done} of {plan.run.steps}: nothing to do")
         return 0
     keep_freed_memory()
     stop = StopSignal()
@@ -239,15 +249,30 @@ def _steps(
             means = dict(zip(values, dist.all_reduce(values.values(), "mean"), strict=True))
             log.report(made, means, lr, zero.gradient_norm(engine))
         if stopping or made % run.save_every == 0 or made == run.steps:
-            folder = save(plan, engine, here, made)
-            log.say(f"saved {folder}")
+            save(plan, engine, here, made, last=bool(stopping) or made == run.steps)
         if stopping and made < run.steps:
             log.say(f"stopped by a signal at step {made}; the same command resumes")
             return
 
 
-def save(plan: Plan, engine: Any, here: Place, step: int) -> Path:
-    """Save a checkpoint of ``step`` updates; collective."""
+def save(
+    plan: Plan,
+    engine: Any,
+    here: Place,
+    step: int,
+    *,
+    metric: float | None = None,
+    last: bool = False,
+) -> None:
+    """Save a checkpoint of ``step`` updates beside the training; collective.
+
+    Args:
+        metric: what the best checkpoint has the lowest of; None where nothing was evaluated.
+        last: wait until it is published.
+
+    Raises:
+        NotSaved: it is the last one, and could not be written.
+    """
     import deepspeed
 
     state = {
@@ -265,7 +290,7 @@ def save(plan: Plan, engine: Any, here: Place, step: int) -> Path:
         },
     }
     recipe = as_json(plan.recipe)
-    return checkpoint.save(plan.out, engine, here, recipe=recipe, state=state, keep=plan.run.keep)
+    plan.writer.save(engine, here, recipe=recipe, state=state, metric=metric, last=last)
 
 
 def batch_arithmetic(run: RunConfig, world: int) -> tuple[int, int]:
@@ -290,7 +315,7 @@ def as_json(recipe: Any) -> dict[str, Any]:
 
 
 def _opening(plan: Plan, here: Place, micro: int, accumulation: int) -> str:
-    start = f"resuming from {plan.found.folder}" if plan.found else "starting"
+    start = f"resuming from {plan.found.where}" if plan.found else "starting"
     samples = sum(sum(source.sizes) for source in plan.sources)
     return (
         f"{plan.recipe.kind} {plan.recipe.name}: {start} at step {plan.done} of {plan.run.steps}; "
@@ -313,13 +338,13 @@ def _stop_on_non_finite(step: int, values: Mapping[str, float], here: Place) -> 
 
 def _check_same(found: checkpoint.Checkpoint, plan: Plan) -> None:
     """Refuse to continue a run with another recipe or other data."""
-    mine, theirs = as_json(plan.recipe), found.recipe
+    mine, theirs, out = as_json(plan.recipe), found.recipe, plan.writer.url
     if theirs.get("kind") == mine["kind"]:  # with defaults for what an older version lacked
         theirs = as_json(recipes.from_dict(type(plan.recipe), theirs, f"checkpoint {found.folder}"))
     for field in ("kind", "name"):
         if theirs.get(field) != mine[field]:
             raise ValueError(
-                f"--out {plan.out} holds a checkpoint of {field} {theirs.get(field)!r}, this is "
+                f"--out {out} holds a checkpoint of {field} {theirs.get(field)!r}, this is "
                 f"{mine[field]!r}; give another --out, or the recipe it was started with"
             )
     for field, then, now in _differences(theirs, mine, ""):
@@ -330,14 +355,14 @@ def _check_same(found: checkpoint.Checkpoint, plan: Plan) -> None:
             and not _follows(name, theirs, mine)
         ):
             raise ValueError(
-                f"--out {plan.out} was started with {name} = {then!r}, this run has {now!r}; "
+                f"--out {out} was started with {name} = {then!r}, this run has {now!r}; "
                 "give the same value to resume, or another --out"
             )
     now_hash, then_hash = data_hash(plan.sources), found.state.get("manifest")
     if now_hash != then_hash:
         raise ValueError(
             f"--data {','.join(source.name for source in plan.sources)}: manifest {now_hash} is "
-            f"not the checkpoint's {then_hash} ({found.folder}); give the data it was trained on, "
+            f"not the checkpoint's {then_hash} ({found.where}); give the data it was trained on, "
             "or another --out"
         )
 
