@@ -15,7 +15,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -161,7 +161,9 @@ class S3Storage:
                     lambda: send(**target, Body=data, IfNoneMatch="*", ChecksumSHA256=checksum),
                 )
             else:
-                self._publish_parts(name, data)
+                size = self.config.part
+                chunks = (data[first : first + size] for first in range(0, len(data), size))
+                self._send_parts(name, chunks, IfNoneMatch="*")
         except aws.ClientError as refused:
             if _code(refused) not in ("PreconditionFailed", "412"):
                 raise self._explained(name, refused) from refused
@@ -172,6 +174,26 @@ class S3Storage:
     def replace(self, name: str, data: bytes) -> None:
         """Write a derived file that may be rewritten (summary, gallery), atomically."""
         self._ask(name, self._client.put_object, **self._at(name), Body=data)
+
+    def upload(self, name: str, path: Path) -> None:
+        """Write a file that may be rewritten; memory holds one part of it. Its checksum goes along.
+
+        Raises:
+            ValueError: the server refuses (credentials, bucket).
+        """
+        try:
+            with open(path, "rb") as file:
+                if os.fstat(file.fileno()).st_size < self.config.part:
+                    self._replace_checked(name, file.read())
+                else:
+                    parts = iter(lambda: file.read(self.config.part), b"")
+                    self._send_parts(name, parts)
+        except aws.ClientError as refused:
+            raise self._explained(name, refused) from refused
+
+    def remove(self, name: str) -> None:
+        """Delete an object; none there is as good."""
+        self._ask(name, self._client.delete_object, **self._at(name))
 
     def sweep(self) -> None:
         """Abandon multipart uploads that nobody finished for a day: they cost money unseen."""
@@ -230,15 +252,20 @@ class S3Storage:
                 return
             raise self._explained(name, refused) from refused
 
-    def _publish_parts(self, name: str, data: bytes) -> None:
+    def _replace_checked(self, name: str, data: bytes) -> None:
+        checksum = base64.b64encode(hashlib.sha256(data).digest()).decode()
+        send, target = self._client.put_object, self._at(name)
+        self._call(name, lambda: send(**target, Body=data, ChecksumSHA256=checksum))
+
+    def _send_parts(self, name: str, chunks: Iterable[bytes], **condition: str) -> None:
         target, client = self._at(name), self._client
         upload = self._call(
             name, lambda: client.create_multipart_upload(**target, ChecksumAlgorithm="SHA256")
         )["UploadId"]
         try:
             parts = [
-                self._send_part(name, upload, number, data[first : first + self.config.part])
-                for number, first in enumerate(range(0, len(data), self.config.part), start=1)
+                self._send_part(name, upload, number, chunk)
+                for number, chunk in enumerate(chunks, start=1)
             ]
             self._call(
                 name,
@@ -246,7 +273,7 @@ class S3Storage:
                     **target,
                     UploadId=upload,
                     MultipartUpload={"Parts": parts},
-                    IfNoneMatch="*",
+                    **condition,
                 ),
             )
         except BaseException:

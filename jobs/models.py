@@ -77,7 +77,7 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Traine
     Raises:
         ValueError: no checkpoint there, a damaged one, or frozen models that are gone.
     """
-    found = checkpoint.find(Path(path))
+    found = checkpoint.find(path)
     found.verify()
     recipe = read_recipe(found)
     trained = recipe.encoder.train
@@ -204,7 +204,7 @@ def weights_of(path: str, kind: str, heads: int) -> tuple[checkpoint.Checkpoint,
     if interchange.is_foreign(Path(path)):
         weights = interchange.foreign_weights(Path(path), kind, heads)
         return checkpoint.Checkpoint(Path(path), {"kind": kind}, {"step": 0}), weights
-    found = checkpoint.find(Path(path))
+    found = checkpoint.find(path)
     if found.recipe.get("kind") != kind:
         raise ValueError(
             f"--init {path}: the checkpoint's kind is {found.recipe.get('kind')!r}; "

@@ -22,7 +22,6 @@ from cluster.dist import Place, StopSignal
 from cluster.guard import Guard
 from cluster.malloc import keep_freed_memory
 from cluster.runlog import RunLog
-from cluster.storage import local_path
 from cluster.watchdog import Watchdog
 from jobs import recipes
 from jobs.recipes.train import RunConfig
@@ -54,12 +53,19 @@ FREE_PARTS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that has been checked and can start: recipe, data, order, and where it stands."""
+    """A run that has been checked and can start: recipe, data, order, and where it stands.
+
+    Attributes:
+        out: where the run's log is written: its folder, or one of this node's for ``s3://``.
+        writer: saves its checkpoints.
+        found: the one it goes on from.
+    """
 
     recipe: Any
     out: Path
     sources: tuple[Shards, ...]
     schedule: Schedule
+    writer: checkpoint.Writer
     found: checkpoint.Checkpoint | None
     validation: tuple[Shards, ...] = ()
 
@@ -108,12 +114,16 @@ def prepare(
         samples = sum(sum(source.sizes) for source in sources)
         recipe = with_steps(recipe, math.ceil(epochs * samples / recipe.run.global_batch))
     schedule = make_schedule(sources, recipe.run.loader, recipe.run.seed, recipe.run.global_batch)
-    folder = local_path(out)
-    found = checkpoint.latest(folder)
-    plan = Plan(recipe, folder, sources, schedule, found)
+    store = checkpoint.open_store(out)
+    found, damaged = checkpoint.resume(store)
+    writer = checkpoint.Writer(store, recipe.run.keep, found.where if found else "")
+    plan = Plan(recipe, store.folder, sources, schedule, writer, found)
     if found is not None:
         _check_same(found, plan)
-        found.verify()
+    if dist.place().rank == 0:
+        store.pull_logs()
+        for line in checkpoint.set_aside(store, damaged, found) if found else ():
+            print(line, flush=True)
     return plan
 
 
@@ -132,11 +142,12 @@ def train(plan: Plan, make_task: Callable[[torch.device], Task]) -> int:
         ValueError: ranks that see different data, a batch that ranks do not divide, a checkpoint
             of other shapes, or too many unreadable samples.
         FloatingPointError: too many steps were not finite, or spikes; none of them was applied.
+        NotSaved: the last checkpoint could not be written.
     """
     run = plan.run
     if plan.found is not None and plan.done >= run.steps:
         if dist.place().rank == 0:
-            print(f"{plan.out} is at step {plan.done} of {run.steps}: nothing to do")
+            print(f"{plan.writer.url} is at step {plan.done} of {run.steps}: nothing to do")
         return 0
     keep_freed_memory()
     stop = StopSignal()
@@ -165,8 +176,9 @@ def train(plan: Plan, make_task: Callable[[torch.device], Task]) -> int:
         validation = Validation(plan.validation, run, here, accumulation)
 
     def write(step: int, last: bool, metric: float | None) -> None:
-        folder = save(plan, engine, here, step, guard=guard.state())
-        log.say(f"saved {folder}")
+        state = _state(plan, here, step, guard)
+        recipe = as_json(plan.recipe)
+        plan.writer.save(engine, here, recipe=recipe, state=state, metric=metric, last=last)
 
     loop = Loop(
         run=run,
@@ -212,13 +224,13 @@ def _log(plan: Plan, here: Place) -> RunLog:
     )
 
 
-def save(plan: Plan, engine: Any, here: Place, step: int, guard: Mapping[str, float]) -> Path:
-    """Save a checkpoint of ``step`` updates; collective."""
+def _state(plan: Plan, here: Place, step: int, guard: Guard) -> dict[str, Any]:
+    """What a checkpoint of ``step`` updates says besides its tensors."""
     import deepspeed
 
-    state = {
+    return {
         "step": step,
-        "guard": guard,
+        "guard": guard.state(),
         "seed": plan.run.seed,
         "global_batch": plan.run.global_batch,
         "manifest": data_hash(plan.sources),
@@ -231,8 +243,6 @@ def save(plan: Plan, engine: Any, here: Place, step: int, guard: Mapping[str, fl
             "deepspeed": deepspeed.__version__,
         },
     }
-    recipe = as_json(plan.recipe)
-    return checkpoint.save(plan.out, engine, here, recipe=recipe, state=state, keep=plan.run.keep)
 
 
 def batch_arithmetic(run: RunConfig, world: int) -> tuple[int, int]:
@@ -257,7 +267,7 @@ def as_json(recipe: Any) -> dict[str, Any]:
 
 
 def _opening(plan: Plan, here: Place, micro: int, accumulation: int) -> str:
-    start = f"resuming from {plan.found.folder}" if plan.found else "starting"
+    start = f"resuming from {plan.found.where}" if plan.found else "starting"
     samples = sum(sum(source.sizes) for source in plan.sources)
     return (
         f"{plan.recipe.kind} {plan.recipe.name}: {start} at step {plan.done} of {plan.run.steps}; "
@@ -269,13 +279,13 @@ def _opening(plan: Plan, here: Place, micro: int, accumulation: int) -> str:
 
 def _check_same(found: checkpoint.Checkpoint, plan: Plan) -> None:
     """Refuse to continue a run with another recipe or other data."""
-    mine, theirs = as_json(plan.recipe), found.recipe
+    mine, theirs, out = as_json(plan.recipe), found.recipe, plan.writer.url
     if theirs.get("kind") == mine["kind"]:  # with defaults for what an older version lacked
         theirs = as_json(recipes.from_dict(type(plan.recipe), theirs, f"checkpoint {found.folder}"))
     for field in ("kind", "name"):
         if theirs.get(field) != mine[field]:
             raise ValueError(
-                f"--out {plan.out} holds a checkpoint of {field} {theirs.get(field)!r}, this is "
+                f"--out {out} holds a checkpoint of {field} {theirs.get(field)!r}, this is "
                 f"{mine[field]!r}; give another --out, or the recipe it was started with"
             )
     for field, then, now in _differences(theirs, mine, ""):
@@ -286,14 +296,14 @@ def _check_same(found: checkpoint.Checkpoint, plan: Plan) -> None:
             and not _follows(name, theirs, mine)
         ):
             raise ValueError(
-                f"--out {plan.out} was started with {name} = {then!r}, this run has {now!r}; "
+                f"--out {out} was started with {name} = {then!r}, this run has {now!r}; "
                 "give the same value to resume, or another --out"
             )
     now_hash, then_hash = data_hash(plan.sources), found.state.get("manifest")
     if now_hash != then_hash:
         raise ValueError(
             f"--data {','.join(source.name for source in plan.sources)}: manifest {now_hash} is "
-            f"not the checkpoint's {then_hash} ({found.folder}); give the data it was trained on, "
+            f"not the checkpoint's {then_hash} ({found.where}); give the data it was trained on, "
             "or another --out"
         )
 

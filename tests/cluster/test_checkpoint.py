@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -132,7 +133,7 @@ def test_cut_short(saved, tmp_path, name):
     found = checkpoint.find(out)
     data = (found.folder / name).read_bytes()
     (found.folder / name).write_bytes(data[:-7])
-    with pytest.raises(ValueError, match=rf"{name} has .* bytes instead of .*remove the folder"):
+    with pytest.raises(ValueError, match=rf"{name} has .* bytes instead of .*falls back"):
         found.verify()
     (found.folder / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(ValueError, match="another sha256"):
@@ -154,8 +155,46 @@ def test_nothing_there(tmp_path):
         checkpoint.find(tmp_path / "nowhere")
 
 
-def test_keeps_the_newest(tmp_path):
-    phases = [phase(str(n), resume=n > 1, last=n, save_at=n) for n in (1, 2, 3)]
-    run(tmp_path, 1, 2, phases)
-    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert names == ["latest", "step_00000002", "step_00000003"]
+DAMAGES = {
+    "cut": ("optimizer.safetensors", lambda data: data[:-100], "bytes instead of"),
+    "changed": ("trainable.safetensors", lambda data: data[:-1] + b"x", "another sha256"),
+    "missing": ("trainable.safetensors", None, "has 0 bytes"),
+    "no record": ("state.json", None, "cannot be read"),
+    "half a record": ("state.json", lambda data: data[:-9], "cannot be read"),
+    "other recipe": ("recipe.json", lambda data: data.replace(b"test", b"tost"), "sha256"),
+}
+
+
+def damage(folder: Path, kind: str) -> str:
+    name, change, what = DAMAGES[kind]
+    data = (folder / name).read_bytes()
+    (folder / name).unlink()
+    if change is not None:
+        (folder / name).write_bytes(change(data))
+    return f"{name} .*{what}"
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_resume_falls_back_to_the_newest_good_one(saved, tmp_path, kind):
+    out = tmp_path / "copy"
+    shutil.copytree(saved, out)
+    folder = out / "checkpoints" / "step_00000003"
+    expected = damage(folder, kind)
+    store = checkpoint.open_store(str(out))
+    found, damaged = checkpoint.resume(store)
+    assert found.step == 2 and list(damaged) == ["step_00000003"]
+    (line,) = checkpoint.set_aside(store, damaged, found)
+    assert re.search(expected, line) and "falling back to" in line
+    assert line.endswith("step_00000002") and "\n" not in line
+    assert not folder.exists() and folder.with_name("step_00000003.damaged").is_dir()
+    assert checkpoint.resume(store)[1] == {} and checkpoint.find(out).step == 2
+
+
+def test_none_good_is_refused(saved, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(saved, out)
+    for step in (2, 3):
+        damage(out / "checkpoints" / f"step_0000000{step}", "cut")
+    with pytest.raises(ValueError, match=r"none of its 2 checkpoints is good .*start again"):
+        checkpoint.resume(checkpoint.open_store(str(out)))
+    assert checkpoint.resume(checkpoint.open_store(str(tmp_path / "new"))) == (None, {})

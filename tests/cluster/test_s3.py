@@ -37,6 +37,17 @@ def test_a_name_is_created_once_and_never_changes(server):
     assert store.read("gallery.html") == b"two"
 
 
+def test_files_are_uploaded_in_parts_and_may_be_rewritten(server, tmp_path):
+    store, path = storage(part=5 << 20), tmp_path / "x"
+    for data in (b"small", bytes(range(256)) * (6 << 12), b""):
+        path.write_bytes(data)
+        store.upload("x", path)
+        assert store.read("x") == data
+    store.remove("x")
+    store.remove("x")
+    assert not store.exists("x")
+
+
 def test_urls_listing_ranges_and_copies(server, tmp_path):
     store = open_storage(f"s3://{BUCKET}/a/b/")
     assert store.url == f"s3://{BUCKET}/a/b"

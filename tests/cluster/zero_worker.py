@@ -55,7 +55,8 @@ def run(engine, here, first: int, last: int, *, label: str, save: tuple[int, Pat
             print("loss", json.dumps([label, step, mean.hex()]), flush=True)
         if save and step + 1 == save[0]:
             state = {"step": step + 1}
-            checkpoint.save(save[1], engine, here, recipe={"kind": "test"}, state=state)
+            writer = checkpoint.Writer(checkpoint.open_store(str(save[1])))
+            writer.save(engine, here, recipe={"kind": "test"}, state=state, last=True)
 
 
 def main(plan: dict) -> None:
