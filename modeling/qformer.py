@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modeling import losses
+from modeling.linear import Linear, linear
 from modeling.masks import contrastive_mask, generation_mask, matching_mask
 
 KeyValue = tuple[Tensor, Tensor]  # (B, H, tokens, K) each
@@ -61,10 +63,10 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = config.heads
         self.attention_drop = config.attention_drop
-        self.query = nn.Linear(config.width, config.width)
-        self.key = nn.Linear(source_width, config.width)
-        self.value = nn.Linear(source_width, config.width)
-        self.out = nn.Linear(config.width, config.width)
+        self.query = Linear(config.width, config.width)
+        self.key = Linear(source_width, config.width)
+        self.value = Linear(source_width, config.width)
+        self.out = Linear(config.width, config.width)
         self.dropout = nn.Dropout(config.dropout)
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
 
@@ -105,8 +107,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: QFormerConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.width, config.ffn)
-        self.down = nn.Linear(config.ffn, config.width)
+        self.up = Linear(config.width, config.ffn)
+        self.down = Linear(config.ffn, config.width)
         self.dropout = nn.Dropout(config.dropout)
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
 
@@ -282,14 +284,25 @@ class LMHead(nn.Module):
 
     def __init__(self, config: QFormerConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.width, config.width)
+        self.dense = Linear(config.width, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab))
         self.apply(partial(init_bert, std=config.init_std))
 
-    def forward(self, x_ND: Tensor, embeddings_VD: Tensor) -> Tensor:
-        """Logits (N, V)."""
-        return F.linear(self.norm(F.gelu(self.dense(x_ND))), embeddings_VD, self.bias)
+    def forward(
+        self,
+        x_ND: Tensor,
+        embeddings_VD: Tensor,
+        targets_N: Tensor | None = None,
+        smoothing: float = 0.0,
+    ) -> Tensor:
+        """Logits (N, V), or the summed loss of targets, for which they never stand in memory as a
+        whole (`losses.head_loss`).
+        """
+        hidden_ND = self.norm(F.gelu(self.dense(x_ND)))
+        if targets_N is None:
+            return linear(hidden_ND, embeddings_VD, self.bias)
+        return losses.head_loss(hidden_ND, embeddings_VD, self.bias, targets_N, smoothing=smoothing)
 
 
 def init_bert(module: nn.Module, std: float = 0.02) -> None:
