@@ -85,7 +85,8 @@ def torchs_products() -> Iterator[None]:
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_OD: Tensor, bias_O: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight_OD)
+        of_x, of_weight, _ = ctx.needs_input_grad  # nothing is kept for a gradient nobody wants
+        ctx.save_for_backward(x if of_weight else None, weight_OD if of_x else None)
         return _product(x, weight_OD, bias_O)
 
     @staticmethod
