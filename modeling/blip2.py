@@ -200,14 +200,20 @@ class Stage1(nn.Module):
         return select(image, row_B)
 
     def _itg(self, cache: list[KeyValue], ids_BL: Tensor, mask_BL: Tensor, world: World) -> Tensor:
-        """Language modelling from [DEC]; only positions with a real next token reach the head."""
+        """Language modelling from [DEC]; positions without a real next token do not count."""
         input_BL = torch.cat(
             (torch.full_like(ids_BL[:, :1], self.config.dec_token_id), ids_BL[:, 1:]), 1
         )
         x_BLD = self.qformer.decode(cache, input_BL, mask_BL)
+        # All positions, so that nobody need wait for the device to learn which are real.
         real_BL = mask_BL[:, 1:].bool()
-        logits_NV = self.lm_head(x_BLD[:, :-1][real_BL], self.qformer.word_embeddings.weight)
-        total = losses.token_loss(logits_NV, ids_BL[:, 1:][real_BL], self.config.label_smoothing)
+        targets_BL = ids_BL[:, 1:].masked_fill(~real_BL, losses.IGNORED)
+        total = self.lm_head(
+            x_BLD[:, :-1].flatten(0, 1),
+            self.qformer.word_embeddings.weight,
+            targets_BL.flatten(),
+            self.config.label_smoothing,
+        )
         return gather.world_mean(total, world.text_targets(ids_BL.shape[0]))
 
 
