@@ -10,19 +10,18 @@ resumes from the latest checkpoint in --out.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # run as a script: import from the clone, not from jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from jobs import cli, models, train_cli, train_models
 from jobs.recipes.train import Stage2Recipe
-from jobs.train_task import Losses, Micro, Task
+from jobs.train_task import Task
+from pipeline.loader import Batch
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,19 +40,15 @@ def make_module(recipe: Stage2Recipe, init: str, fresh: bool) -> nn.Module:
 def make_task(recipe: Stage2Recipe, module: nn.Module, device: torch.device) -> Task:
     """Stage 2 as the training loop sees it; frozen models stay outside the engine."""
     images = train_models.image_input(recipe, device)
-    language = models.load_language(recipe.language)
-    language.to(device)
+    prompt = recipe.prompt or None
 
-    def losses(engine: Any, micros: Sequence[Micro]) -> Iterator[Losses]:
-        """Language-modelling loss of the captions given their images' soft prompts."""
-        for micro in micros:
-            batch = micro.batch
-            prompt_texts = [recipe.prompt] * len(batch.texts) if recipe.prompt else None
-            seen = images(batch)
-            micro.seed()
-            yield {"loss": language.loss(engine(seen), batch.texts, None, prompt_texts)}
+    def prompts(batch: Batch) -> list[str] | None:
+        return [prompt] * len(batch.texts) if prompt is not None else None
 
-    return Task(module, losses)
+    def shown(batch: Batch) -> tuple[Tensor, ...]:
+        return (images(batch),)
+
+    return Task(module, train_models.language_losses(recipe, device, shown, prompts))
 
 
 if __name__ == "__main__":

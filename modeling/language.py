@@ -96,28 +96,48 @@ class _Frozen:
         self,
         prompts_BQD: Tensor | None,
         texts: list[str],
-        generator: torch.Generator | None = None,
+        uniform_B: Tensor | None = None,
         prompt_texts: list[str] | None = None,
+        count: float | None = None,
     ) -> Tensor:
         """Mean language-modelling loss over the target tokens of all ranks (a collective call).
 
         Args:
             prompts_BQD: Soft visual prompts with a gradient; None for text alone.
             texts: What to learn to say.
-            generator: Randomness of the prefix split (encoder-decoder); None takes torch's default.
+            uniform_B: Numbers in [0, 1) that say where each text is split (encoder-decoder); None
+                draws them.
             prompt_texts: Text in front of the target, itself not learned, one a sample: "a photo
                 of", a question.
+            count: Target tokens of this rank that the sum is divided by, where this is one of
+                several micro-batches: `count_targets` of all of them over their number.
 
         Returns:
-            fp32 scalar. Averaged over ranks it is the joined batch's.
+            fp32 scalar. Averaged over ranks (and micro-batches) it is the joined batch's.
         """
-        return gather.world_mean(*self.token_losses(prompts_BQD, texts, generator, prompt_texts))
+        total, own = self.token_losses(prompts_BQD, texts, uniform_B, prompt_texts)
+        return gather.world_mean(total, own if count is None else torch.full_like(own, count))
+
+    def count_targets(
+        self,
+        texts: list[str],
+        uniform_B: Tensor | None = None,
+        prompt_texts: list[str] | None = None,
+    ) -> int:
+        """How many tokens `token_losses` would sum over; arguments as for it."""
+        return sum(map(len, self._rows(texts, uniform_B, prompt_texts)[1]))
+
+    def _rows(
+        self, texts: list[str], uniform_B: Tensor | None, prompt_texts: list[str] | None
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids that are given and token ids to learn, of each text."""
+        raise NotImplementedError
 
     def token_losses(
         self,
         prompts_BQD: Tensor | None,
         texts: list[str],
-        generator: torch.Generator | None = None,
+        uniform_B: Tensor | None = None,
         prompt_texts: list[str] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """This rank's summed loss and its number of target tokens; arguments as for `loss`."""
@@ -202,11 +222,11 @@ class DecoderLM(_Frozen):
         self,
         prompts_BQD: Tensor | None,
         texts: list[str],
-        generator: torch.Generator | None = None,
+        uniform_B: Tensor | None = None,
         prompt_texts: list[str] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Summed loss on caption + end of line, and the number of these tokens."""
-        given, targets = self._prompt_and_target(texts, prompt_texts)
+        given, targets = self._rows(texts, uniform_B, prompt_texts)
         inputs_BSD, mask_BS = self._inputs(
             prompts_BQD, [a + b for a, b in zip(given, targets, strict=True)]
         )
@@ -250,12 +270,10 @@ class DecoderLM(_Frozen):
         )
         return [text.partition("\n")[0].strip() for text in self._decode(ids_BL)]
 
-    def _prompt_and_target(
-        self, texts: list[str], prompt_texts: list[str] | None
+    def _rows(
+        self, texts: list[str], uniform_B: Tensor | None, prompt_texts: list[str] | None
     ) -> tuple[list[list[int]], list[list[int]]]:
-        """Token ids that are given and token ids to learn; long targets are cut but keep their end
-        of line.
-        """
+        """Long targets are cut but keep their end of line; nothing is drawn."""
         if prompt_texts is None:
             given: list[list[int]] = [[] for _ in texts]
             targets = self._ids([text.strip() for text in texts], special=True)
@@ -286,7 +304,7 @@ class EncoderDecoderLM(_Frozen):
         self,
         prompts_BQD: Tensor | None,
         texts: list[str],
-        generator: torch.Generator | None = None,
+        uniform_B: Tensor | None = None,
         prompt_texts: list[str] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Summed loss on the suffix (or, after `prompt_texts`, on the whole text) and its number
@@ -295,19 +313,8 @@ class EncoderDecoderLM(_Frozen):
         Without `prompt_texts` this is the prefix LM of pre-training: each text is split at random
         by `split_prefix`.
         """
-        end = self.tokenizer.eos_token_id
-        ids = [
-            row[: self.max_text - 1]
-            for row in self._ids([text.strip() for text in texts], special=False)
-        ]
-        if prompt_texts is None:
-            cuts = split_prefix(torch.tensor([len(row) for row in ids]), generator).tolist()
-            given = [[*row[:cut], end] for row, cut in zip(ids, cuts, strict=True)]
-            ids = [row[cut:] for row, cut in zip(ids, cuts, strict=True)]
-        else:
-            given = self._ids(prompt_texts, special=True)
+        given, labels = self._rows(texts, uniform_B, prompt_texts)
         inputs_BSD, mask_BS = self._inputs(prompts_BQD, given)
-        labels = [[*row, end] for row in ids]
         labels_BL = self._pad(labels, IGNORED)
         config = self.model.config
         if config.model_type not in PLAIN_HEADS:
@@ -335,6 +342,23 @@ class EncoderDecoderLM(_Frozen):
         )
         return self._decode(ids_BL)
 
+    def _rows(
+        self, texts: list[str], uniform_B: Tensor | None, prompt_texts: list[str] | None
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Both end with the end-of-sequence token, but for a prompt that has its own."""
+        end = self.tokenizer.eos_token_id
+        ids = [
+            row[: self.max_text - 1]
+            for row in self._ids([text.strip() for text in texts], special=False)
+        ]
+        if prompt_texts is None:
+            cuts = split_prefix(torch.tensor([len(row) for row in ids]), uniform_B).tolist()
+            given = [[*row[:cut], end] for row, cut in zip(ids, cuts, strict=True)]
+            ids = [row[cut:] for row, cut in zip(ids, cuts, strict=True)]
+        else:
+            given = self._ids(prompt_texts, special=True)
+        return given, [[*row, end] for row in ids]
+
     def _decoded(self, inputs_BSD: Tensor, mask_BS: Tensor, labels_BL: Tensor) -> Tensor:
         """The decoder's last hidden states (B, L, D), given the labels one position late."""
         encoded_BSD = self.model.get_encoder()(
@@ -348,15 +372,16 @@ class EncoderDecoderLM(_Frozen):
         ).last_hidden_state
 
 
-def split_prefix(lengths_B: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def split_prefix(lengths_B: Tensor, uniform_B: Tensor | None = None) -> Tensor:
     """Where to split each text of the prefix LM (section 3.3): uniform from 1 to the middle, 0 for
     a single token.
 
     Args:
         lengths_B: Tokens a text, int64.
-        generator: Source of randomness; None takes torch's default.
+        uniform_B: Numbers in [0, 1), one a text; None draws them.
     """
-    uniform_B = torch.rand(lengths_B.shape, generator=generator, dtype=torch.float64)
+    if uniform_B is None:
+        uniform_B = torch.rand(lengths_B.shape, dtype=torch.float64)
     middle_B = lengths_B // 2
     return torch.where(middle_B > 0, 1 + (uniform_B * middle_B).long(), torch.zeros_like(middle_B))
 

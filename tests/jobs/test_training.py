@@ -150,7 +150,8 @@ def test_sigterm_saves_at_the_step_it_meets_and_resumes(world, undisturbed, tmp_
     assert curve(tmp_path) == curve(undisturbed[0])
 
 
-@pytest.mark.parametrize("stage", ["stage1"])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_micro_batches_change_nothing(world, tmp_path, stage):
     """Without dropout, four micro-batches learn what the whole batch does: negatives of ITC and
     ITM span the step, tokens weigh alike, and a step is one update.
@@ -164,6 +165,7 @@ def test_micro_batches_change_nothing(world, tmp_path, stage):
         assert cut == pytest.approx(whole, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_validation_profile_and_boards(world, tmp_path):
     """What may be switched on, in one run: none of it changes what is learned."""
     plain, seen = tmp_path / "plain", tmp_path / "seen"
