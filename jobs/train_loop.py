@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cluster import checkpoint, dist, zero
+from cluster import checkpoint, dist, supervise, zero
 from cluster.dist import Place, StopSignal
 from cluster.malloc import keep_freed_memory
 from cluster.runlog import RunLog
@@ -155,6 +155,7 @@ def train(plan: Plan, make_task: Callable[[torch.device], Task]) -> int:
         return 0
     keep_freed_memory()
     stop = StopSignal()
+    supervise.watch_launcher(plan.run.zero.timeout_s)
     here = zero.start(plan.run.zero.timeout_s)
     if not dist.same_everywhere(plan.digest()):
         raise ValueError("ranks see different data or recipes; give all nodes the same --data")
