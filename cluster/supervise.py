@@ -1,4 +1,4 @@
-"""Ranks end when those who started them are gone.
+"""Ranks end when those who started them are gone, and say so when other ranks are.
 
 DeepSpeed's launcher dies alone (DeepSpeed#4098): killed, it leaves its ranks running, where they
 hold the GPUs and, on several machines, keep writing beside the run that replaces them.
@@ -10,13 +10,22 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import TracebackType
+
+import torch.distributed as dist
 
 SUPERVISOR = "ISTHMUS_SUPERVISOR"
 """Environment variable: process id of what started the launcher, to be watched as well."""
 _PERIOD = 1.0
 
 
-def watch_launcher(patience_s: float = 600.0) -> None:
+def start(patience_s: float = 600.0) -> None:
+    """Watch this rank's launchers, and let an error that comes from lost ranks be one line."""
+    _watch_launchers(patience_s)
+    _explain_lost_ranks()
+
+
+def _watch_launchers(patience_s: float) -> None:
     """Watch this rank's launchers from a thread; once one is gone, send ourselves SIGTERM.
 
     The training loop then saves and ends within a step. A rank that does not end so, because it
@@ -56,6 +65,34 @@ def _watch(started_by: dict[int, str], patience_s: float) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(patience_s)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _explain_lost_ranks() -> None:
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        why = lost_ranks(error)
+        if not why:
+            return before(kind, error, trace)
+        rank = os.environ.get("RANK", "0")
+        print(
+            f"error: rank {rank} lost the other ranks ({why}): one of them has died or is stuck, "
+            "and says why itself if it could; the same command resumes from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    sys.excepthook = hook
+
+
+def lost_ranks(error: BaseException) -> str:
+    """The words of a collective that failed for want of other ranks; "" for any other error."""
+    text = str(error).splitlines()[0] if str(error) else ""
+    if isinstance(error, dist.DistError):  # NCCL's, and those of the store
+        return text
+    if isinstance(error, RuntimeError) and "gloo/" in text:  # gloo has no class of its own
+        return text.partition("] ")[2].partition(". This is typically")[0]
+    return ""
 
 
 def _is_launcher(pid: int) -> bool:

@@ -155,7 +155,7 @@ def train(plan: Plan, make_task: Callable[[torch.device], Task]) -> int:
         return 0
     keep_freed_memory()
     stop = StopSignal()
-    supervise.watch_launcher(plan.run.zero.timeout_s)
+    supervise.start(plan.run.zero.timeout_s)
     here = zero.start(plan.run.zero.timeout_s)
     if not dist.same_everywhere(plan.digest()):
         raise ValueError("ranks see different data or recipes; give all nodes the same --data")
