@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from cluster import checkpoint, dist, zero
+from cluster import checkpoint, dist, supervise, zero
 from cluster.dist import Place, StopSignal
 from cluster.guard import Guard
 from cluster.malloc import keep_freed_memory
@@ -151,6 +151,7 @@ def train(plan: Plan, make_task: Callable[[torch.device], Task]) -> int:
         return 0
     keep_freed_memory()
     stop = StopSignal()
+    supervise.start(run.zero.timeout_s)
     here = zero.start(run.zero.timeout_s)
     watchdog = Watchdog(run.zero.timeout_s, here.rank)
     if not dist.same_everywhere(plan.digest()):

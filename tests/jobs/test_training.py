@@ -75,13 +75,25 @@ def curve(out: Path) -> list[dict]:
 
 
 def kill_at(arguments: list[str], out: Path, step: int) -> None:
-    """Start a run, and SIGKILL it with all its ranks once it has logged ``step``."""
+    """Start a run, and SIGKILL it with all its ranks once it has logged ``step`` and published its
+    last save before that, which is written while the next steps are made.
+    """
+    saved, before = step // 4 * 4, step_saved(out)
     process = subprocess.Popen(
         arguments, cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL, start_new_session=True
     )
     wait_for_step(out, step, process)
+    while step_saved(out) < max(saved, before):
+        assert process.poll() is None
+        time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def step_saved(out: Path) -> int:
+    """The step of a run's latest checkpoint, 0 without one."""
+    pointer = out / "checkpoints" / "latest"
+    return int(pointer.read_text().strip().removeprefix("step_")) if pointer.is_file() else 0
 
 
 def wait_for_step(out: Path, step: int, process: subprocess.Popen) -> None:

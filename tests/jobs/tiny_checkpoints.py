@@ -84,7 +84,8 @@ def _publish(run: Path, module, recipe) -> Path:
         weights = {k: v + 0.1 * torch.randn_like(v) for k, v in weights.items()}
     final = run / checkpoint.FOLDER / "step_00000003"
     files = {checkpoint.TRAINABLE: weights, checkpoint.OPTIMIZER: {}}
-    checkpoint._publish(final, files, asdict(recipe), {"step": 3, "updates": 3})
+    final.mkdir(parents=True)
+    checkpoint.fill(final, files, asdict(recipe), {"step": 3, "updates": 3})
     return run
 
 
