@@ -24,7 +24,9 @@ from pipeline.manifest import Commit, committed, compact
 from pipeline.shards import Row, read_parquet
 
 _READERS = 8
-FINAL = frozenset({"duplicate_key"})  # the input itself says no: trying again is pointless
+FINAL = frozenset(
+    {"duplicate_key", "duplicate_image"}
+)  # the input itself says no: trying again is pointless
 
 
 @dataclass(frozen=True)
