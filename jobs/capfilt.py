@@ -7,8 +7,8 @@ Input: a folder of tars (img2dataset, webdataset), a folder with captions.jsonl,
 or Visual Genome (with --images). Output: WebDataset tars, a parquet row for every input, commit
 records, and gallery.html to judge the filter by eye. Started again, it does what is not committed
 yet; several runs on one output share the work.
-``plan``, ``verify``, ``stats``, ``compact`` and ``retry --reason R`` go in front of the options:
-see jobs/capfilt_tools.py.
+``plan``, ``verify``, ``stats``, ``compact``, ``gallery`` and ``retry --reason R`` go in front of
+the options: see jobs/capfilt_tools.py.
 Fields of the recipe are overridden as ``--config.sampling.top-p 0.95``.
 """
 
@@ -162,7 +162,7 @@ def _run(args: CapFiltArgs, choose: Callable[[Storage, list[Work]], list[Work]])
     commits = committed(args.output)
     compact(storage, commits)
     if args.gallery:
-        storage.replace("gallery.html", build_gallery(storage, commits, args.gallery))
+        storage.replace("gallery.html", build_gallery([(storage, commits)], args.gallery))
     seconds = time.perf_counter() - begun
     return summarise(commits, tally, tally.images / spent, seconds, args.output)
 
