@@ -182,8 +182,9 @@ def describe(
 
 
 def _batch(images: np.ndarray, batch_size: int) -> Tensor:
-    batch = torch.zeros((batch_size, *images.shape[1:]), dtype=torch.uint8)
-    batch[: len(images)] = torch.from_numpy(np.array(images))
+    batch = torch.empty((batch_size, *images.shape[1:]), dtype=torch.uint8)
+    batch.numpy()[: len(images)] = images  # what came through Ray is read-only: copied once
+    batch[len(images) :] = 0
     return batch
 
 
