@@ -94,13 +94,16 @@ def _range(storage: Storage, name: str, first: int, end: int) -> np.ndarray:
 def _repeated(parts: Sequence[np.ndarray]) -> np.ndarray:
     """(shard, record) of every digest but its first, in any order."""
     sizes = [len(part) for part in parts]
-    high, low = (
-        np.concatenate([part[name].astype(np.uint64) for part in parts]) for name in ("high", "low")
-    )
-    place = np.concatenate([part["place"] for part in parts])
-    shard = np.repeat(np.arange(len(parts), dtype=np.int64), sizes)
-    order = np.lexsort((place, shard, low, high))
-    high, low = high[order], low[order]
-    again = np.flatnonzero((high[1:] == high[:-1]) & (low[1:] == low[:-1])) + 1
-    chosen = order[again]
-    return np.stack([shard[chosen], place[chosen].astype(np.int64)], axis=1)
+    high = np.concatenate([part["high"].astype(np.uint64) for part in parts])
+    if not len(high):
+        return np.zeros((0, 2), dtype=np.int64)
+    order = np.argsort(high, kind="stable")  # the parts are sorted: this merges them
+    equal = high[order[1:]] == high[order[:-1]]
+    mates = order[np.append(equal, False) | np.insert(equal, 0, False)]  # the others are alone
+    low = np.concatenate([part["low"] for part in parts])[mates].astype(np.uint64)
+    place = np.concatenate([part["place"] for part in parts])[mates].astype(np.int64)
+    shard = np.repeat(np.arange(len(parts), dtype=np.int64), sizes)[mates]
+    inner = np.lexsort((place, shard, low, high[mates]))
+    one, two = inner[:-1], inner[1:]
+    again = two[(high[mates[one]] == high[mates[two]]) & (low[one] == low[two])]
+    return np.stack([shard[again], place[again]], axis=1)

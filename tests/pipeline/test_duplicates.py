@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from cluster.storage import open_storage
+from pipeline import duplicates
 from pipeline.duplicates import digest_shard, find_duplicates
 from pipeline.filters import FilterConfig
 from pipeline.sample import Rejected, Sample
@@ -52,6 +53,14 @@ def test_any_memory_finds_the_same(tmp_path: Path, in_memory: int):
                 expected.append([shard, place])
             seen.add(image)
     assert found.tolist() == expected and len(expected) > 100
+
+
+def test_half_a_digest_in_common_is_no_duplicate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """64 of the 128 bits may meet by chance among 129 million."""
+    halves = {b"a": (7, 1), b"b": (7, 2), b"c": (7, 1), b"d": (8, 1)}
+    monkeypatch.setattr(duplicates, "_halves", halves.__getitem__)
+    names = publish(tmp_path, [[sample(b"b"), sample(b"a")], [sample(b"d"), sample(b"c")]])
+    assert find_duplicates(open_storage(str(tmp_path)), names).tolist() == [[1, 1]]
 
 
 def test_a_shard_of_nothing_and_a_plan_of_nothing_new(tmp_path: Path):
