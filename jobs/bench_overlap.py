@@ -58,8 +58,8 @@ def main(arguments: Sequence[str]) -> int:
     for _, seconds in found[1:]:
         spent.update(seconds)
     rows = [["", "seconds", "of the wall clock"]]
-    for name, seconds in [*sorted(spent.items()), ("wall clock", steady)]:
-        rows.append([name, f"{seconds:.2f}", f"{seconds / steady:.1%}"])
+    for name, value in [*sorted(spent.items()), ("wall clock", steady)]:
+        rows.append([name, f"{value:.2f}", f"{value / steady:.1%}"])
     exposed = max(0.0, steady - spent["models"])
     rows.append(["beside the models", f"{exposed:.2f}", f"{exposed / steady:.1%}"])
     print(
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
             "images_per_s": round((args.shards - 1) * args.samples / steady, 2),
             "wall": round(steady, 2),
             "exposed": round(exposed, 2),
-            "seconds": {name: round(seconds, 2) for name, seconds in sorted(spent.items())},
+            "seconds": {name: round(value, 2) for name, value in sorted(spent.items())},
         },
     )
     return 0

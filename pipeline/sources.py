@@ -52,9 +52,9 @@ def open_source(
     """Recognise what ``url`` is.
 
     Args:
-        url: a folder of tars or one tar; a folder with ``captions.jsonl`` (or its only
-            ``*.jsonl``), or with Visual Genome's ``region_descriptions.json``; a JSONL file; a
-            JSON file of captions (COCO, Visual Genome, a list of pairs).
+        url: a folder of tars, or of folders of tars; one tar; a folder with ``captions.jsonl`` (or
+            its only ``*.jsonl``), or with Visual Genome's ``region_descriptions.json``; a JSONL
+            file; a JSON file of captions (COCO, Visual Genome, a list of pairs).
         images: the image folder of a JSONL or JSON; default: beside the file.
         shard_size: samples per shard of a listed source (tars are shards themselves).
         name: the source's name in uids and records; default: the last part of ``url``,
@@ -71,10 +71,16 @@ def open_source(
     folder, file = _locate(url)
     storage = open_storage(folder)
     label = name or (Path(file).stem if file else Path(folder).name)
-    tars = () if file and not file.endswith(".tar") else _tars(storage, file)
+    if not file:
+        file = "" if _tars(storage) else _captions_file(storage)
+    tars = _tars(storage, deep=True) if not file else _tars(storage, only=file)
     if tars:
         return TarSource(label, storage, tars, _human(url, name, "tars"))
-    file = file or _captions_file(storage, url)
+    if not file:
+        raise ValueError(
+            f"input {url!r} has no .tar and no .jsonl; give a folder with one of them, or a .json "
+            "of captions (COCO, Visual Genome)"
+        )
     if Path(file).suffix not in (".jsonl", ".json"):
         raise ValueError(f"input {url!r}: expected a folder, .tar, .jsonl or .json of captions")
     pictures = open_storage(absolute_url(images)) if images else storage
@@ -84,10 +90,12 @@ def open_source(
     return ListSource(label, pictures, items, shard_size, _human(url, name, kind))
 
 
-def _tars(storage: Storage, file: str) -> tuple[Entry, ...]:
-    """The tars of a folder, or the one that is asked for."""
-    entries = (entry for entry in storage.entries() if entry.name.endswith(".tar"))
-    return tuple(entry for entry in entries if file in ("", entry.name))
+def _tars(storage: Storage, only: str = "", deep: bool = False) -> tuple[Entry, ...]:
+    """The tars of a folder (``deep``: and below it, if it has none itself), or one of them."""
+    tars = tuple(entry for entry in storage.entries() if entry.name.endswith(".tar"))
+    if deep and not tars:
+        return tuple(e for e in storage.entries(deep=True) if e.name.endswith(".tar"))
+    return tuple(entry for entry in tars if only in ("", entry.name))
 
 
 def _read_list(storage: Storage, file: str, pictures: Storage) -> tuple[str, tuple[Item, ...]]:
@@ -135,18 +143,15 @@ def _locate(url: str) -> tuple[str, str]:
     return (str(path), "") if path.is_dir() else (str(path.parent), path.name)
 
 
-def _captions_file(storage: Storage, url: str) -> str:
+def _captions_file(storage: Storage) -> str:
+    """The list of captions in a folder; "" where there is none."""
     lists = [entry.name for entry in storage.entries() if entry.name.endswith(".jsonl")]
     named = [name for name in lists if name == "captions.jsonl"]
     if named or len(lists) == 1:
         return (named or lists)[0]
-    if storage.exists(REGIONS):
-        return REGIONS
     if lists:
         raise ValueError(
-            f"input {url!r} has {len(lists)} .jsonl files and none is captions.jsonl; name the file"
+            f"input {storage.url!r} has {len(lists)} .jsonl files and none is captions.jsonl; "
+            "name the file"
         )
-    raise ValueError(
-        f"input {url!r} has no .tar and no .jsonl; give a folder with one of them, or a .json of "
-        "captions (COCO, Visual Genome)"
-    )
+    return REGIONS if storage.exists(REGIONS) else ""

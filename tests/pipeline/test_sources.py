@@ -227,6 +227,18 @@ def test_lists_of_pairs_as_lavis_has_them(tmp_path: Path):
     assert first.human and first.captions == ("one", "uno")
 
 
+def test_folders_of_folders_of_tars(tmp_path: Path):
+    for part in ("part-1", "part-0"):
+        (tmp_path / part).mkdir()
+        tar(tmp_path / part / "00000.tar", trio("1"))
+        columns = {"key": ["1"], "punsafe": [0.02]}
+        pq.write_table(pa.table(columns), tmp_path / part / "00000.parquet")
+    one, two = read(tmp_path, name="laion")
+    assert isinstance(one, Sample) and isinstance(two, Sample)
+    assert (one.shard, two.shard) == ("part-0/00000.tar", "part-1/00000.tar")
+    assert one.uid != two.uid and one.meta["punsafe"] == 0.02
+
+
 def test_names_of_the_papers_sources_say_who_wrote_the_captions(tmp_path: Path):
     tar(tmp_path / "00000.tar", trio("000000000", NSFW="UNLIKELY", similarity=0.31))
     (tmp_path / "a.json").write_text('[{"image": "a.jpg", "caption": "x"}]')
