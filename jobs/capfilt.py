@@ -84,7 +84,7 @@ class CapFiltArgs:
         source: the source's name in records and uids; default: from the input's name. The names
             coco, vg, cc3m, cc12m, sbu and laion also say whether people wrote the captions.
         json_layout: of the tars' json members: the full record, or ``lavis``, the plain list of
-            captions that LAVIS's reader of its own filtered LAION takes.
+            captions that the authors' reader of their own filtered LAION takes.
         gallery: how many images gallery.html shows; 0 writes none.
         ray: where it runs.
         config: the recipe's fields, to override.

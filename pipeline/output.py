@@ -33,8 +33,8 @@ def assemble(
 ) -> ShardOutput:
     """The output shard: a tar member triple per kept sample, a row per input, the counts.
 
-    ``json_layout`` "lavis" makes of the json member the plain list of captions that LAVIS's reader
-    of its own filtered LAION takes; the parquet has the full record in any case.
+    ``json_layout`` "lavis" makes of the json member the plain list of captions that the authors'
+    reader of their own filtered LAION takes; the parquet has the full record in any case.
     """
     start = time.perf_counter()
     make_members = _members if json_layout == "full" else _lavis_members
@@ -102,6 +102,7 @@ def _described_row(
 
 def _members(sample: Sample, row: Row) -> dict[str, bytes]:
     captions = zip(row.captions, row.scores, row.origins, strict=True)
+    best = row.captions[row.kept[0]]
     record = {
         "uid": row.uid,
         "key": row.key,
@@ -110,6 +111,7 @@ def _members(sample: Sample, row: Row) -> dict[str, bytes]:
         "height": row.height,
         "sha256": row.sha256,
         "web_caption": row.web_caption,
+        "caption": best,  # where img2dataset has it, and who reads its tars looks for it
         "captions": [
             {"text": text, "score": round(score, 6), "origin": origin}
             for text, score, origin in captions
@@ -117,14 +119,13 @@ def _members(sample: Sample, row: Row) -> dict[str, bytes]:
         "kept": list(row.kept),
         "meta": _plain(sample.meta),
     }
-    best = row.captions[row.kept[0]]
     return {sample.ext: sample.image, "json": to_json(record), "txt": best.encode("utf-8")}
 
 
 def _lavis_members(sample: Sample, row: Row) -> dict[str, bytes]:
     """The kept captions first, then the others by score, none twice; and the image as ``jpg``.
 
-    LAVIS asks for members of this name only, and opens them by their content.
+    LAVIS's readers ask for members of this name only, and open them by their content.
     """
     others = [text for index, text in enumerate(row.captions) if index not in row.kept]
     texts = dict.fromkeys([row.captions[index] for index in row.kept] + others)

@@ -100,6 +100,7 @@ def test_counts_in_equal_counts_out_and_records_are_complete():
     assert record["kept"] == [0, 1] and record["captions"][0] == {
         "text": "a longer web caption", "score": 0.203, "origin": "web",
     }  # fmt: skip
+    assert record["caption"] == "a longer web caption"
     assert (record["width"], record["height"], record["uid"]) == (20, 10, "uid-a")
     assert row.captions == tuple(c["text"] for c in record["captions"])
     assert next(r for r in rows if r.key == "long").web_caption == "x" * 10_000
