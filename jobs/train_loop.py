@@ -41,6 +41,7 @@ FREE_PARTS = (
     "wandb",
     "validate_",
     "profile_at",
+    "mfu",
     "guard.limit",
     "zero",
     "loader.workers",
