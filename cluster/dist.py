@@ -45,23 +45,17 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def seed_step(seed: int, step: int, rank: int, first: int = 0) -> torch.Generator:
+def seed_step(seed: int, step: int, rank: int) -> torch.Generator:
     """Seed all of torch's generators for one step of one rank.
 
     Dropout and sampling are thus a function of (seed, step, rank), and a resumed run needs no
     saved generator state.
 
-    Args:
-        first: index of this rank's first sample in the step's global batch.
-
     Returns:
-        A CPU generator for draws outside the model, one float64 a sample: it stands where sample
-        ``first`` draws, so that a draw belongs to its sample on any number of ranks.
+        A CPU generator of its own stream, for draws that are made outside the model.
     """
     torch.manual_seed(derive_seed("step", seed, step, rank))
-    draws = torch.Generator().manual_seed(derive_seed("draws", seed, step))
-    torch.rand(first, generator=draws, dtype=torch.float64)
-    return draws
+    return torch.Generator().manual_seed(derive_seed("draws", seed, step, rank))
 
 
 def all_reduce(values: Iterable[float], op: str = "sum") -> list[float]:

@@ -1,9 +1,8 @@
 """The one training loop: fetch, forward, backward, step, log.
 
-Everything random in a step is a function of (seed, step, rank), a draw outside the module of
-(seed, step, sample), and what the step trains on of (data, seed, step). A checkpoint therefore
-holds trainable state and a step number, and a resumed run makes the losses that it would have made
-without the interruption.
+Everything random in a step is a function of (seed, step, rank), and what the step trains on of
+(data, seed, step). A checkpoint therefore holds trainable state and a step number, and a resumed
+run makes the losses that it would have made without the interruption.
 """
 
 import dataclasses
@@ -49,8 +48,8 @@ class Task:
 
     Attributes:
         module: all that trains, and nothing frozen.
-        losses: (engine, batch, generator for one draw a sample outside the module) -> ``loss``,
-            which is trained on, and its parts.
+        losses: (engine, batch, generator for draws outside the module) -> ``loss``, which is
+            trained on, and its parts.
         tokenise: texts -> token tensors of a batch, where the module reads text.
     """
 
@@ -216,8 +215,7 @@ def _steps(
     """The loop itself. Each step's messages between ranks: the gradients, and three flags."""
     run, bad = plan.run, 0
     for step in range(plan.done, run.steps):
-        first = here.rank * run.global_batch // here.world
-        draws = dist.seed_step(run.seed, step, here.rank, first)
+        draws = dist.seed_step(run.seed, step, here.rank)
         lr = learning_rate(run.optim, step)
         set_learning_rate(engine.basic_optimizer, lr)
         totals: dict[str, Tensor] = {}

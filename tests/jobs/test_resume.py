@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,7 @@ def test_on_s3_from_another_machine(world, undisturbed, tmp_path, monkeypatch):
     faults = Faults(error_500=0.03, slow_down=0.03, reset=0.03, truncated=0.03, lost_answer=0.03)
     _client.cache_clear()
     with s3_server(monkeypatch) as server, faulty_proxy(server, faults) as url:
+        storage = open_storage(out)
         aws = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
         for machine, step in (("one", 6), ("two", 0)):
             cache = {"ISTHMUS_CACHE": str(tmp_path / machine)}
@@ -151,11 +153,12 @@ def test_on_s3_from_another_machine(world, undisturbed, tmp_path, monkeypatch):
             if step:
                 (log,) = wait_for_folder(tmp_path / machine / "runs", process)
                 wait_for_step(log, step, process)
+                while not storage.exists("checkpoints/latest"):
+                    time.sleep(0.01)
                 process.kill()
             said, _ = process.communicate(timeout=300)
         assert process.returncode == 0, said
         assert f"resuming from {out}/checkpoints/step_00000004" in said
-        storage = open_storage(out)
         (tmp_path / "log.jsonl").write_bytes(storage.read("log.jsonl"))
         assert curve(tmp_path) == curve(undisturbed)
         names = {entry.name.split("/")[1] for entry in storage.entries("checkpoints", deep=True)}
