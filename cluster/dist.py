@@ -45,17 +45,12 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def seed_step(seed: int, step: int, rank: int) -> torch.Generator:
-    """Seed all of torch's generators for one step of one rank.
+def seed_step(seed: int, step: int, rank: int, micro: int = 0) -> None:
+    """Seed all of torch's generators for one micro-batch of a step on one rank.
 
-    Dropout and sampling are thus a function of (seed, step, rank), and a resumed run needs no
-    saved generator state.
-
-    Returns:
-        A CPU generator of its own stream, for draws that are made outside the model.
+    Dropout is thus a function of these, and a resumed run needs no saved generator state.
     """
-    torch.manual_seed(derive_seed("step", seed, step, rank))
-    return torch.Generator().manual_seed(derive_seed("draws", seed, step, rank))
+    torch.manual_seed(derive_seed("step", seed, step, rank, micro))
 
 
 def all_reduce(values: Iterable[float], op: str = "sum") -> list[float]:

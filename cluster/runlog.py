@@ -4,12 +4,14 @@ Only rank 0 writes. On a resume, records behind the checkpoint are cut off, so t
 like that of a run that was never interrupted.
 """
 
+import hashlib
 import json
+import math
 import os
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,9 @@ from typing import Any
 import torch
 
 from cluster.dist import Place
+from cluster.guard import Skipped
 
-LOG = "log.jsonl"
+LOG, SKIPPED, VALIDATION = "log.jsonl", "skipped.jsonl", "validation.jsonl"
 
 
 class RunLog:
@@ -28,6 +31,9 @@ class RunLog:
         steps: of the whole run; ``done`` of them were made before.
         every: steps between two records; the first and the last step always have one.
         samples: a step, over all ranks.
+        wandb: project that Weights & Biases gets the records for.
+        peak_steps_per_s: steps that the devices would make at their peak, for the share of it
+            that is reached (MFU); 0 where the peak is not known.
     """
 
     def __init__(
@@ -40,16 +46,25 @@ class RunLog:
         every: int,
         samples: int,
         tensorboard: bool = False,
+        wandb: str = "",
+        peak_steps_per_s: float = 0.0,
     ) -> None:
+        self.folder = out
         self.here, self.steps, self.every, self.samples = here, steps, max(1, every), samples
         self._path = out / LOG
         self._waited = 0.0
         self._since, self._since_step = time.perf_counter(), done
-        self._board: Any = None
+        self._peak = peak_steps_per_s
+        self._extra: dict[str, Any] = {}  # for the next record
+        self._boards: list[Callable[[Mapping[str, Any]], None]] = []
         if here.rank == 0:
             out.mkdir(parents=True, exist_ok=True)
-            _cut(self._path, done)
-            self._board = _tensorboard(out) if tensorboard else None
+            for name in (LOG, SKIPPED, VALIDATION):
+                _cut(out / name, done)
+            if tensorboard:
+                self._boards.append(_tensorboard(out))
+            if wandb:
+                self._boards.append(_wandb(wandb, out))
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -66,33 +81,51 @@ class RunLog:
         """Write the record of ``step`` (counted from 1); ``losses`` are means over ranks."""
         now = time.perf_counter()
         seconds, made = now - self._since, step - self._since_step
+        order = ("loss", *sorted(losses.keys() - {"loss"}))
         record = {
             "step": step,
-            **{name: losses[name] for name in ("loss", *sorted(losses.keys() - {"loss"}))},
-            "grad_norm": norm,
+            **{name: _finite(losses[name]) for name in order},
+            "grad_norm": _finite(norm),
             "lr": lr,
             "images_per_s": round(self.samples * made / seconds, 1),
+            **({"mfu": round(made / seconds / self._peak, 4)} if self._peak else {}),
             "data_wait": round(self._waited / seconds, 4),
             "memory_gb": round(peak_memory(self.here) / 2**30, 2),
             "eta_s": round((self.steps - step) * seconds / made, 1),
+            **self._extra,
         }
-        self._since, self._since_step, self._waited = now, step, 0.0
+        self._since, self._since_step, self._waited, self._extra = now, step, 0.0, {}
         if self.here.rank == 0:
-            with open(self._path, "a") as file:
-                file.write(json.dumps(record) + "\n")
+            _append(self._path, record)
             self.say(_line(record, self.steps))
-            self._to_board(record)
+            self._tell_boards(record)
+
+    def skipped(self, steps: Sequence[Skipped]) -> None:
+        """Tell of steps that were not applied, here and in ``skipped.jsonl``."""
+        for this in steps:
+            self._extra["skipped"] = self._extra.get("skipped", 0) + 1
+            if self.here.rank == 0:
+                _append(self.folder / SKIPPED, vars(this))
+            shown = ", ".join(this.samples[:3]) + (", …" if len(this.samples) > 3 else "")
+            self.say(f"step {this.step} was skipped: {this.reason}; samples {shown} ({SKIPPED})")
+
+    def validated(self, step: int, losses: Mapping[str, float]) -> None:
+        """Tell of the losses on the validation samples after ``step``."""
+        named = {f"val_{name}": _finite(value) for name, value in losses.items()}
+        if self.here.rank == 0:
+            _append(self.folder / VALIDATION, {"step": step, **named})
+            self._tell_boards({"step": step, **named})
+        text = "  ".join(f"{k} {v:.4f}" for k, v in named.items() if v is not None)
+        self.say(f"validation after step {step}  {text}")
 
     def say(self, text: str) -> None:
         """Print a line on rank 0."""
         if self.here.rank == 0:
             print(text, file=sys.stdout, flush=True)
 
-    def _to_board(self, record: Mapping[str, Any]) -> None:
-        if self._board is not None:
-            for name, value in record.items():
-                if name != "step" and value is not None:
-                    self._board.add_scalar(name, value, record["step"])
+    def _tell_boards(self, record: Mapping[str, Any]) -> None:
+        for board in self._boards:
+            board({name: value for name, value in record.items() if value is not None})
 
 
 def read_log(out: Path) -> list[dict[str, Any]]:
@@ -126,15 +159,27 @@ def _cut(path: Path, done: int) -> None:
         os.replace(aside, path)
 
 
+def _append(path: Path, record: Mapping[str, Any]) -> None:
+    with open(path, "a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def _finite(value: float | None) -> float | None:
+    """A number as JSON can hold it."""
+    return value if value is not None and math.isfinite(value) else None
+
+
 def _line(record: Mapping[str, Any], steps: int) -> str:
-    fixed = {"step", "grad_norm", "lr", "images_per_s", "data_wait", "memory_gb", "eta_s"}
-    losses = "  ".join(f"{k} {v:.4f}" for k, v in record.items() if k not in fixed)
+    fixed = {"step", "grad_norm", "lr", "images_per_s", "mfu", "data_wait", "memory_gb", "eta_s"}
+    shown = {k: v for k, v in record.items() if k not in fixed | {"skipped"}}
+    losses = "  ".join(f"{k} {'not finite' if v is None else f'{v:.4f}'}" for k, v in shown.items())
     norm = record["grad_norm"]
     return (
         f"step {record['step']:>{len(str(steps))}}/{steps}  {losses}"
         + (f"  norm {norm:.2f}" if norm is not None else "")
         + f"  lr {record['lr']:.2e}  {record['images_per_s']:.0f} images/s"
-        f"  data-wait {100 * record['data_wait']:.0f}%  {record['memory_gb']:.1f} GB"
+        + (f"  MFU {100 * record['mfu']:.0f}%" if "mfu" in record else "")
+        + f"  data-wait {100 * record['data_wait']:.0f}%  {record['memory_gb']:.1f} GB"
         f"  ETA {_clock(record['eta_s'])}"
     )
 
@@ -145,7 +190,7 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _tensorboard(out: Path) -> Any:
+def _tensorboard(out: Path) -> Callable[[Mapping[str, Any]], None]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as missing:
@@ -153,4 +198,29 @@ def _tensorboard(out: Path) -> Any:
             "run.tensorboard = True, but tensorboard is not installed; pip install tensorboard, "
             "or leave it off"
         ) from missing
-    return SummaryWriter(str(out / "tensorboard"))
+    writer = SummaryWriter(str(out / "tensorboard"))
+
+    def tell(record: Mapping[str, Any]) -> None:
+        for name, value in record.items():
+            if name != "step":
+                writer.add_scalar(name, value, record["step"])
+
+    return tell
+
+
+def _wandb(project: str, out: Path) -> Callable[[Mapping[str, Any]], None]:
+    try:
+        import wandb
+    except ImportError as missing:
+        raise ValueError(
+            f"run.wandb = {project!r}, but wandb is not installed; pip install wandb, or leave it "
+            "off"
+        ) from missing
+    # One name a folder: a resumed run goes on in the same curves.
+    name = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
+    run = wandb.init(project=project, dir=str(out), id=name, name=out.name, resume="allow")
+
+    def tell(record: Mapping[str, Any]) -> None:
+        run.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])
+
+    return tell

@@ -28,8 +28,9 @@ class ZeroConfig:
         precision: of weights and activations. ``bf16`` keeps fp32 masters, accumulates and
             exchanges gradients in fp32; at stage 0 it is autocast over fp32 weights.
         clip: largest global gradient norm; 0 leaves gradients alone (the paper clips nothing).
+            ``cluster.guard`` clips, where no rank has to wait for its device.
         bucket: elements in one gradient exchange.
-        timeout_s: a collective that waits longer than this stops the run.
+        timeout_s: a step, or a collective, that takes longer than this stops the run.
     """
 
     stage: Literal[0, 1, 2, 3] = 2
@@ -111,7 +112,7 @@ def to_deepspeed(
         "train_batch_size": micro_batch * accumulation * world,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": config.clip,
+        "gradient_clipping": 0.0,  # by the guard
         "zero_optimization": {
             "stage": config.stage,
             "reduce_bucket_size": config.bucket,
@@ -123,16 +124,11 @@ def to_deepspeed(
     if config.precision == "bf16" and config.stage == 0:
         settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     elif config.precision == "bf16":
-        settings["bf16"] = {"enabled": True}
+        # The guard looks at the gradients, on the device.
+        settings["bf16"] = {"enabled": True, "check_grad_overflow": False}
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
         settings["communication_data_type"] = "fp32"
     return settings
-
-
-def gradient_norm(wrapped: Any) -> float | None:
-    """Global gradient norm of the last step, before clipping; None where DeepSpeed keeps none."""
-    norm = wrapped.get_global_grad_norm()
-    return None if norm is None else float(norm)
 
 
 def _check(module: nn.Module) -> None:

@@ -12,9 +12,7 @@ The same command again resumes.
 """
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # run as a script: import from the clone, not from jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -25,7 +23,7 @@ from torch import Tensor, nn
 from jobs import cli, models, train_cli, train_models
 from jobs.evaluate import read_questions
 from jobs.recipes.train import Stage2Recipe
-from jobs.train_loop import Task
+from jobs.train_task import Task
 from pipeline.loader import Batch, LoaderConfig
 from pipeline.questions import Asked, QuestionShards
 from pipeline.reading import Shards
@@ -71,18 +69,16 @@ def make_module(recipe: Stage2Recipe, init: str, fresh: bool) -> nn.Module:
 def make_task(recipe: Stage2Recipe, module: nn.Module, device: torch.device) -> Task:
     """The loop's view: the question goes into the Q-Former and, as a prompt, into the LLM."""
     images = train_models.image_input(recipe, device)
-    language = models.load_language(recipe.language)
-    language.to(device)
     reader = models.load_bert_tokenizer(recipe.tokenizer)
 
-    def losses(engine: Any, batch: Batch, draws: torch.Generator) -> Mapping[str, Tensor]:
-        """Language-modelling loss of the answers."""
-        read = models.tokenise(reader, batch.questions, recipe.max_question)
-        prompts_BQD = engine(images(batch), read["ids"].to(device), read["mask"].to(device))
-        asked = [recipe.prompt.replace("{}", question) for question in batch.questions]
-        return {"loss": language.loss(prompts_BQD, batch.texts, draws, asked)}
+    def asked(batch: Batch) -> list[str]:
+        return [recipe.prompt.replace("{}", question) for question in batch.questions]
 
-    return Task(module, losses)
+    def shown(batch: Batch) -> tuple[Tensor, ...]:
+        read = models.tokenise(reader, batch.questions, recipe.max_question)
+        return images(batch), read["ids"].to(device), read["mask"].to(device)
+
+    return Task(module, train_models.language_losses(recipe, device, shown, asked))
 
 
 if __name__ == "__main__":

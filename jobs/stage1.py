@@ -8,7 +8,9 @@ The same command again resumes from the latest checkpoint in --out.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,12 @@ if not __package__:  # run as a script: import from the clone, not from jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from jobs import cli, models, train_cli, train_models
 from jobs.recipes.train import Stage1Recipe
-from jobs.train_loop import Task
-from pipeline.loader import Batch
+from jobs.train_task import Losses, Micro, Task
+from modeling import contrast
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,11 +43,24 @@ def make_task(recipe: Stage1Recipe, module: nn.Module, device: torch.device) -> 
     """Stage 1 as the training loop sees it: module, losses, tokeniser."""
     images = train_models.image_input(recipe, device)
 
-    def losses(engine: Any, batch: Batch, draws: torch.Generator) -> Mapping[str, Tensor]:
-        """ITC, ITM and ITG of a batch."""
-        text = [batch.tokens["ids"], batch.tokens["mask"]]
-        text += [batch.image_ids_B] if recipe.image_ids else []
-        return engine(images(batch), *(t.to(device, non_blocking=True) for t in text))
+    move = methodcaller("to", device, non_blocking=True)
+
+    def pairs(micro: Micro) -> contrast.Pairs:
+        batch = micro.batch
+        ids_B = batch.image_ids_B if recipe.image_ids else None
+        return contrast.Pairs(
+            partial(images, batch),
+            move(batch.tokens["ids"]),
+            move(batch.tokens["mask"]),
+            None if ids_B is None else move(ids_B),
+            move(batch.draws_B2),
+            micro.seed,
+        )
+
+    def losses(engine: Any, micros: Sequence[Micro]) -> Iterator[Losses]:
+        """ITC, ITM and ITG of each micro-batch, all compared with the whole step's samples."""
+        frozen = not recipe.encoder.train
+        return contrast.losses_in_turn(engine, [pairs(micro) for micro in micros], frozen)
 
     return Task(module, losses, models.text_reader(recipe))
 

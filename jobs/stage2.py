@@ -10,9 +10,7 @@ resumes from the latest checkpoint in --out.
 """
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # run as a script: import from the clone, not from jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -22,7 +20,7 @@ from torch import Tensor, nn
 
 from jobs import cli, models, train_cli, train_models
 from jobs.recipes.train import Stage2Recipe
-from jobs.train_loop import Task
+from jobs.train_task import Task
 from pipeline.loader import Batch
 
 
@@ -42,15 +40,15 @@ def make_module(recipe: Stage2Recipe, init: str, fresh: bool) -> nn.Module:
 def make_task(recipe: Stage2Recipe, module: nn.Module, device: torch.device) -> Task:
     """Stage 2 as the training loop sees it; frozen models stay outside the engine."""
     images = train_models.image_input(recipe, device)
-    language = models.load_language(recipe.language)
-    language.to(device)
+    prompt = recipe.prompt or None
 
-    def losses(engine: Any, batch: Batch, draws: torch.Generator) -> Mapping[str, Tensor]:
-        """Language-modelling loss of the captions given their images' soft prompts."""
-        prompt_texts = [recipe.prompt] * len(batch.texts) if recipe.prompt else None
-        return {"loss": language.loss(engine(images(batch)), batch.texts, draws, prompt_texts)}
+    def prompts(batch: Batch) -> list[str] | None:
+        return [prompt] * len(batch.texts) if prompt is not None else None
 
-    return Task(module, losses)
+    def shown(batch: Batch) -> tuple[Tensor, ...]:
+        return (images(batch),)
+
+    return Task(module, train_models.language_losses(recipe, device, shown, prompts))
 
 
 if __name__ == "__main__":

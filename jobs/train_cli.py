@@ -34,6 +34,7 @@ class Arguments(Generic[RecipeT]):
         out: folder of the run; one that holds a checkpoint is resumed.
         init: the run or checkpoint to start from: of stage 1 for stage 2 and retrieval, of stage 2
             for captioning and VQA.
+        validate: samples to measure the losses on during training, in the form of ``--data``.
         epochs: passes over the samples of the data, in place of ``--steps``.
         zero_stage: short for ``--zero.stage``.
         dry_run: print the resolved recipe, parameters, memory, FLOPs and batch arithmetic, and
@@ -46,6 +47,7 @@ class Arguments(Generic[RecipeT]):
     data: str = ""
     out: str = ""
     init: str = ""
+    validate: str = ""
     epochs: float = 0.0
     zero_stage: int | None = None
     dry_run: bool = False
@@ -69,7 +71,7 @@ def main(
         open_data: ``--data`` -> its sources.
 
     Returns:
-        The exit code: 1 where a loss was not finite.
+        The exit code: 1 where too many steps had to be skipped.
 
     Raises:
         ValueError: a mistake in the command, the recipe, the data or a model's files.
@@ -81,6 +83,8 @@ def main(
             print(dry_run.report(recipe, given.world or place().world))
             return 0
         plan = train_loop.prepare(recipe, given.data, given.out, given.epochs, open_data)
+        if given.validate:
+            plan = replace(plan, validation=open_data(given.validate, recipe.run.loader))
         fresh = plan.found is None
         if INIT[kind] and fresh and not given.init:
             raise ValueError(f"--init: none given; {kind} starts from {INIT[kind]}")

@@ -1,8 +1,8 @@
-"""The one training loop: fetch, forward, backward, step, log.
+"""A training run: what it is made of, how it starts or resumes, what it saves.
 
-Everything random in a step is a function of (seed, step, rank), and what the step trains on of
-(data, seed, step). A checkpoint therefore holds trainable state and a step number, and a resumed
-run makes the losses that it would have made without the interruption.
+What a step computes is a function of the recipe, the data and its number (``train_steps``). A
+checkpoint therefore holds trainable state and a step number, and a resumed run makes the losses
+that it would have made without the interruption.
 """
 
 import dataclasses
@@ -16,23 +16,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from cluster import checkpoint, dist, supervise, zero
 from cluster.dist import Place, StopSignal
+from cluster.guard import Guard
 from cluster.malloc import keep_freed_memory
 from cluster.runlog import RunLog
+from cluster.watchdog import Watchdog
 from jobs import recipes
 from jobs.recipes.train import RunConfig
-from modeling.optim import learning_rate, parameter_groups, set_learning_rate
-from pipeline.loader import Batch, Batches, LoaderConfig, Samples, make_schedule
+from jobs.train_steps import Loop
+from jobs.train_task import Task
+from jobs.validation import Validation
+from modeling.optim import parameter_groups
+from pipeline.loader import Batches, LoaderConfig, Samples, make_schedule
 from pipeline.reading import Shards, data_hash, open_shards
 from pipeline.schedule import Schedule
 from pipeline.transforms import TrainTransform
 
 # What may differ between a run and its resumption; the rest decides what the run computes.
-FREE = ("steps", "micro_batch", "save_every", "keep", "log_every", "bad_limit", "tensorboard")
+FREE = ("steps", "micro_batch", "save_every", "keep", "log_every", "bad_limit")
 FREE_PARTS = (
+    "tensorboard",
+    "wandb",
+    "validate_",
+    "profile_at",
+    "guard.limit",
     "zero",
     "loader.workers",
     "loader.prefetch",
@@ -40,22 +49,6 @@ FREE_PARTS = (
     "loader.fetch_ahead",
     "optim.total_steps",
 )
-
-
-@dataclass(frozen=True)
-class Task:
-    """What differs between the stages.
-
-    Attributes:
-        module: all that trains, and nothing frozen.
-        losses: (engine, batch, generator for draws outside the module) -> ``loss``, which is
-            trained on, and its parts.
-        tokenise: texts -> token tensors of a batch, where the module reads text.
-    """
-
-    module: nn.Module
-    losses: Callable[[Any, Batch, torch.Generator], Mapping[str, Tensor]]
-    tokenise: Callable[[list[str]], dict[str, Tensor]] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +67,7 @@ class Plan:
     schedule: Schedule
     writer: checkpoint.Writer
     found: checkpoint.Checkpoint | None
+    validation: tuple[Shards, ...] = ()
 
     @property
     def run(self) -> RunConfig:
@@ -147,137 +141,97 @@ def train(plan: Plan, make_task: Callable[[torch.device], Task]) -> int:
     Raises:
         ValueError: ranks that see different data, a batch that ranks do not divide, a checkpoint
             of other shapes, or too many unreadable samples.
-        FloatingPointError: a loss that is not finite; nothing of that step was applied.
+        FloatingPointError: too many steps were not finite, or spikes; none of them was applied.
+        NotSaved: the last checkpoint could not be written.
     """
-    if plan.found is not None and plan.done >= plan.run.steps:
+    run = plan.run
+    if plan.found is not None and plan.done >= run.steps:
         if dist.place().rank == 0:
-            print(f"{plan.writer.url} is at step {plan.done} of {plan.run.steps}: nothing to do")
+            print(f"{plan.writer.url} is at step {plan.done} of {run.steps}: nothing to do")
         return 0
     keep_freed_memory()
     stop = StopSignal()
-    supervise.start(plan.run.zero.timeout_s)
-    here = zero.start(plan.run.zero.timeout_s)
+    supervise.start(run.zero.timeout_s)
+    here = zero.start(run.zero.timeout_s)
+    watchdog = Watchdog(run.zero.timeout_s, here.rank)
     if not dist.same_everywhere(plan.digest()):
         raise ValueError("ranks see different data or recipes; give all nodes the same --data")
     task = make_task(here.device)
-    micro, accumulation = batch_arithmetic(plan.run, here.world)
+    micro, accumulation = batch_arithmetic(run, here.world)
     optimizer = torch.optim.AdamW(
-        parameter_groups(task.module, plan.run.optim),
-        lr=plan.run.optim.lr,
-        betas=plan.run.optim.betas,
-        eps=plan.run.optim.eps,
-        fused=here.device.type == "cuda",
+        parameter_groups(task.module, run.optim),
+        lr=run.optim.lr,
+        betas=run.optim.betas,
+        eps=run.optim.eps,
+        fused=True,  # it is also what lets the guard skip an update without a look at the device
     )
-    engine = zero.engine(task.module, optimizer, plan.run.zero, micro, accumulation)
+    engine = zero.engine(task.module, optimizer, run.zero, micro, accumulation)
     if plan.found is not None:
         checkpoint.restore(engine, plan.found)
-    log = RunLog(
-        plan.out,
-        here,
-        steps=plan.run.steps,
-        done=plan.done,
-        every=plan.run.log_every,
-        samples=plan.run.global_batch,
-        tensorboard=plan.run.tensorboard,
-    )
+    guarded = plan.found.state.get("guard") if plan.found else None
+    guard = Guard(engine, run.guard, run.zero.clip, guarded)
+    log = _log(plan, here)
     log.say(_opening(plan, here, micro, accumulation))
-    samples = Samples(
-        plan.sources,
-        plan.schedule,
-        TrainTransform(plan.run.transform),
-        plan.run.loader.captions,
+    validation = None
+    if plan.validation:
+        validation = Validation(plan.validation, run, here, accumulation)
+
+    def write(step: int, last: bool, metric: float | None) -> None:
+        state = _state(plan, here, step, guard)
+        recipe = as_json(plan.recipe)
+        plan.writer.save(engine, here, recipe=recipe, state=state, metric=metric, last=last)
+
+    loop = Loop(
+        run=run,
+        here=here,
+        engine=engine,
+        task=task,
+        log=log,
+        guard=guard,
+        watchdog=watchdog,
+        stop=stop,
+        save=write,
+        accumulation=accumulation,
+        validation=validation,
     )
+    transform = TrainTransform(run.transform)
+    steps = range(plan.done, run.steps)
     with Batches(
-        samples,
-        plan.run.loader,
-        range(plan.done, plan.run.steps),
+        Samples(plan.sources, plan.schedule, transform, run.loader.captions),
+        run.loader,
+        steps,
         rank=here.rank,
         world=here.world,
         accumulation=accumulation,
         tokenise=task.tokenise,
     ) as batches:
-        _steps(plan, engine, task, batches, log, stop=stop, here=here, accumulation=accumulation)
+        loop.go(batches, steps)
+    watchdog.stop()
     zero.stop()
     return 0
 
 
-def _steps(
-    plan: Plan,
-    engine: Any,
-    task: Task,
-    batches: Batches,
-    log: RunLog,
-    *,
-    stop: StopSignal,
-    here: Place,
-    accumulation: int,
-) -> None:
-    """The loop itself. Each step's messages between ranks: the gradients, and three flags."""
-    run, bad = plan.run, 0
-    for step in range(plan.done, run.steps):
-        draws = dist.seed_step(run.seed, step, here.rank)
-        lr = learning_rate(run.optim, step)
-        set_learning_rate(engine.basic_optimizer, lr)
-        totals: dict[str, Tensor] = {}
-        replaced: list[str] = []
-        for _ in range(accumulation):
-            with log.waiting():
-                batch = next(batches)
-            losses = task.losses(engine, batch, draws)
-            engine.backward(losses["loss"])
-            for name, value in losses.items():
-                totals[name] = totals.get(name, 0.0) + value.detach().float() / accumulation
-            replaced += batch.replaced
-
-        values = dict(zip(totals, torch.stack(list(totals.values())).tolist(), strict=True))
-        finite = all(math.isfinite(value) for value in values.values())
-        flags = (float(stop.raised), float(len(replaced)), float(not finite))
-        stopping, new_bad, broken = dist.all_reduce(flags)
-        if broken:
-            _stop_on_non_finite(step, values, here)
-        engine.step()
-
-        bad += int(new_bad)
-        for line in replaced:
-            print(f"replaced an unreadable sample: {line}", flush=True)
-        if bad > max(100, run.bad_limit * run.global_batch * (step + 1 - plan.done)):
-            raise ValueError(
-                f"{bad} unreadable samples by step {step + 1}, over run.bad_limit = "
-                f"{run.bad_limit}; check the data, or raise the limit"
-            )
-        made = step + 1
-        if log.due(made):
-            means = dict(zip(values, dist.all_reduce(values.values(), "mean"), strict=True))
-            log.report(made, means, lr, zero.gradient_norm(engine))
-        if stopping or made % run.save_every == 0 or made == run.steps:
-            save(plan, engine, here, made, last=bool(stopping) or made == run.steps)
-        if stopping and made < run.steps:
-            log.say(f"stopped by a signal at step {made}; the same command resumes")
-            return
+def _log(plan: Plan, here: Place) -> RunLog:
+    run = plan.run
+    return RunLog(
+        plan.out,
+        here,
+        steps=run.steps,
+        done=plan.done,
+        every=run.log_every,
+        samples=run.global_batch,
+        tensorboard=run.tensorboard,
+        wandb=run.wandb,
+    )
 
 
-def save(
-    plan: Plan,
-    engine: Any,
-    here: Place,
-    step: int,
-    *,
-    metric: float | None = None,
-    last: bool = False,
-) -> None:
-    """Save a checkpoint of ``step`` updates beside the training; collective.
-
-    Args:
-        metric: what the best checkpoint has the lowest of; None where nothing was evaluated.
-        last: wait until it is published.
-
-    Raises:
-        NotSaved: it is the last one, and could not be written.
-    """
+def _state(plan: Plan, here: Place, step: int, guard: Guard) -> dict[str, Any]:
+    """What a checkpoint of ``step`` updates says besides its tensors."""
     import deepspeed
 
-    state = {
+    return {
         "step": step,
+        "guard": guard.state(),
         "seed": plan.run.seed,
         "global_batch": plan.run.global_batch,
         "manifest": data_hash(plan.sources),
@@ -290,8 +244,6 @@ def save(
             "deepspeed": deepspeed.__version__,
         },
     }
-    recipe = as_json(plan.recipe)
-    plan.writer.save(engine, here, recipe=recipe, state=state, metric=metric, last=last)
 
 
 def batch_arithmetic(run: RunConfig, world: int) -> tuple[int, int]:
@@ -323,17 +275,6 @@ def _opening(plan: Plan, here: Place, micro: int, accumulation: int) -> str:
         f"global batch {plan.run.global_batch} = {here.world} ranks x {micro} x {accumulation} "
         f"accumulated; {samples:,} samples, {plan.run.global_batch * plan.run.steps / samples:.2f} "
         f"epochs; ZeRO-{plan.run.zero.stage} {plan.run.zero.precision} on {here.device.type}"
-    )
-
-
-def _stop_on_non_finite(step: int, values: Mapping[str, float], here: Place) -> None:
-    """Stop on every rank; only those whose own loss it is say why."""
-    named = ", ".join(f"{k} = {v}" for k, v in values.items() if not math.isfinite(v))
-    if not named:
-        raise FloatingPointError
-    raise FloatingPointError(
-        f"step {step + 1}, rank {here.rank}: {named} is not finite; the step was not applied. "
-        "Resume from the last checkpoint with a lower --optim.lr, or --zero.clip 1"
     )
 
 

@@ -1,6 +1,6 @@
 """What the training jobs do with models before the loop starts: initialise, and show images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from cluster import checkpoint
 from cluster.dist import derive_seed, place
 from jobs import models
 from jobs.encoders import load_encoder
+from jobs.train_task import Losses, Micro
 from modeling.blip2 import Stage1, Stage2, WithEncoder
 from pipeline.loader import Batch
 
@@ -80,6 +81,37 @@ def image_input(recipe: Any, device: torch.device) -> Callable[[Batch], Tensor]:
             return encoder(batch.pixels_B3HW(device))
 
     return tokens
+
+
+def language_losses(
+    recipe: Any,
+    device: torch.device,
+    shown: Callable[[Batch], tuple[Tensor, ...]],
+    asked: Callable[[Batch], list[str] | None],
+) -> Callable[[Any, Sequence[Micro]], Iterator[Losses]]:
+    """The language-modelling loss of texts given their images' soft prompts, as the training loop
+    takes it; the frozen language model stays outside the engine.
+
+    Every token weighs alike, whatever micro-batch and rank it is in.
+
+    Args:
+        shown: What the engine is given of a batch.
+        asked: Text in front of each of its texts, itself not learned; None for none.
+    """
+    language = models.load_language(recipe.language)
+    language.to(device)
+
+    def losses(engine: Any, micros: Sequence[Micro]) -> Iterator[Losses]:
+        rows = [(m.batch.texts, m.batch.draws_B2[:, 0], asked(m.batch)) for m in micros]
+        count = None
+        if len(micros) > 1:
+            count = sum(language.count_targets(*row) for row in rows) / len(micros)
+        for micro, row in zip(micros, rows, strict=True):
+            given = shown(micro.batch)
+            micro.seed()
+            yield {"loss": language.loss(engine(*given), *row, count=count)}
+
+    return losses
 
 
 def _of_text(name: str) -> bool:

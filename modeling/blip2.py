@@ -8,12 +8,14 @@ The frozen image encoder and language model are not in here: tokens come in, pro
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modeling import gather, losses
+from modeling import contrast, gather, losses
+from modeling.contrast import Features, World
 from modeling.qformer import (
     KeyValue,
     LMHead,
@@ -77,7 +79,12 @@ class Stage1(nn.Module):
         text_ids_BL: Tensor,
         text_mask_BL: Tensor,
         image_ids_B: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+        draws_B2: Tensor | None = None,
+        *,
+        world: World | None = None,
+        start: int = 0,
+        only_features: bool = False,
+    ) -> dict[str, Tensor] | Features:
         """The losses of a batch; a collective call, every rank brings the same batch size.
 
         Args:
@@ -85,30 +92,47 @@ class Stage1(nn.Module):
             text_ids_BL: [CLS] … [SEP], padded on the right.
             text_mask_BL: 1 for tokens, 0 for padding.
             image_ids_B: Int ids when several samples show the same image; None: all are different.
+            draws_B2: Uniform numbers in [0, 1) that choose each sample's hard negatives, which
+                then do not depend on the number of ranks; None draws them here.
+            world: Where this is one of several micro-batches of a step, what all of them are
+                compared with; the texts are then padded by `contrast.pad_texts`.
+            start: This micro-batch's first sample among this rank's.
+            only_features: Compute what `world` is made of, and no loss. Under the same seed, these
+                are the features that the losses see: dropout is drawn in the same order.
 
         Returns:
-            fp32 scalars `itc`, `itm`, `itg` and their sum `loss`. Averaged over ranks they are the
-            joined batch's.
+            fp32 scalars `itc`, `itm`, `itg` and their sum `loss`. Averaged over ranks and
+            micro-batches they are the joined batch's.
 
         Raises:
             ValueError: Unequal batches over ranks, or one pair in all.
         """
-        ids_BL, mask_BL = _pad_to_world(text_ids_BL, text_mask_BL)
+        ids_BL, mask_BL = text_ids_BL, text_mask_BL
+        if world is None and not only_features:
+            ((ids_BL, mask_BL),) = contrast.pad_texts([(ids_BL, mask_BL)])
         image = self.project_image(tokens_BPD)
         query_BQD, cache = self.qformer.encode_image(image)
         feats_BQE, text_BE = self._image_feats(query_BQD), self.text_embeds(ids_BL, mask_BL)
-
-        same_BW = _same_images(tokens_BPD.shape[0], image_ids_B, tokens_BPD.device)
-        image_logits_BW, text_logits_BW = self._logits(feats_BQE, text_BE)
+        if only_features:
+            tokens_BPD = tokens_BPD.detach()
+        own = Features(
+            tokens_BPD, ids_BL, mask_BL, image_ids_B, feats_BQE.detach(), text_BE.detach()
+        )
+        if only_features:
+            return own
+        world = world or World(own)
+        same_BW = world.same(start, ids_BL.shape[0])
+        image_logits_BW, text_logits_BW = self._logits(feats_BQE, text_BE, world)
         targets_BW = losses.itc_targets(same_BW, self.config.label_smoothing)
         result = {"itc": losses.itc_loss(image_logits_BW, text_logits_BW, targets_BW)}
-        negatives = (
-            losses.hard_negatives(text_logits_BW, same_BW),  # an image for each text
-            losses.hard_negatives(image_logits_BW, same_BW),  # a text for each image
+        if self.config.itg:  # before ITM, whose exchange between ranks must wait for the device
+            result["itg"] = self._itg(cache, ids_BL, mask_BL, world)
+        uniform_B2 = (None, None) if draws_B2 is None else draws_B2.unbind(1)
+        negatives = (  # an image for each text, a text for each image
+            losses.hard_negatives(text_logits_BW, same_BW, uniform_B2[0]),
+            losses.hard_negatives(image_logits_BW, same_BW, uniform_B2[1]),
         )
-        result["itm"] = self._itm(tokens_BPD, image, ids_BL, mask_BL, negatives)
-        if self.config.itg:
-            result["itg"] = self._itg(cache, ids_BL, mask_BL)
+        result["itm"] = self._itm(image, ids_BL, mask_BL, world, negatives)
         result["loss"] = torch.stack(list(result.values())).sum()
         return result
 
@@ -143,42 +167,54 @@ class Stage1(nn.Module):
     def _image_feats(self, query_BQD: Tensor) -> Tensor:
         return F.normalize(self.vision_proj(query_BQD).float(), dim=-1)
 
-    def _logits(self, image_BQE: Tensor, text_BE: Tensor) -> tuple[Tensor, Tensor]:
+    def _logits(self, image_BQE: Tensor, text_BE: Tensor, world: World) -> tuple[Tensor, Tensor]:
         """Local images to all texts and local texts to all images, over the temperature."""
         temperature = Bounded.apply(self.temperature.float(), *TEMPERATURE_BOUNDS)
-        image_BW = losses.image_to_text_similarity(image_BQE, gather.gather(text_BE))
-        text_BW = losses.text_to_image_similarity(text_BE, gather.gather(image_BQE))
+        image_BW = losses.image_to_text_similarity(image_BQE, world.text_WE)
+        text_BW = losses.text_to_image_similarity(text_BE, world.image_WQE)
         return image_BW / temperature, text_BW / temperature
 
     def _itm(
         self,
-        tokens_BPD: Tensor,
         image: list[KeyValue],
         ids_BL: Tensor,
         mask_BL: Tensor,
+        world: World,
         negatives: tuple[Tensor, Tensor],
     ) -> Tensor:
         """3B rows in one batch: (text, image), (text, negative image), (negative text, image)."""
         negative_image_B, negative_text_B = negatives
-        received_RPD, row_B = gather.fetch(tokens_BPD, negative_image_B)
-        candidates = image
-        if received_RPD.shape[0] or received_RPD.requires_grad:
-            candidates = concatenate(image, self.project_image(received_RPD))
-        pairs = concatenate(image, select(candidates, row_B), image)
-        ids_RL = torch.cat((ids_BL, ids_BL, gather.gather(ids_BL)[negative_text_B]))
-        mask_RL = torch.cat((mask_BL, mask_BL, gather.gather(mask_BL)[negative_text_B]))
+        pairs = concatenate(image, self._negatives(image, world, negative_image_B), image)
+        ids_RL = torch.cat((ids_BL, ids_BL, world.ids_WL[negative_text_B]))
+        mask_RL = torch.cat((mask_BL, mask_BL, world.mask_WL[negative_text_B]))
         return losses.itm_loss(self.match_logits(pairs, ids_RL, mask_RL), positives=ids_BL.shape[0])
 
-    def _itg(self, cache: list[KeyValue], ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """Language modelling from [DEC]; only positions with a real next token reach the head."""
+    def _negatives(self, image: list[KeyValue], world: World, chosen_B: Tensor) -> list[KeyValue]:
+        """Keys and values of the chosen images; those of this batch are projected already."""
+        tokens_SPD = world.own.tokens_SPD
+        received_RPD, row_B = gather.fetch(tokens_SPD, chosen_B)
+        if tokens_SPD.shape[0] > chosen_B.shape[0]:  # most are other micro-batches'
+            return self.project_image(torch.cat((tokens_SPD, received_RPD))[row_B])
+        if received_RPD.shape[0] or received_RPD.requires_grad:
+            image = concatenate(image, self.project_image(received_RPD))
+        return select(image, row_B)
+
+    def _itg(self, cache: list[KeyValue], ids_BL: Tensor, mask_BL: Tensor, world: World) -> Tensor:
+        """Language modelling from [DEC]; positions without a real next token do not count."""
         input_BL = torch.cat(
             (torch.full_like(ids_BL[:, :1], self.config.dec_token_id), ids_BL[:, 1:]), 1
         )
         x_BLD = self.qformer.decode(cache, input_BL, mask_BL)
+        # All positions, so that nobody need wait for the device to learn which are real.
         real_BL = mask_BL[:, 1:].bool()
-        logits_NV = self.lm_head(x_BLD[:, :-1][real_BL], self.qformer.word_embeddings.weight)
-        total = losses.token_loss(logits_NV, ids_BL[:, 1:][real_BL], self.config.label_smoothing)
-        return gather.world_mean(total, real_BL.sum())
+        targets_BL = ids_BL[:, 1:].masked_fill(~real_BL, losses.IGNORED)
+        total = self.lm_head(
+            x_BLD[:, :-1].flatten(0, 1),
+            self.qformer.word_embeddings.weight,
+            targets_BL.flatten(),
+            self.config.label_smoothing,
+        )
+        return gather.world_mean(total, world.text_targets(ids_BL.shape[0]))
 
 
 @dataclass(frozen=True)
@@ -266,9 +302,9 @@ class WithEncoder(nn.Module):
         self.encoder = encoder
         self.stage = stage
 
-    def forward(self, images_B3HW: Tensor, *text: Tensor | None) -> Tensor | dict[str, Tensor]:
-        """What the stage makes of the images' tokens; `text` is passed on to it."""
-        return self.stage(self.encoder(images_B3HW), *text)
+    def forward(self, images_B3HW: Tensor, *text: Tensor | None, **more: Any) -> Any:
+        """What the stage makes of the images' tokens; all else is passed on to it."""
+        return self.stage(self.encoder(images_B3HW), *text, **more)
 
 
 def stage_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -313,19 +349,3 @@ class Bounded(torch.autograd.Function):
         (x,), (low, high) = ctx.saved_tensors, ctx.bounds
         outward = ((x < low) & (grad > 0)) | ((x > high) & (grad < 0))
         return grad.masked_fill(outward, 0), None, None
-
-
-def _pad_to_world(ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """Pads texts to the longest of all ranks, so that they can be gathered; what stands in padding
-    is never read.
-    """
-    batch, length = ids_BL.shape
-    extra = gather.common_text_length(batch, length, ids_BL.device) - length
-    return (F.pad(ids_BL, (0, extra)), F.pad(mask_BL, (0, extra))) if extra else (ids_BL, mask_BL)
-
-
-def _same_images(batch: int, image_ids_B: Tensor | None, device: torch.device) -> Tensor:
-    """True (B, W) where a local and a world sample show the same image; itself always."""
-    if image_ids_B is None:
-        image_ids_B = torch.arange(batch, device=device) + gather.rank() * batch
-    return image_ids_B[:, None] == gather.gather(image_ids_B)[None, :]

@@ -63,7 +63,8 @@ def world_mean(total: Tensor, count: Tensor) -> Tensor:
 
 
 def common_text_length(batch: int, length: int, device: torch.device) -> int:
-    """The longest text over all ranks, for padding before `gather`.
+    """The longest text over all ranks, for padding before `gather`; no device waits for this where
+    the group also has a CPU backend.
 
     Raises:
         ValueError: Ranks hold batches of different size (on every rank, instead of a hang or a
@@ -71,7 +72,8 @@ def common_text_length(batch: int, length: int, device: torch.device) -> int:
     """
     if world_size() == 1:
         return length
-    extremes = torch.tensor([length, batch, -batch], device=device)
+    on_cpu = "cpu:" in dist.get_backend_config()
+    extremes = torch.tensor([length, batch, -batch], device="cpu" if on_cpu else device)
     dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
     longest, most, least = extremes.tolist()
     if most != -least:

@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from modeling import gather, losses
+from modeling.linear import faster_products
+from modeling.losses import IGNORED
 from modeling.vision import freeze
 
 # Models whose logits are the output matrix times the last hidden state and nothing else, so that
@@ -70,7 +72,7 @@ class _Frozen:
             raise ValueError(
                 "the language model's tokenizer has no padding token: set tokenizer.pad_token."
             )
-        self.model = freeze(model)
+        self.model = faster_products(freeze(model))
         self.tokenizer = tokenizer
         self.max_text = max_text
         self.embed = model.get_input_embeddings()
@@ -94,28 +96,48 @@ class _Frozen:
         self,
         prompts_BQD: Tensor | None,
         texts: list[str],
-        generator: torch.Generator | None = None,
+        uniform_B: Tensor | None = None,
         prompt_texts: list[str] | None = None,
+        count: float | None = None,
     ) -> Tensor:
         """Mean language-modelling loss over the target tokens of all ranks (a collective call).
 
         Args:
             prompts_BQD: Soft visual prompts with a gradient; None for text alone.
             texts: What to learn to say.
-            generator: Randomness of the prefix split (encoder-decoder); None takes torch's default.
+            uniform_B: Numbers in [0, 1) that say where each text is split (encoder-decoder); None
+                draws them.
             prompt_texts: Text in front of the target, itself not learned, one a sample: "a photo
                 of", a question.
+            count: Target tokens of this rank that the sum is divided by, where this is one of
+                several micro-batches: `count_targets` of all of them over their number.
 
         Returns:
-            fp32 scalar. Averaged over ranks it is the joined batch's.
+            fp32 scalar. Averaged over ranks (and micro-batches) it is the joined batch's.
         """
-        return gather.world_mean(*self.token_losses(prompts_BQD, texts, generator, prompt_texts))
+        total, own = self.token_losses(prompts_BQD, texts, uniform_B, prompt_texts)
+        return gather.world_mean(total, own if count is None else torch.full_like(own, count))
+
+    def count_targets(
+        self,
+        texts: list[str],
+        uniform_B: Tensor | None = None,
+        prompt_texts: list[str] | None = None,
+    ) -> int:
+        """How many tokens `token_losses` would sum over; arguments as for it."""
+        return sum(map(len, self._rows(texts, uniform_B, prompt_texts)[1]))
+
+    def _rows(
+        self, texts: list[str], uniform_B: Tensor | None, prompt_texts: list[str] | None
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids that are given and token ids to learn, of each text."""
+        raise NotImplementedError
 
     def token_losses(
         self,
         prompts_BQD: Tensor | None,
         texts: list[str],
-        generator: torch.Generator | None = None,
+        uniform_B: Tensor | None = None,
         prompt_texts: list[str] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """This rank's summed loss and its number of target tokens; arguments as for `loss`."""
@@ -128,9 +150,40 @@ class _Frozen:
         """Rows to one tensor, padded on the right with `value`."""
         longest = max(map(len, rows), default=0)
         padded = [row + [value] * (longest - len(row)) for row in rows]
-        return torch.tensor(padded, dtype=torch.long, device=self.device).reshape(
-            len(rows), longest
+        return self._to_device(torch.tensor(padded, dtype=torch.long).reshape(len(rows), longest))
+
+    def _to_device(self, made: Tensor) -> Tensor:
+        """Copies what was made on the CPU without waiting for the device."""
+        if self.device.type != "cuda":
+            return made.to(self.device)
+        return made.pin_memory().to(self.device, non_blocking=True)
+
+    def _loss(self, hidden_BSD: Tensor, labels: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Summed loss of hidden states at the positions that have a label, and their number.
+
+        The labels are lists, so their positions are known without asking the device.
+        """
+        size = hidden_BSD.shape[1]
+        places = [
+            (row * size + place, label)
+            for row, line in enumerate(labels)
+            for place, label in enumerate(line)
+            if label != IGNORED
+        ]
+        where_N, targets_N = self._to_device(
+            torch.tensor(places, dtype=torch.long).reshape(-1, 2).T.contiguous()
         )
+        hidden_ND = hidden_BSD.flatten(0, 1).index_select(0, where_N)
+        head = self.model.get_output_embeddings()
+        count = torch.full((), len(places), dtype=torch.float32, device=self.device)
+        if not isinstance(head, nn.Linear):
+            return losses.token_loss(head(hidden_ND), targets_N), count
+        return losses.head_loss(hidden_ND, head.weight, head.bias, targets_N), count
+
+    def _loss_of_logits(self, logits_BSV: Tensor, labels_BS: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of logits that the model made itself."""
+        total = losses.token_loss(logits_BSV.flatten(0, 1), labels_BS.flatten())
+        return total, (labels_BS != IGNORED).sum()
 
     def _inputs(self, prompts_BQD: Tensor | None, ids: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Embeddings (B, S, D) of [queries][text][padding] and their attention mask (B, S)."""
@@ -145,9 +198,6 @@ class _Frozen:
             )
         inputs_BSD = torch.cat((prompts_BQD.to(text_BLD.dtype), text_BLD), 1)
         return inputs_BSD, F.pad(mask_BL, (prompts_BQD.shape[1], 0), value=1)
-
-    def _logits(self, hidden_ND: Tensor) -> Tensor:
-        return self.model.get_output_embeddings()(hidden_ND)
 
     def _decode(self, ids_BL: Tensor) -> list[str]:
         texts = self.tokenizer.batch_decode(ids_BL, skip_special_tokens=True)
@@ -172,30 +222,26 @@ class DecoderLM(_Frozen):
         self,
         prompts_BQD: Tensor | None,
         texts: list[str],
-        generator: torch.Generator | None = None,
+        uniform_B: Tensor | None = None,
         prompt_texts: list[str] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Summed loss on caption + end of line, and the number of these tokens."""
-        given, targets = self._prompt_and_target(texts, prompt_texts)
+        given, targets = self._rows(texts, uniform_B, prompt_texts)
         inputs_BSD, mask_BS = self._inputs(
             prompts_BQD, [a + b for a, b in zip(given, targets, strict=True)]
         )
         self._check_length(inputs_BSD.shape[1])
         queries = 0 if prompts_BQD is None else prompts_BQD.shape[1]
-        ignored = [[-100] * (queries + len(row)) for row in given]
-        labels_BS = self._pad([a + b for a, b in zip(ignored, targets, strict=True)], -100)
-        labels_BS = labels_BS[:, 1:]  # position i says what stands at i + 1
-        real_BS = labels_BS != -100
+        ignored = [[IGNORED] * (queries + len(row)) for row in given]
+        # Position i says what stands at i + 1.
+        labels = [(a + b)[1:] for a, b in zip(ignored, targets, strict=True)]
         if self.model.config.model_type in PLAIN_HEADS:
             hidden_BSD = self.model.base_model(
                 inputs_embeds=inputs_BSD, attention_mask=mask_BS
             ).last_hidden_state
-            logits_NV = self._logits(hidden_BSD[:, :-1][real_BS])
-        else:
-            logits_NV = self.model(inputs_embeds=inputs_BSD, attention_mask=mask_BS).logits[:, :-1][
-                real_BS
-            ]
-        return losses.token_loss(logits_NV, labels_BS[real_BS]), real_BS.sum()
+            return self._loss(hidden_BSD, labels)
+        logits_BSV = self.model(inputs_embeds=inputs_BSD, attention_mask=mask_BS).logits
+        return self._loss_of_logits(logits_BSV[:, :-1], self._pad(labels, IGNORED))
 
     @torch.no_grad()
     def generate(
@@ -224,12 +270,10 @@ class DecoderLM(_Frozen):
         )
         return [text.partition("\n")[0].strip() for text in self._decode(ids_BL)]
 
-    def _prompt_and_target(
-        self, texts: list[str], prompt_texts: list[str] | None
+    def _rows(
+        self, texts: list[str], uniform_B: Tensor | None, prompt_texts: list[str] | None
     ) -> tuple[list[list[int]], list[list[int]]]:
-        """Token ids that are given and token ids to learn; long targets are cut but keep their end
-        of line.
-        """
+        """Long targets are cut but keep their end of line; nothing is drawn."""
         if prompt_texts is None:
             given: list[list[int]] = [[] for _ in texts]
             targets = self._ids([text.strip() for text in texts], special=True)
@@ -260,7 +304,7 @@ class EncoderDecoderLM(_Frozen):
         self,
         prompts_BQD: Tensor | None,
         texts: list[str],
-        generator: torch.Generator | None = None,
+        uniform_B: Tensor | None = None,
         prompt_texts: list[str] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Summed loss on the suffix (or, after `prompt_texts`, on the whole text) and its number
@@ -269,22 +313,19 @@ class EncoderDecoderLM(_Frozen):
         Without `prompt_texts` this is the prefix LM of pre-training: each text is split at random
         by `split_prefix`.
         """
-        end = self.tokenizer.eos_token_id
-        ids = [
-            row[: self.max_text - 1]
-            for row in self._ids([text.strip() for text in texts], special=False)
-        ]
-        if prompt_texts is None:
-            cuts = split_prefix(torch.tensor([len(row) for row in ids]), generator).tolist()
-            given = [[*row[:cut], end] for row, cut in zip(ids, cuts, strict=True)]
-            ids = [row[cut:] for row, cut in zip(ids, cuts, strict=True)]
-        else:
-            given = self._ids(prompt_texts, special=True)
+        given, labels = self._rows(texts, uniform_B, prompt_texts)
         inputs_BSD, mask_BS = self._inputs(prompts_BQD, given)
-        labels_BL = self._pad([[*row, end] for row in ids], -100)
-        real_BL = labels_BL != -100
-        logits_NV = self._target_logits(inputs_BSD, mask_BS, labels_BL, real_BL)
-        return losses.token_loss(logits_NV, labels_BL[real_BL]), real_BL.sum()
+        labels_BL = self._pad(labels, IGNORED)
+        config = self.model.config
+        if config.model_type not in PLAIN_HEADS:
+            logits_BLV = self.model(
+                inputs_embeds=inputs_BSD, attention_mask=mask_BS, labels=labels_BL
+            ).logits
+            return self._loss_of_logits(logits_BLV, labels_BL)
+        hidden_BLD = self._decoded(inputs_BSD, mask_BS, labels_BL)
+        if config.scale_decoder_outputs:
+            hidden_BLD = hidden_BLD * config.d_model**-0.5
+        return self._loss(hidden_BLD, labels)
 
     @torch.no_grad()
     def generate(
@@ -301,36 +342,46 @@ class EncoderDecoderLM(_Frozen):
         )
         return self._decode(ids_BL)
 
-    def _target_logits(
-        self, inputs_BSD: Tensor, mask_BS: Tensor, labels_BL: Tensor, real_BL: Tensor
-    ) -> Tensor:
-        config = self.model.config
-        if config.model_type not in PLAIN_HEADS:
-            return self.model(
-                inputs_embeds=inputs_BSD, attention_mask=mask_BS, labels=labels_BL
-            ).logits[real_BL]
+    def _rows(
+        self, texts: list[str], uniform_B: Tensor | None, prompt_texts: list[str] | None
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Both end with the end-of-sequence token, but for a prompt that has its own."""
+        end = self.tokenizer.eos_token_id
+        ids = [
+            row[: self.max_text - 1]
+            for row in self._ids([text.strip() for text in texts], special=False)
+        ]
+        if prompt_texts is None:
+            cuts = split_prefix(torch.tensor([len(row) for row in ids]), uniform_B).tolist()
+            given = [[*row[:cut], end] for row, cut in zip(ids, cuts, strict=True)]
+            ids = [row[cut:] for row, cut in zip(ids, cuts, strict=True)]
+        else:
+            given = self._ids(prompt_texts, special=True)
+        return given, [[*row, end] for row in ids]
+
+    def _decoded(self, inputs_BSD: Tensor, mask_BS: Tensor, labels_BL: Tensor) -> Tensor:
+        """The decoder's last hidden states (B, L, D), given the labels one position late."""
         encoded_BSD = self.model.get_encoder()(
             inputs_embeds=inputs_BSD, attention_mask=mask_BS
         ).last_hidden_state
-        shifted_BL = F.pad(labels_BL[:, :-1], (1, 0), value=config.decoder_start_token_id)
-        shifted_BL = shifted_BL.masked_fill(shifted_BL == -100, self.tokenizer.pad_token_id)
-        hidden_ND = self.model.get_decoder()(
+        start: int = self.model.config.decoder_start_token_id
+        shifted_BL = F.pad(labels_BL[:, :-1], (1, 0), value=start)
+        shifted_BL = shifted_BL.masked_fill(shifted_BL == IGNORED, self.tokenizer.pad_token_id)
+        return self.model.get_decoder()(
             input_ids=shifted_BL, encoder_hidden_states=encoded_BSD, encoder_attention_mask=mask_BS
-        ).last_hidden_state[real_BL]
-        if config.scale_decoder_outputs:
-            hidden_ND = hidden_ND * config.d_model**-0.5
-        return self._logits(hidden_ND)
+        ).last_hidden_state
 
 
-def split_prefix(lengths_B: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def split_prefix(lengths_B: Tensor, uniform_B: Tensor | None = None) -> Tensor:
     """Where to split each text of the prefix LM (section 3.3): uniform from 1 to the middle, 0 for
     a single token.
 
     Args:
         lengths_B: Tokens a text, int64.
-        generator: Source of randomness; None takes torch's default.
+        uniform_B: Numbers in [0, 1), one a text; None draws them.
     """
-    uniform_B = torch.rand(lengths_B.shape, generator=generator, dtype=torch.float64)
+    if uniform_B is None:
+        uniform_B = torch.rand(lengths_B.shape, dtype=torch.float64)
     middle_B = lengths_B // 2
     return torch.where(middle_B > 0, 1 + (uniform_B * middle_B).long(), torch.zeros_like(middle_B))
 

@@ -6,9 +6,16 @@ Legend: B local batch, W world batch, Q queries, E shared embedding, R rows of i
 All are computed in fp32 whatever the dtype of the inputs.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from modeling.linear import product
+
+IGNORED = -100  # the target of a position that says nothing
+CHUNK = 1 << 24  # logits that may stand in memory at once
 
 
 def image_to_text_similarity(image_feats_BQE: Tensor, text_feats_WE: Tensor) -> Tensor:
@@ -51,11 +58,11 @@ def itc_loss(image_logits_BW: Tensor, text_logits_BW: Tensor, targets_BW: Tensor
     return (image_loss + text_loss) / 2
 
 
-def hard_negatives(logits_BW: Tensor, same_BW: Tensor) -> Tensor:
+def hard_negatives(logits_BW: Tensor, same_BW: Tensor, uniform_B: Tensor | None = None) -> Tensor:
     """Draws for each row one negative from softmax(logits), pairs with equal ids excluded (section
     3.2, ITM).
 
-    `torch.multinomial` is the only source of randomness. A similarity that is not a number counts
+    The draw is the only source of randomness. A similarity that is not a number counts
     as 0 here, so that a broken batch reaches the training loop's check of the loss instead of
     crashing in the sampler. A row in which *all* ids are equal has no true negative; it gets a
     uniform draw rather than a crash.
@@ -63,6 +70,7 @@ def hard_negatives(logits_BW: Tensor, same_BW: Tensor) -> Tensor:
     Args:
         logits_BW: Similarity over the temperature, no gradient needed.
         same_BW: True where drawing is forbidden.
+        uniform_B: Numbers in [0, 1), float64, whose quantiles are drawn; None draws here.
 
     Returns:
         World index of each row's negative, int64 (B).
@@ -78,7 +86,31 @@ def hard_negatives(logits_BW: Tensor, same_BW: Tensor) -> Tensor:
     logits = logits_BW.detach().float().nan_to_num(nan=0.0)
     weights = logits.masked_fill(same_BW, -torch.inf).softmax(1)
     weights = torch.where(same_BW.all(1, keepdim=True), torch.ones_like(weights), weights)
-    return torch.multinomial(weights, 1)[:, 0]
+    return _draw(weights) if uniform_B is None else draw_quantiles(weights, uniform_B)
+
+
+def draw_quantiles(weights_BW: Tensor, uniform_B: Tensor) -> Tensor:
+    """The index of each row at which its number falls among the running sums of the weights."""
+    sums_BW = weights_BW.double().cumsum(1)
+    # Below the sum, whatever rounding does: the first entry beyond is then one with a weight.
+    at_B1 = uniform_B[:, None] * sums_BW[:, -1:]
+    at_B1 = at_B1.minimum(sums_BW[:, -1:].nextafter(torch.zeros_like(at_B1)))
+    return torch.searchsorted(sums_BW, at_B1, right=True)[:, 0]
+
+
+def _draw(weights_BW: Tensor) -> Tensor:
+    """One index of each row in proportion to its weights."""
+    if not weights_BW.is_cuda:
+        return torch.multinomial(weights_BW, 1)[:, 0]
+    return draw_by_race(weights_BW)
+
+
+def draw_by_race(weights_BW: Tensor) -> Tensor:
+    """What `torch.multinomial` draws, number for number, without its checks of the weights: these
+    wait for the device. The first of W exponential clocks to ring, each at the rate of its weight.
+    """
+    clocks_BW = torch.empty_like(weights_BW).exponential_()
+    return (weights_BW / clocks_BW).argmax(1)
 
 
 def itm_loss(logits_RC: Tensor, positives: int) -> Tensor:
@@ -98,3 +130,97 @@ def token_loss(logits_NV: Tensor, targets_N: Tensor, smoothing: float = 0.0) -> 
     left out before.
     """
     return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum", label_smoothing=smoothing)
+
+
+def head_loss(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    targets_N: Tensor,
+    *,
+    smoothing: float = 0.0,
+    chunk: int = CHUNK,
+) -> Tensor:
+    """`token_loss` of the logits that a linear head makes of hidden states, a few rows at a time.
+
+    The logits of all rows never stand in memory: gradients are made in the forward pass, in the
+    place of the logits. A frozen head gets no gradient, and none is computed; one that trains gets
+    its own summed in fp32. Costs the three matrix products of the plain way (two when frozen).
+
+    Args:
+        hidden_ND: What the head reads.
+        weight_VD: The head's matrix; may be a word embedding.
+        bias_V: Its bias, or None.
+        targets_N: Words, or `IGNORED` for rows that do not count.
+        smoothing: Of the labels.
+        chunk: Logits in memory at once.
+    """
+    how = (smoothing, max(1, chunk // len(weight_VD)), torch.is_grad_enabled())
+    total: Tensor = _HeadLoss.apply(hidden_ND, weight_VD, bias_V, targets_N, how)
+    return total
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(  # noqa: PLR0917  autograd passes arguments by position
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        targets_N: Tensor,
+        how: tuple[float, int, bool],
+    ) -> Tensor:
+        smoothing, rows, learns = how
+        wanted = [learns and wants for wants in ctx.needs_input_grad[:3]]
+        total = hidden_ND.new_zeros((), dtype=torch.float32)
+        sums: list[Tensor | None] = [None, None]  # of the weight and the bias
+        parts = []
+        for hidden, targets in zip(hidden_ND.split(rows), targets_N.split(rows), strict=True):
+            logits = product(hidden, weight_VD).float()
+            if bias_V is not None:
+                logits += bias_V
+            total += _loss_then_gradient(logits, targets, smoothing)
+            grad = logits.to(hidden.dtype)
+            if wanted[0]:
+                parts.append(product(grad, weight_VD.t()))
+            if wanted[1]:
+                sums[0] = _add(sums[0], product(grad.t(), hidden.t()))
+            if wanted[2]:
+                sums[1] = _add(sums[1], logits.sum(0))
+        ctx.gradients = (torch.cat(parts) if parts else None, *sums)
+        ctx.dtypes = [None if x is None else x.dtype for x in (hidden_ND, weight_VD, bias_V)]
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("head_loss: a second backward pass; its gradients are gone")
+        gradients, ctx.gradients = ctx.gradients, None
+        scaled = [
+            None if found is None else found.mul_(grad).to(dtype)
+            for found, dtype in zip(gradients, ctx.dtypes, strict=True)
+        ]
+        return (*scaled, None, None)
+
+
+def _loss_then_gradient(logits_NV: Tensor, targets_N: Tensor, smoothing: float) -> Tensor:
+    """The rows' summed loss; leaves the gradient where the logits were."""
+    counts_N1 = (targets_N != IGNORED).unsqueeze(1)
+    words_N1 = targets_N.unsqueeze(1).clamp(min=0)
+    even = smoothing / logits_NV.shape[1]
+    logits_NV -= logits_NV.amax(1, keepdim=True)
+    said_N1 = (1 - smoothing) * logits_NV.gather(1, words_N1)
+    if smoothing:
+        said_N1 += even * logits_NV.sum(1, keepdim=True)
+    sums_N1 = logits_NV.exp_().sum(1, keepdim=True)
+    loss = ((sums_N1.log() - said_N1) * counts_N1).sum()
+    logits_NV *= counts_N1 / sums_N1
+    if smoothing:
+        logits_NV -= even * counts_N1
+    logits_NV.scatter_add_(1, words_N1, (smoothing - 1) * counts_N1.float())
+    return loss
+
+
+def _add(total: Tensor | None, part: Tensor) -> Tensor:
+    return part.float() if total is None else total.add_(part)

@@ -10,14 +10,19 @@ Face's (`weights.py`).
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modeling import losses
+from modeling.dropout import Dropout, dropout
+from modeling.linear import Linear, linear
 from modeling.masks import contrastive_mask, generation_mask, matching_mask
 
-KeyValue = tuple[Tensor, Tensor]  # (B, H, tokens, K) each
+# (B, H, tokens, K) each. Several pairs of them are several batches of images, one after the other.
+KeyValue = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,11 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = config.heads
         self.attention_drop = config.attention_drop
-        self.query = nn.Linear(config.width, config.width)
-        self.key = nn.Linear(source_width, config.width)
-        self.value = nn.Linear(source_width, config.width)
-        self.out = nn.Linear(config.width, config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.query = Linear(config.width, config.width)
+        self.key = Linear(source_width, config.width)
+        self.value = Linear(source_width, config.width)
+        self.out = Linear(config.width, config.width)
+        self.dropout = Dropout(config.dropout)
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
 
     def project(self, source_BSD: Tensor) -> KeyValue:
@@ -77,7 +82,14 @@ class Attention(nn.Module):
         allowed.
         """
         drop = self.attention_drop if self.training else 0.0
-        mixed_BHSK = attend(self._split(self.query(x_BSD)), key_value, mask, drop)
+        query_BHSK = self._split(self.query(x_BSD))
+        parts = [key_value[i : i + 2] for i in range(0, len(key_value), 2)]
+        if len(parts) == 1:
+            mixed_BHSK = attend(query_BHSK, key_value, mask, drop)
+        else:
+            queries = query_BHSK.split([len(key) for key, _ in parts])
+            mixed = [attend(q, kv, None, drop) for q, kv in zip(queries, parts, strict=True)]
+            mixed_BHSK = torch.cat(mixed)
         out_BSD = self.out(mixed_BHSK.transpose(1, 2).flatten(2))
         return self.norm(self.dropout(out_BSD) + x_BSD)
 
@@ -87,17 +99,18 @@ class Attention(nn.Module):
 
 def attend(query_BHSK: Tensor, key_value: KeyValue, mask: Tensor | None, drop: float) -> Tensor:
     """Scaled dot-product attention; `mask` is True where attention is allowed."""
+    key_BHPK, value_BHPK = key_value
     if query_BHSK.is_cuda or not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(
-            query_BHSK, *key_value, attn_mask=mask, dropout_p=drop
+            query_BHSK, key_BHPK, value_BHPK, attn_mask=mask, dropout_p=drop
         )
     # On CPU the fused kernel's backward is slow in bf16: 125 ms against 14 ms
     # (192 pairs of 36 tokens, one core).
-    key_BHPK, value_BHPK = key_value
     scores_BHSP = (query_BHSK * query_BHSK.shape[-1] ** -0.5) @ key_BHPK.transpose(-1, -2)
     if mask is not None:
-        scores_BHSP = scores_BHSP.masked_fill(~mask, -torch.inf)
-    return F.dropout(scores_BHSP.softmax(-1), drop) @ value_BHPK
+        forbidden = torch.zeros_like(mask, dtype=query_BHSK.dtype).masked_fill_(~mask, -torch.inf)
+        scores_BHSP += forbidden
+    return dropout(scores_BHSP.softmax(-1), drop) @ value_BHPK
 
 
 class FeedForward(nn.Module):
@@ -105,9 +118,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: QFormerConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.width, config.ffn)
-        self.down = nn.Linear(config.ffn, config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.up = Linear(config.width, config.ffn)
+        self.down = Linear(config.ffn, config.width)
+        self.dropout = Dropout(config.dropout)
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
@@ -187,16 +200,34 @@ class QFormer(nn.Module):
             self.word_embeddings = nn.Embedding(config.vocab, config.width)
             self.position_embeddings = nn.Embedding(config.max_positions, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList([Layer(config, index) for index in range(config.layers)])
         self.apply(partial(init_bert, std=config.init_std))
         nn.init.normal_(self.query_tokens, std=config.init_std)
 
-    def project(self, image_BPD: Tensor) -> list[KeyValue]:
+    def project(self, image_BPD: Tensor, norm: nn.LayerNorm | None = None) -> list[KeyValue]:
         """Keys and values of images for each layer with cross-attention, to be shared by all
         passes.
+
+        Args:
+            image_BPD: Image tokens.
+            norm: A LayerNorm to apply to them first. Given here rather than applied before, the
+                gradient of its weights comes from that of the projections' (they follow one
+                another), not from that of the tokens: a third of this product is saved where
+                the tokens themselves have no gradient.
         """
-        return [layer.cross_attn.project(image_BPD) for layer in self._cross_layers()]
+        attentions = [layer.cross_attn for layer in self._cross_layers()]
+        parts = [part for a in attentions for part in (a.key, a.value)]
+        weight_OD = torch.cat([part.weight for part in parts])
+        bias_O = torch.cat([part.bias for part in parts])
+        if norm is not None:
+            image_BPD = F.layer_norm(image_BPD.float(), norm.normalized_shape, eps=norm.eps)
+            bias_O = (bias_O.float() + weight_OD.float() @ norm.bias.float()).to(weight_OD.dtype)
+            weight_OD = (weight_OD.float() * norm.weight.float()).to(weight_OD.dtype)
+        joint = linear(image_BPD.to(weight_OD.dtype), weight_OD, bias_O)
+        heads = joint.unflatten(-1, (len(parts), self.config.heads, -1)).permute(2, 0, 3, 1, 4)
+        projected = heads.contiguous().unbind()
+        return [projected[i : i + 2] for i in range(0, len(parts), 2)]
 
     def encode_image(self, image: list[KeyValue]) -> tuple[Tensor, list[KeyValue]]:
         """Queries alone (ITC, stage 2): output (B, Q, D) and the queries' self-attention keys and
@@ -282,14 +313,25 @@ class LMHead(nn.Module):
 
     def __init__(self, config: QFormerConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.width, config.width)
+        self.dense = Linear(config.width, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab))
         self.apply(partial(init_bert, std=config.init_std))
 
-    def forward(self, x_ND: Tensor, embeddings_VD: Tensor) -> Tensor:
-        """Logits (N, V)."""
-        return F.linear(self.norm(F.gelu(self.dense(x_ND))), embeddings_VD, self.bias)
+    def forward(
+        self,
+        x_ND: Tensor,
+        embeddings_VD: Tensor,
+        targets_N: Tensor | None = None,
+        smoothing: float = 0.0,
+    ) -> Tensor:
+        """Logits (N, V), or the summed loss of targets, for which they never stand in memory as a
+        whole (`losses.head_loss`).
+        """
+        hidden_ND = self.norm(F.gelu(self.dense(x_ND)))
+        if targets_N is None:
+            return linear(hidden_ND, embeddings_VD, self.bias)
+        return losses.head_loss(hidden_ND, embeddings_VD, self.bias, targets_N, smoothing=smoothing)
 
 
 def init_bert(module: nn.Module, std: float = 0.02) -> None:
@@ -302,12 +344,13 @@ def init_bert(module: nn.Module, std: float = 0.02) -> None:
 
 def select(image: list[KeyValue], index_R: Tensor) -> list[KeyValue]:
     """Rows of projected images, for pairs that share or exchange images."""
-    return [(key.index_select(0, index_R), value.index_select(0, index_R)) for key, value in image]
+    joined = [
+        layer if len(layer) == 2 else (torch.cat(layer[::2]), torch.cat(layer[1::2]))
+        for layer in image
+    ]
+    return [(key.index_select(0, index_R), value.index_select(0, index_R)) for key, value in joined]
 
 
 def concatenate(*images: list[KeyValue]) -> list[KeyValue]:
-    """Joins batches of projected images."""
-    layers = zip(*images, strict=True)
-    return [
-        (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer])) for layer in layers
-    ]
+    """Joins batches of projected images, without copying them."""
+    return [tuple(chain.from_iterable(layer)) for layer in zip(*images, strict=True)]

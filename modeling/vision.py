@@ -20,6 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig
 
+from modeling.linear import faster_products
 from modeling.weights import clip_vision_to_timm
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -32,7 +33,7 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, vit: Vit) -> None:
         super().__init__()
-        self.vit = vit
+        self.vit = faster_products(vit)
         self.width: int = vit.embed_dim
         self.image_size: int = vit.patch_embed.img_size[0]
         self.num_tokens: int = vit.patch_embed.num_patches + vit.num_prefix_tokens

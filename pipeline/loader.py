@@ -74,6 +74,8 @@ class Batch:
         uids: 32 hex digits each.
         image_ids_B: int64, from the image's bytes: equal for samples that show the same image.
         questions: what each text answers, where the data is questions (``pipeline.questions``).
+        draws_B2: float64 in [0, 1), of (seed, uid, visit): what an objective draws a sample,
+            whatever the ranks and the batch that it is in.
         tokens: what ``tokenise`` made of the texts, empty without it.
         replaced: uid (or place) and reason of each unreadable sample that another one stands in
             for.
@@ -84,6 +86,7 @@ class Batch:
     uids: list[str]
     image_ids_B: Tensor
     questions: list[str]
+    draws_B2: Tensor
     tokens: dict[str, Tensor]
     replaced: list[str]
 
@@ -94,8 +97,13 @@ class Batch:
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory, for copies that overlap; called by the DataLoader."""
         tokens = {name: tensor.pin_memory() for name, tensor in self.tokens.items()}
-        images, ids = self.images_B3HW.pin_memory(), self.image_ids_B.pin_memory()
-        return replace(self, images_B3HW=images, image_ids_B=ids, tokens=tokens)
+        return replace(
+            self,
+            images_B3HW=self.images_B3HW.pin_memory(),
+            image_ids_B=self.image_ids_B.pin_memory(),
+            draws_B2=self.draws_B2.pin_memory(),
+            tokens=tokens,
+        )
 
 
 class Item(NamedTuple):
@@ -106,6 +114,7 @@ class Item(NamedTuple):
     uid: str
     image_id: int
     question: str
+    draws: tuple[float, float]
     replaced: tuple[str, ...] = ()
 
 
@@ -183,7 +192,9 @@ class Samples(Dataset):
         )
         question = str(record.get("question", ""))
         pixels = self._transformed(decode(image), generator, f"{question} {text}")
-        return Item(pixels, text, uid, _image_id(record, image), question)
+        place = (self.schedule.seed, uid, draw.visit)
+        draws = (_uniform("first draw", *place), _uniform("second draw", *place))
+        return Item(pixels, text, uid, _image_id(record, image), question, draws)
 
     def _transformed(self, image: Tensor, generator: torch.Generator, text: str) -> Tensor:
         allowed = not (self.transform.config.keep_sides and names_side(text))
@@ -210,7 +221,7 @@ def choose_caption(
         BadSample: no caption, or none that is text.
     """
     kept = _kept(record, members)
-    uniform = derive_seed("caption", seed, uid, visit) / 2**63
+    uniform = _uniform("caption", seed, uid, visit)
     if policy == "top1":
         chosen = kept[0][0]
     elif policy == "weighted":
@@ -226,6 +237,11 @@ def choose_caption(
     if not text:
         raise BadSample("its caption is empty")
     return text
+
+
+def _uniform(*parts: object) -> float:
+    """A number in [0, 1) of any printable parts: 53 bits, so that it cannot round to 1."""
+    return (derive_seed(*parts) >> 10) / 2**53
 
 
 def _kept(record: dict[str, Any], members: dict[str, bytes]) -> list[tuple[str, float]]:
@@ -275,6 +291,7 @@ def collate(items: list[Item], tokenise: Tokenise | None) -> Batch:
         uids=[item.uid for item in items],
         image_ids_B=torch.tensor([item.image_id for item in items]),
         questions=[item.question for item in items],
+        draws_B2=torch.tensor([item.draws for item in items], dtype=torch.float64),
         tokens=tokenise(texts) if tokenise else {},
         replaced=[line for item in items for line in item.replaced],
     )

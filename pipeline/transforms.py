@@ -4,6 +4,7 @@ Squares to train on stay uint8, a quarter of what floats would be on their way f
 that decode and to the device; ``normalise`` makes them what an encoder sees, there.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -102,9 +103,12 @@ def eval_transform(size: int) -> EvalTransform:
 
 def normalise(images: Tensor) -> Tensor:
     """uint8 ...3HW -> float32 ...3HW with CLIP's mean and standard deviation, on their device."""
-    mean, scale = _MEAN.to(images.device), _SCALE.to(images.device)
+    mean, scale = _constants(images.device)
     return (images.to(torch.float32) - mean) * scale
 
 
-_MEAN = 255 * torch.tensor(CLIP_MEAN)[:, None, None]
-_SCALE = 1 / (255 * torch.tensor(CLIP_STD)[:, None, None])
+@functools.cache
+def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and one over deviation, in 0 to 255; copied once, since a copy waits for the device."""
+    mean, deviation = 255 * torch.tensor(CLIP_MEAN), 255 * torch.tensor(CLIP_STD)
+    return mean[:, None, None].to(device), (1 / deviation)[:, None, None].to(device)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Suppress, arg
 
+from cluster.guard import GuardConfig
 from cluster.zero import ZeroConfig
 from modeling.blip2 import Stage1Config, Stage2Config
 from modeling.optim import OptimConfig
@@ -83,6 +84,10 @@ class RunConfig:
         log_every: steps between log lines.
         bad_limit: share of unreadable samples over which the run stops.
         tensorboard: also write the log for TensorBoard, where it is installed.
+        wandb: project of Weights & Biases that also gets the log, where it is installed.
+        validate_every: steps between measurements on ``--validate``; 0 takes ``save_every``.
+        validate_batches: global batches that are measured.
+        profile_at: first of three steps that a profiler trace is made of; 0 makes none.
     """
 
     steps: int
@@ -94,6 +99,11 @@ class RunConfig:
     log_every: int = 10
     bad_limit: float = 0.01
     tensorboard: bool = False
+    wandb: str = ""
+    validate_every: int = 0
+    validate_batches: int = 16
+    profile_at: int = 0
+    guard: GuardConfig = field(default_factory=GuardConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)

@@ -12,7 +12,7 @@ def test_bf16_accumulates_and_exchanges_in_fp32(stage):
     assert made["train_micro_batch_size_per_gpu"] == 5
     assert made["gradient_accumulation_steps"] == 3
     assert made["zero_optimization"]["stage"] == stage
-    assert made["bf16"] == {"enabled": True}
+    assert made["bf16"] == {"enabled": True, "check_grad_overflow": False}
     assert made["data_types"] == {"grad_accum_dtype": "fp32"}
     assert made["communication_data_type"] == "fp32"
     assert made["gradient_clipping"] == 0.0
@@ -21,7 +21,7 @@ def test_bf16_accumulates_and_exchanges_in_fp32(stage):
 def test_stage_0_keeps_fp32_weights_under_autocast():
     made = to_deepspeed(ZeroConfig(stage=0, clip=1.0), 1, 1, 1)
     assert made["torch_autocast"]["enabled"] and "bf16" not in made
-    assert made["gradient_clipping"] == 1.0
+    assert made["gradient_clipping"] == 0.0  # the guard clips
     assert "torch_autocast" not in to_deepspeed(ZeroConfig(stage=0, precision="fp32"), 1, 1, 1)
 
 

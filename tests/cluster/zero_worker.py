@@ -37,6 +37,7 @@ def build(stage: int, precision: str, dropout: float, world: int):
     optimizer = torch.optim.AdamW(
         [{"params": weights, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}],
         lr=1e-2,
+        fused=True,
     )
     config = zero.ZeroConfig(stage=stage, precision=precision)
     return zero.engine(module, optimizer, config, BATCH // world)

@@ -163,6 +163,51 @@ def test_sigterm_saves_at_the_step_it_meets_and_resumes(world, undisturbed, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_micro_batches_change_nothing(world, tmp_path, stage):
+    """Without dropout, four micro-batches learn what the whole batch does: negatives of ITC and
+    ITM span the step, tokens weigh alike, and a step is one update.
+    """
+    plain = ["--model.qformer.dropout", "0", "--zero.precision", "fp32"]
+    for name, more in (("whole", []), ("cut", ["--micro-batch", "2"])):
+        done = python(command(world, stage, tmp_path / name, 4, *plain, *more))
+        assert done.returncode == 0, done.stderr
+    assert "8 = 1 ranks x 2 x 4 accumulated" in done.stdout
+    for whole, cut in zip(curve(tmp_path / "whole"), curve(tmp_path / "cut"), strict=True):
+        assert cut == pytest.approx(whole, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_validation_profile_and_boards(world, tmp_path):
+    """What may be switched on, in one run: none of it changes what is learned."""
+    plain, seen = tmp_path / "plain", tmp_path / "seen"
+    assert python(command(world, "stage1", plain, 6)).returncode == 0
+    more = ["--validate", str(world / "data"), "--validate-every", "3", "--validate-batches", "2"]
+    more += ["--profile-at", "2", "--tensorboard"]
+    done = python(command(world, "stage1", seen, 6, *more))
+    assert done.returncode == 0, done.stderr
+    assert curve(seen) == curve(plain)
+    measured = [json.loads(line) for line in (seen / "validation.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in measured] == [3, 6]
+    for record in measured:
+        parts = sum(record[f"val_{name}"] for name in ("itc", "itm", "itg"))
+        assert record["val_loss"] == pytest.approx(parts, rel=1e-5)
+    trace = json.loads((seen / "profile" / "rank_0000.json").read_text())
+    assert any("addmm" in event.get("name", "") for event in trace["traceEvents"])
+    assert "profile of steps 2 to 4" in done.stdout
+    assert list((seen / "tensorboard").glob("events.*"))
+
+
+def test_bad_steps_are_skipped_told_and_limited(world, tmp_path):
+    """A learning rate that breaks everything: every step after is skipped, with its samples."""
+    more = ["--guard.spike", "1.05", "--guard.warmup", "1", "--guard.limit", "2"]
+    done = python(command(world, "stage1", tmp_path, 12, "--optim.lr", "0.5", *more))
+    assert done.returncode == 1, done.stdout
+    assert "steps were skipped by step" in done.stderr and "guard.limit = 2" in done.stderr
+    assert done.stderr.count("error: ") == 1
+
+
+@pytest.mark.slow
 def test_two_ranks_killed_and_resumed(world, undisturbed, tmp_path):
     """Through the real launcher; then 2 ranks to 1: the same samples, nearly the same losses."""
     whole, killed, fewer = tmp_path / "whole", tmp_path / "killed", tmp_path / "fewer"

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from modeling import gather
+from modeling import contrast, gather
 from tests.modeling.tiny import batch, sharp_stage1
 
 WORLDS = [2, 4]
@@ -32,6 +32,21 @@ def joined(case: str, ranks: int) -> tuple[Tensor, ...]:
 
 
 CASES = ["plain", "image ids", "one sample a rank"]
+
+
+def in_turn(inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """As `losses_and_gradients`, a sample at a time."""
+    model = sharp_stage1()
+    pairs = [
+        contrast.Pairs(lambda t=tokens: t[None], ids[None], mask[None], None, None, lambda: None)
+        for tokens, ids, mask in zip(*inputs, strict=True)
+    ]
+    means: dict[str, Tensor] = {}
+    for losses in contrast.losses_in_turn(model, pairs, frozen=True):
+        (losses["loss"] / len(pairs)).backward()
+        for name, value in losses.items():
+            means[name] = means.get(name, 0) + value.detach() / len(pairs)
+    return means | {f"grad.{name}": p.grad for name, p in model.named_parameters()}
 
 
 def token_gradient(inputs: tuple[Tensor, ...]) -> Tensor:
@@ -62,6 +77,8 @@ def one_rank(rank: int, ranks: int, port: int, folder: str) -> None:
         result.update(mean)
         token_grad = token_gradient(own_part(joined(case, ranks), rank, ranks))
         result[f"{case}/tokens"] = gather.gather(token_grad) / ranks
+    turns = in_turn(own_part(joined("plain", ranks), rank, ranks))
+    result.update({f"in turn/{k}": gather.world_sum(t) / ranks for k, t in turns.items()})
     if ranks == 2:
         result.update(fetched(rank))
     with pytest.raises(ValueError, match=f"from 2 to {1 + ranks} samples"):
@@ -109,11 +126,12 @@ def world(request, tmp_path_factory) -> tuple[int, dict[str, Tensor]]:
     return request.param, torch.load(folder / "result.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, "in turn"])
 def test_ranks_equal_one_rank_on_the_joined_batch(world, monkeypatch, case):
+    """In one batch a rank, and sample by sample."""
     monkeypatch.setattr(torch, "multinomial", most_likely)
     ranks, measured = world
-    expected = losses_and_gradients(joined(case, ranks))
+    expected = losses_and_gradients(joined("plain" if case == "in turn" else case, ranks))
     assert len(expected) > 100
     for name, tensor in expected.items():
         found = measured[f"{case}/{name}"]

@@ -94,3 +94,71 @@ def test_multinomial_is_the_only_randomness(monkeypatch):
     logits = torch.tensor([[9.0, 1.0, 2.0], [3.0, 9.0, 2.0]])
     assert losses.hard_negatives(logits, torch.eye(3, dtype=torch.bool)[:2]).tolist() == [2, 0]
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("smoothing", "chunk"), [(0.0, 40), (0.1, 40), (0.1, 1 << 20)])
+def test_head_loss_is_the_loss_of_its_logits(frozen, bias, smoothing, chunk):
+    torch.manual_seed(0)
+    hidden, targets = torch.randn(9, 8, requires_grad=True), torch.randint(0, 20, (9,))
+    targets[[2, 8]] = losses.IGNORED
+    head = torch.nn.Linear(8, 20, bias=bias).requires_grad_(not frozen)
+    inputs = [hidden, *(() if frozen else head.parameters())]
+    found = losses.head_loss(
+        hidden, head.weight, head.bias, targets, smoothing=smoothing, chunk=chunk
+    )
+    expected = losses.token_loss(head(hidden), targets, smoothing)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    pairs = zip(
+        torch.autograd.grad(3 * found, inputs), torch.autograd.grad(3 * expected, inputs),
+        strict=True,
+    )  # fmt: skip
+    assert all(torch.allclose(mine, theirs, atol=1e-5) for mine, theirs in pairs)
+
+
+def test_head_loss_sums_the_heads_gradient_in_fp32():
+    """In bf16 the parts of many chunks would be rounded again and again."""
+    torch.manual_seed(0)
+    hidden, targets = torch.randn(256, 8), torch.zeros(256, dtype=torch.long)
+    weight = torch.randn(20, 8)
+    gradients = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        parts = [t.to(dtype).requires_grad_() for t in (hidden, weight)]
+        loss = losses.head_loss(*parts, None, targets, chunk=40)
+        gradients[dtype] = torch.autograd.grad(loss, parts)
+        assert loss.dtype == torch.float32
+        assert [g.dtype for g in gradients[dtype]] == [dtype] * 2
+    one, other = (gradients[d][1].float() for d in (torch.float32, torch.bfloat16))
+    assert (one - other).norm() / one.norm() < 5e-3
+
+
+def test_head_loss_keeps_no_logits():
+    """Of 4 times the rows, only the hidden states are 4 times as large."""
+    sizes = []
+    weight = torch.randn(500, 4, requires_grad=True)
+    for rows in (16, 64):
+        held = 0
+
+        def keep(tensor):
+            nonlocal held
+            held += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            hidden = torch.randn(rows, 4, requires_grad=True)
+            loss = losses.head_loss(hidden, weight, None, torch.zeros(rows, dtype=torch.long))
+        sizes.append(held)
+    assert max(sizes) < 500
+    loss.backward()
+    with pytest.raises(RuntimeError, match="second backward"):
+        loss.backward()
+
+
+def test_the_race_draws_what_multinomial_draws():
+    weights = torch.rand(50, 9, generator=torch.Generator().manual_seed(0))
+    weights[:, 3] = 0
+    torch.manual_seed(1)
+    expected = torch.multinomial(weights, 1)[:, 0]
+    torch.manual_seed(1)
+    assert torch.equal(losses.draw_by_race(weights), expected)

@@ -6,7 +6,7 @@ from transformers import Blip2Config, Blip2ForImageTextRetrieval
 
 from modeling.blip2 import Stage1
 from modeling.masks import generation_mask
-from modeling.qformer import QFormer
+from modeling.qformer import QFormer, concatenate, select
 from modeling.vision import build_timm_encoder
 from modeling.weights import blip2_vision_to_eva, huggingface_names
 from tests.modeling.tiny import VOCAB, batch, qformer_config, sharp_stage1, sharpen, stage1_config
@@ -165,3 +165,37 @@ def test_paper_encoder_has_the_papers_size():
         encoder = build_timm_encoder("eva_giant_patch14_clip_224")
     assert sum(p.numel() for p in encoder.parameters()) == 985_894_528
     assert (encoder.num_tokens, encoder.width, len(encoder.vit.blocks)) == (257, 1408, 39)
+
+
+def test_a_norm_given_to_project_is_a_norm_applied_before():
+    """The same keys and values, and the same gradients of the norm and the projections."""
+    model = sharp_stage1().qformer
+    norm = torch.nn.LayerNorm(24)
+    sharpen(norm, seed=4)
+    tokens = batch(3)[0]
+    weights = [*norm.parameters(), *(p for n, p in model.named_parameters() if "cross_attn" in n)]
+    found = []
+    for image in (model.project(tokens, norm), model.project(norm(tokens))):
+        flat = [part for layer in image for part in layer]
+        total = sum(
+            (part * torch.linspace(0, 1, part.numel()).view_as(part)).sum() for part in flat
+        )
+        found.append((flat, torch.autograd.grad(total, weights, allow_unused=True)))
+    for mine, expected in zip(*found, strict=True):
+        for one, other in zip(mine, expected, strict=True):
+            assert one is other is None or torch.allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_joined_images_are_read_as_one_batch():
+    model = sharp_stage1().qformer.eval()
+    tokens, ids, mask = batch(4)
+    whole = model.project(tokens)
+    parts = concatenate(*(model.project(part) for part in tokens.split([1, 3])))
+    assert torch.allclose(
+        model.encode_pair(whole, ids, mask), model.encode_pair(parts, ids, mask), atol=1e-6
+    )
+    index = torch.tensor([2, 0, 3])
+    for one, other in zip(select(whole, index), select(parts, index), strict=True):
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(one, other, strict=True))
+    key, value = whole[0]
+    assert concatenate(whole, whole)[0] == (key, value, key, value)  # nothing is copied
