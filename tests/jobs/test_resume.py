@@ -59,12 +59,14 @@ def test_random_kills():
 
 
 def full_size_t5(world: Path, out: Path) -> list[str]:
-    """Stage 2 on TinyWorld's own Q-Former, 24 steps; prefix splits are drawn."""
+    """Stage 2 on TinyWorld's own Q-Former, 24 steps; prefix splits are drawn. In fp32: bf16 rounds
+    a rank's gradient before ranks are summed, which 16 steps later is up to 0.2 % of the loss.
+    """
     return [
         *("jobs/stage2.py", "--recipe", "tinyworld-t5", "--data", str(world / "data")),
         *("--encoder.name", str(world / "clip"), "--language.name", str(world / "t5")),
         *("--out", str(out), "--steps", "24", "--global-batch", "8"),
-        *("--log-every", "1", "--save-every", "8"),
+        *("--log-every", "1", "--save-every", "8", "--zero.precision", "fp32"),
     ]
 
 
