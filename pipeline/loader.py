@@ -8,6 +8,7 @@ import hashlib
 import json
 import queue
 import re
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -321,6 +322,7 @@ class Batches:
             batch_sampler=order,
             collate_fn=partial(collate, tokenise=tokenise),
             num_workers=config.workers,
+            worker_init_fn=_leave_signals_to_the_rank,
             prefetch_factor=config.prefetch if config.workers else None,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # it would draw from the global one otherwise
@@ -346,6 +348,14 @@ class Batches:
         """Stop making batches."""
         self._fetcher.close()
         self._ahead.close()
+
+
+def _leave_signals_to_the_rank(worker: int) -> None:
+    """A stop is sent to all processes of a run; the rank still needs its workers to end its step
+    and save. They end with it.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _RankOrder:

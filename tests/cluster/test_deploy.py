@@ -53,3 +53,9 @@ def test_the_commands_in_the_files_parse(name: str):
     assert len(commands) == 1
     args = capfilt.parse(shlex.split(commands[0]))
     assert args.recipe == "blip-large" and args.output.endswith("capfilt")
+
+
+def test_deepspeeds_parser_takes_the_hostfile():
+    from deepspeed.launcher.runner import fetch_hostfile
+
+    assert fetch_hostfile(str(DEPLOY / "hostfile")) == {"node1": 8, "node2": 8}

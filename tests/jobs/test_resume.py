@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -57,11 +58,10 @@ def test_random_kills():
     assert "24 steps and the last checkpoint equal the undisturbed run" in done.stdout
 
 
-def full_size_t5(world: Path, out: Path) -> list[str]:
-    """Stage 2 on TinyWorld's own Q-Former, 24 steps; prefix splits are drawn."""
+def tinyworld_t5(world: Path, out: Path) -> list[str]:
+    """Stage 2 of TinyWorld with its own models, 24 steps; prefix splits are drawn."""
     return [
         *("jobs/stage2.py", "--recipe", "tinyworld-t5", "--data", str(world / "data")),
-        *("--encoder.name", str(world / "clip"), "--language.name", str(world / "t5")),
         *("--out", str(out), "--steps", "24", "--global-batch", "8"),
         *("--log-every", "1", "--save-every", "8"),
     ]
@@ -70,13 +70,13 @@ def full_size_t5(world: Path, out: Path) -> list[str]:
 def test_two_ranks_one_and_two_again(world, tmp_path):
     """The same samples, each with its own draw: losses equal to 1e-3 at every step."""
     whole, moved = tmp_path / "whole", tmp_path / "moved"
-    done = run(launcher(full_size_t5(world, whole), 2))
+    done = run(launcher(tinyworld_t5(world, whole), 2))
     assert done.returncode == 0, done.stderr
-    kill_at(launcher(full_size_t5(world, moved), 2), moved, step=8)
+    kill_at(launcher(tinyworld_t5(world, moved), 2), moved, step=8)
     assert checkpoint.find(moved).state["world"] == 2
-    kill_at([sys.executable, *full_size_t5(world, moved)], moved, step=16)
+    kill_at([sys.executable, *tinyworld_t5(world, moved)], moved, step=16)
     assert checkpoint.find(moved).state["world"] == 1
-    done = run(launcher(full_size_t5(world, moved), 2))
+    done = run(launcher(tinyworld_t5(world, moved), 2))
     assert done.returncode == 0, done.stderr
     assert len(curve(moved)) == len(curve(whole)) == 24
     worst = 0.0
@@ -136,6 +136,7 @@ def test_on_s3_from_another_machine(world, undisturbed, tmp_path, monkeypatch):
     faults = Faults(error_500=0.03, slow_down=0.03, reset=0.03, truncated=0.03, lost_answer=0.03)
     _client.cache_clear()
     with s3_server(monkeypatch) as server, faulty_proxy(server, faults) as url:
+        storage = open_storage(out)
         aws = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
         for machine, step in (("one", 6), ("two", 0)):
             cache = {"ISTHMUS_CACHE": str(tmp_path / machine)}
@@ -151,11 +152,12 @@ def test_on_s3_from_another_machine(world, undisturbed, tmp_path, monkeypatch):
             if step:
                 (log,) = wait_for_folder(tmp_path / machine / "runs", process)
                 wait_for_step(log, step, process)
+                while not storage.exists("checkpoints/latest"):
+                    time.sleep(0.01)
                 process.kill()
             said, _ = process.communicate(timeout=300)
         assert process.returncode == 0, said
         assert f"resuming from {out}/checkpoints/step_00000004" in said
-        storage = open_storage(out)
         (tmp_path / "log.jsonl").write_bytes(storage.read("log.jsonl"))
         assert curve(tmp_path) == curve(undisturbed)
         names = {entry.name.split("/")[1] for entry in storage.entries("checkpoints", deep=True)}
