@@ -67,7 +67,13 @@ class Memory:
 
 
 def report(recipe: Any, world: int, gpu: Gpu | None = None, price: float = 0.0) -> str:
-    """The resolved recipe as JSON and, below it, a table for people.
+    """The resolved recipe as JSON and, below it, ``table``; arguments as for it."""
+    resolved = json.dumps(train_loop.as_json(recipe), indent=1)
+    return "\n".join([resolved, *table(recipe, world, gpu, price)])
+
+
+def table(recipe: Any, world: int, gpu: Gpu | None = None, price: float = 0.0) -> list[str]:
+    """What a run will need, in lines for people.
 
     Args:
         world: ranks to plan for.
@@ -88,7 +94,6 @@ def report(recipe: Any, world: int, gpu: Gpu | None = None, price: float = 0.0) 
     gib = ", ".join(f"{name} {_short(value / GIB)}" for name, value in held.items())
     step = sample * run.global_batch
     lines = [
-        json.dumps(train_loop.as_json(recipe), indent=1),
         f"trainable parameters: {sum(trained.values()):,}{_parts(trained)}",
         f"frozen parameters:    {sum(frozen.values()):,}{_parts(frozen)}",
         f"global batch {run.global_batch} = {world} ranks x {micro} x {accumulation} accumulated; "
@@ -102,47 +107,45 @@ def report(recipe: Any, world: int, gpu: Gpu | None = None, price: float = 0.0) 
         f"the run {_short(step * run.steps / 1e18)} EFLOP",
     ]
     if gpu is not None:
-        lines += _on(gpu, memory, micro, world, step, recipe, price)
+        fitting = largest_micro(recipe, sketched, world, gpu.memory * GIB)
+        fits = memory.total <= gpu.memory * GIB
+        said = "it fits" if fits else f"IT DOES NOT FIT; {_remedy(fitting)}"
+        lines += [
+            f"on a GPU of {_short(gpu.memory)} GiB: {said}",
+            _expected(gpu, world, step, recipe.run, price),
+        ]
     missing = [f"{recipe.encoder.name} (encoder)"] if sketched.encoder is None else []
     if recipe.kind == "stage2" and sketched.language is None:
         missing.append(f"{recipe.language.name} (language model)")
     if missing:
         lines.append(f"not counted, since its folder is not here: {', '.join(missing)}")
-    return "\n".join(lines)
+    return lines
 
 
-def _on(  # noqa: PLR0917
-    gpu: Gpu,
-    memory: Memory,
-    micro: int,
-    world: int,
-    step: float,
-    recipe: Any,
-    price: float,
-) -> list[str]:
-    """Whether it fits a GPU, how long the run takes there and what it costs."""
-    share = recipe.run.mfu
-    seconds = step / (world * gpu.tflops * 1e12 * share)
-    hours = seconds * recipe.run.steps / 3600
-    fits = memory.total <= gpu.memory * GIB
-    largest = largest_micro(memory, micro, gpu.memory * GIB)
-    room = f"{_short(gpu.memory)} GiB: " + (
-        "it fits" if fits else f"IT DOES NOT FIT; {_remedy(largest)}"
-    )
+def step_flops(recipe: Any, world: int) -> float:
+    """FLOPs of a step over all ranks."""
+    return sum(sample_flops(recipe, sketch(recipe), world).values()) * recipe.run.global_batch
+
+
+def _expected(gpu: Gpu, world: int, step: float, run: Any, price: float) -> str:
+    """How long the run takes on GPUs, and what it costs."""
+    seconds = step / (world * gpu.tflops * 1e12 * run.mfu)
+    hours = seconds * run.steps / 3600
     cost = f", {hours * world * price:,.0f} at {price:g} a GPU and hour" if price else ""
-    return [
-        f"on a GPU of           {room}",
+    return (
         f"expected time:        {_short(seconds)} s a step, "
-        f"{_short(recipe.run.global_batch / seconds)} samples/s, {_short(hours)} hours on "
-        f"{world} GPUs of {gpu.tflops:g} TFLOP/s, if {100 * share:g}% of that is reached "
-        f"(--mfu){cost}",
-    ]
+        f"{_short(run.global_batch / seconds)} samples/s, {_short(hours)} hours on {world} GPUs of "
+        f"{gpu.tflops:g} TFLOP/s, if {100 * run.mfu:g}% of that is reached (--mfu){cost}"
+    )
 
 
-def largest_micro(memory: Memory, micro: int, room: float) -> int:
-    """The largest micro-batch whose activations fit; 0 where not even one sample's do."""
-    left = room - memory.states - memory.gradients - memory.exchange
-    return max(0, int(left * micro / memory.activations))
+def largest_micro(recipe: Any, sketched: Sketch, world: int, room: float) -> int:
+    """The largest micro-batch that fits; 0 where not even one sample does."""
+    share = recipe.run.global_batch // world
+    for micro in range(share, 0, -1):
+        if share % micro == 0 and plan_memory(recipe, sketched, world, micro).total <= room:
+            return micro
+    return 0
 
 
 def _remedy(micro: int) -> str:
@@ -162,10 +165,11 @@ def check_room(recipe: Any, world: int, available: float, on_cpu: bool) -> None:
         ValueError: it does not fit; names the numbers and a remedy.
     """
     micro, _ = train_loop.batch_arithmetic(recipe.run, world)
-    memory = plan_memory(recipe, sketch(recipe), world, micro)
+    sketched = sketch(recipe)
+    memory = plan_memory(recipe, sketched, world, micro)
     needed = memory.on_cpu if on_cpu else memory.total
     if needed > available:
-        remedy = _remedy(largest_micro(memory, micro, available))
+        remedy = _remedy(largest_micro(recipe, sketched, world, available))
         raise ValueError(
             f"--micro-batch {micro}: a rank needs about {_short(needed / GIB)} GiB, "
             f"{_short(available / GIB)} GiB are free; {remedy}. --dry-run shows the parts"
