@@ -2,6 +2,7 @@
 
 import ctypes
 import ctypes.util
+import os
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # malloc.h of glibc
 
@@ -11,8 +12,12 @@ def keep_freed_memory(reserve: int = 256 << 20) -> bool:
 
     PyTorch frees and allocates every activation at every step; on a small virtual machine with slow
     page faults the training of a tiny model became 3 to 7 times faster with this. ``reserve`` bytes
-    are taken from the kernel at a time. Returns whether it took effect (False without glibc).
+    are taken from the kernel at a time. The process may then hold up to twice what it uses:
+    ``ISTHMUS_KEEP_MEMORY=0`` leaves glibc as it is, for a machine that is short of memory. Returns
+    whether it took effect (False without glibc).
     """
+    if os.environ.get("ISTHMUS_KEEP_MEMORY") == "0":
+        return False
     name = ctypes.util.find_library("c")
     libc = ctypes.CDLL(name) if name else None
     if libc is None or not hasattr(libc, "mallopt"):

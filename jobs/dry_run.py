@@ -23,6 +23,8 @@ from modeling.blip2 import Stage1, Stage2
 from modeling.flops import Stack
 from modeling.vision import ImageEncoder, build_clip_encoder
 
+LIBRARIES = 0.95 * GIB  # of a process that has imported torch, DeepSpeed and transformers
+
 
 @dataclass(frozen=True)
 class Sketch:
@@ -38,7 +40,8 @@ class Memory:
     """Bytes a rank, by what holds them; activations are an estimate.
 
     Attributes:
-        exchange: gradients on their way between ranks, and what micro-batches share.
+        exchange: gradients and weights on their way between ranks, and what micro-batches share.
+        lasting: the part of ``gradients`` and ``exchange`` that is not freed between steps.
         saving: of the main memory of rank 0, while a checkpoint is written.
     """
 
@@ -48,6 +51,7 @@ class Memory:
     frozen: float
     activations: float
     exchange: float
+    lasting: float
     saving: float
 
     @property
@@ -62,8 +66,8 @@ class Memory:
 
     @property
     def on_cpu(self) -> float:
-        """Most that rank 0 holds where the device's memory is the main memory."""
-        return max(self.total, self.states + self.saving)
+        """Most that rank 0's process holds where the device's memory is the main memory."""
+        return LIBRARIES + max(self.total, self.states + self.lasting + self.saving)
 
 
 def report(recipe: Any, world: int, gpu: Gpu | None = None, price: float = 0.0) -> str:
@@ -90,7 +94,7 @@ def table(recipe: Any, world: int, gpu: Gpu | None = None, price: float = 0.0) -
     compute = sample_flops(recipe, sketched, world)
     sample = sum(compute.values())
     parts = ", ".join(f"{name} {_short(value / 1e9)}" for name, value in compute.items())
-    held = {name: value for name, value in vars(memory).items() if name != "saving"}
+    held = {k: v for k, v in vars(memory).items() if k not in {"lasting", "saving"}}
     gib = ", ".join(f"{name} {_short(value / GIB)}" for name, value in held.items())
     step = sample * run.global_batch
     lines = [
@@ -102,6 +106,7 @@ def table(recipe: Any, world: int, gpu: Gpu | None = None, price: float = 0.0) -
         f"(ZeRO-{run.zero.stage}, {run.zero.precision}; activations estimated)",
         f"a checkpoint, GiB:    {_short(12 * sum(trained.values()) / GIB)}; while it is written, "
         f"{_short(memory.saving / GIB)} of rank 0's main memory",
+        f"on CPU, GiB a rank:   {_short(memory.on_cpu / GIB)} with its libraries and a save",
         f"GFLOP a sample:       {_short(sample / 1e9)} = {parts}",
         f"PFLOP a step:         {_short(step / 1e15)}, a rank {_short(step / world / 1e15)}; "
         f"the run {_short(step * run.steps / 1e18)} EFLOP",
@@ -232,17 +237,21 @@ def plan_memory(recipe: Any, sketched: Sketch, world: int, micro: int) -> Memory
     if recipe.kind == "stage2":
         held += frozen["language model"] * _width(recipe.language.dtype)
     accumulation = recipe.run.global_batch // (world * micro)
-    exchange = 4.0 * min(zero.bucket, count) if zero.stage in {1, 2} else 0.0
+    # One bucket of fp32 gradients; ZeRO-3 also gathers the weights, and keeps both.
+    exchange = {0: 0.0, 3: 4.0 + (2 if cast else 4)}.get(zero.stage, 4.0) * min(zero.bucket, count)
+    gradients = 4.0 * count / share[1]
+    lasting = gradients + exchange if zero.stage == 3 else 0.0
     if recipe.kind == "stage1" and accumulation > 1:  # all micro-batches see each other's images
         tokens = _image_tokens(sketched) * recipe.model.qformer.encoder_width
         exchange += accumulation * micro * tokens * _width(recipe.encoder.dtype)
     return Memory(
         weights=(2 if cast else 4) * count / share[2],
-        gradients=4 * count / share[1],
+        gradients=gradients,
         optimizer=states * count / share[0],
         frozen=held,
         activations=micro * _activations(recipe, sketched) + _head(recipe),
         exchange=exchange,
+        lasting=lasting,
         saving=20 * count,  # the copy, and what the larger of its two files is written from
     )
 

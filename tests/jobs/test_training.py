@@ -208,6 +208,23 @@ def test_bad_steps_are_skipped_told_and_limited(world, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_every_zero_stage_learns_the_same(world, tmp_path, stage):
+    """On two ranks in fp32, to the last bit of the log; of ZeRO-3 also what is read of a weight
+    outside the module it belongs to (the projections of images, the tied head).
+    """
+    curves = []
+    for zero in ("0", "2", "3"):
+        more = ["--zero-stage", zero, "--zero.precision", "fp32"]
+        done = run(launcher(command(world, stage, tmp_path / zero, 3, *more), 2))
+        assert done.returncode == 0, done.stderr
+        curves.append(curve(tmp_path / zero))
+    for others in curves[1:]:
+        for one, other in zip(curves[0], others, strict=True):
+            assert other == pytest.approx(one, rel=1e-6)
+
+
+@pytest.mark.slow
 def test_two_ranks_killed_and_resumed(world, undisturbed, tmp_path):
     """Through the real launcher; then 2 ranks to 1: the same samples, nearly the same losses."""
     whole, killed, fewer = tmp_path / "whole", tmp_path / "killed", tmp_path / "fewer"

@@ -1,0 +1,50 @@
+"""What a dry run says of memory, beside what the run then uses on CPU."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from jobs import dry_run, models, train_cli
+from tests.jobs.test_training import ENV, ROOT
+from tests.tiny_training import capfilt_output, tiny_clip, tiny_t5
+
+MIDDLE = [
+    *("--model.qformer.width", "768", "--model.qformer.layers", "6", "--global-batch", "8"),
+    *("--log-every", "1", "--save-every", "2", "--steps", "3"),
+]
+
+
+def peak_of(command: list[str]) -> int:
+    """Most bytes that the process held."""
+    env = ENV | {"ISTHMUS_KEEP_MEMORY": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL) as running:
+        _, status, used = os.wait4(running.pid, 0)
+        running.returncode = os.waitstatus_to_exitcode(status)
+    assert running.returncode == 0
+    return used.ru_maxrss * 1024
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "zero", "precision"),
+    [("stage1", 2, "bf16"), ("stage1", 3, "bf16"), ("stage2", 0, "fp32")],
+)
+def test_the_estimate_is_within_15_percent(tmp_path, stage, zero, precision):
+    """Of some 80 million trainable parameters, a save included."""
+    tiny_clip(tmp_path / "clip")
+    tiny_t5(tmp_path / "t5")
+    capfilt_output(tmp_path / "data", shards=2, samples=20)
+    recipe = {"stage1": "tinyworld", "stage2": "tinyworld-t5"}[stage]
+    given = ["--recipe", recipe, "--encoder.name", str(tmp_path / "clip"), *MIDDLE]
+    given += ["--zero-stage", str(zero), "--zero.precision", precision]
+    if stage == "stage2":
+        given += ["--language.name", str(tmp_path / "t5"), "--model.qformer.layers", "12"]
+    given += ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    parsed = train_cli.parse(stage, given).config
+    fitted = models.fit(parsed)
+    planned = dry_run.plan_memory(fitted, dry_run.sketch(fitted), world=1, micro=8)
+    used = peak_of([sys.executable, f"jobs/{stage}.py", *given])
+    assert used > 2 * 2**30  # most of it is the model's
+    assert planned.on_cpu == pytest.approx(used, rel=0.15)
