@@ -221,6 +221,37 @@ def map_shards(
         run.stop()
 
 
+def map_tasks(
+    items: Sequence[Item],
+    function: Callable[[Item], Any],
+    config: RayConfig,
+    done: Callable[[Item, Any], None],
+) -> None:
+    """``done(item, function(item))`` for every item, one task each, no more than two a CPU at once.
+
+    Raises:
+        Exception: whatever the application raised, from the first item that failed.
+        RuntimeError: an item lost its workers more often than ``config.retries``.
+    """
+    task: Any = ray.remote(num_cpus=1, max_retries=config.retries, retry_exceptions=False)(_call)
+    sent, waiting = ray.put(function), list(reversed(items))
+    capacity = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    under_way: dict[Any, Item] = {}
+    while waiting or under_way:
+        while waiting and len(under_way) < capacity:
+            item = waiting.pop()
+            under_way[task.remote(sent, item)] = item
+        (ready,), _ = ray.wait(list(under_way), num_returns=1)
+        item = under_way.pop(ready)
+        try:
+            result = _get(ready)
+        except RayError as lost:
+            raise RuntimeError(
+                f"{item} lost its workers {config.retries + 1} times: {lost}"
+            ) from lost
+        done(item, result)
+
+
 def _cause(failed: RayTaskError) -> BaseException:
     cause = getattr(failed, "cause", None)
     return cause if isinstance(cause, Exception) else failed

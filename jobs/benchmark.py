@@ -1,6 +1,7 @@
 """Benchmarks, each beside a peer and a ceiling in the same run, as ratios.
 
     python jobs/benchmark.py capfilt [--size full --device cuda ...]   CapFilt's models
+    python jobs/benchmark.py overlap                                  CapFilt's stages on Ray
     python jobs/benchmark.py loader                                   the training loader
     python jobs/benchmark.py data                                     bookkeeping of 129M samples
     python jobs/benchmark.py NAME --help
@@ -19,6 +20,7 @@ from jobs.cli import run
 
 BENCHMARKS = {
     "capfilt": "jobs.bench_capfilt",
+    "overlap": "jobs.bench_overlap",
     "loader": "jobs.bench_loader",
     "data": "jobs.bench_data",
 }

@@ -3,11 +3,12 @@
     python jobs/capfilt.py --recipe tinyworld --input FOLDER --output FOLDER
     ray job submit --working-dir . -- python jobs/capfilt.py --recipe NAME --input URL --output URL
 
-Input: a folder of tars (img2dataset, webdataset), a folder with captions.jsonl, or COCO JSON
-(with --images). Output: WebDataset tars, a parquet row for every input, commit records, and
-gallery.html to judge the filter by eye. Started again, it does what is not committed yet.
-``plan``, ``verify``, ``stats``, ``compact`` and ``retry --reason R`` go in front of the options:
-see jobs/capfilt_tools.py.
+Input: a folder of tars (img2dataset, webdataset), a folder with captions.jsonl, or the JSON of COCO
+or Visual Genome (with --images). Output: WebDataset tars, a parquet row for every input, commit
+records, and gallery.html to judge the filter by eye. Started again, it does what is not committed
+yet; several runs on one output share the work.
+``plan``, ``verify``, ``stats``, ``compact``, ``gallery`` and ``retry --reason R`` go in front of
+the options: see jobs/capfilt_tools.py.
 Fields of the recipe are overridden as ``--config.sampling.top-p 0.95``.
 """
 
@@ -43,23 +44,28 @@ from cluster.ray_map import (
 )
 from cluster.storage import Storage, absolute_url, open_storage
 from jobs import capfilt_tools, recipes
+from jobs.capfilt_duplicates import mark_duplicates
 from jobs.capfilt_models import Describer, find_folder, read_processor, revision
+from jobs.capfilt_summary import Summary, Tally, show, summarise
 from jobs.capfilt_work import RETRY, Work
 from jobs.cli import run
 from jobs.recipes.capfilt import CapFiltRecipe
 from modeling.captioner import REVISION
-from pipeline.capfilt import Described, Kept, ModelInput, assemble, prepare
+from pipeline.capfilt import Described, Kept, ModelInput, prepare
+from pipeline.filters import FilterConfig
 from pipeline.gallery import build_gallery
 from pipeline.manifest import (
-    Commit,
+    PLAN,
     Plan,
     PlannedShard,
     commit_shard,
     committed,
     committed_names,
     compact,
+    is_committed,
     open_plan,
 )
+from pipeline.output import JsonLayout, assemble
 from pipeline.sources import Source, open_source
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,10 +78,13 @@ class CapFiltArgs:
 
     Attributes:
         recipe: name of a CapFilt recipe.
-        input: folder of tars, folder with captions.jsonl, .jsonl, .tar or COCO .json.
+        input: folder of tars, folder with captions.jsonl, .jsonl, .tar or .json of captions.
         output: folder for shards, records and the gallery.
-        images: image folder of a .jsonl or COCO .json; default: beside it.
-        source: the source's name in records and uids; default: from the input's name.
+        images: image folder of a .jsonl or .json; default: beside it.
+        source: the source's name in records and uids; default: from the input's name. The names
+            coco, vg, cc3m, cc12m, sbu and laion also say whether people wrote the captions.
+        json_layout: of the tars' json members: the full record, or ``lavis``, the plain list of
+            captions that the authors' reader of their own filtered LAION takes.
         gallery: how many images gallery.html shows; 0 writes none.
         ray: where it runs.
         config: the recipe's fields, to override.
@@ -86,26 +95,11 @@ class CapFiltArgs:
     recipe: str = "tinyworld"
     images: str | None = None
     source: str | None = None
+    json_layout: JsonLayout = "full"
     gallery: int = 60
     dry_run: bool = False
     ray: Annotated[RayConfig, tyro.conf.arg(name="")] = field(default_factory=RayConfig)
     config: CapFiltRecipe = field(default_factory=lambda: recipes.recipe("capfilt", "tinyworld"))
-
-
-@dataclass(frozen=True)
-class Summary(capfilt_tools.Counts):
-    """What an output holds after a run, and how the run went.
-
-    Attributes:
-        done, skipped: shards of this run, shards that were committed before.
-        images_per_s: of this run, wall time from the first shard's start; 0 if none ran.
-    """
-
-    done: int
-    skipped: int
-    seconds: float
-    images_per_s: float
-    output: str
 
 
 def run_capfilt(args: CapFiltArgs) -> Summary:
@@ -148,23 +142,29 @@ def _run(args: CapFiltArgs, choose: Callable[[Storage, list[Work]], list[Work]])
     begun = time.perf_counter()
     source = open_source(args.input, args.images, args.config.shard_size, args.source)
     storage = open_storage(args.output)
-    settings = _settings(args.config, source.name)  # before Ray: a wrong path is known at once
+    settings = _settings(args, source.name)  # before Ray: a wrong path is known at once
     with session(args.ray, ROOT) as resources:
+        first = not storage.exists(PLAN)
         work = _plan(args, source, storage, {**settings, "device": _device(args, resources)})
+        if args.config.filters.unique:
+            work = mark_duplicates(work, source, args.config.filters, storage, args.ray)
         todo = choose(storage, work)
+        if not first:  # another run may be at it from the front: meet it in the middle
+            todo = todo[::-1]
         print(
             f"{len(work)} shards, {len(todo)} to do on {resources.actors} model workers "
             f"({resources.device}; {describe_cluster()})",
             flush=True,
         )
         start = time.perf_counter()
-        images = _process(args, source, todo, resources) if todo else 0
+        tally = _process(args, source, todo, resources) if todo else Tally()
         spent = time.perf_counter() - start
     commits = committed(args.output)
     compact(storage, commits)
     if args.gallery:
-        storage.replace("gallery.html", build_gallery(storage, commits, args.gallery))
-    return _summarise(commits, len(todo), images / spent, time.perf_counter() - begun, args.output)
+        storage.replace("gallery.html", build_gallery([(storage, commits)], args.gallery))
+    seconds = time.perf_counter() - begun
+    return summarise(commits, tally, tally.images / spent, seconds, args.output)
 
 
 def show_plan(args: CapFiltArgs) -> None:
@@ -174,7 +174,7 @@ def show_plan(args: CapFiltArgs) -> None:
         ValueError: input, recipe or model that cannot be used; the message says why.
     """
     source = open_source(args.input, args.images, args.config.shard_size, args.source)
-    _settings(args.config, source.name)
+    _settings(args, source.name)
     shards = source.shards()
     commits = committed(args.output)
     done = sum(not commit.retry_of for commit in commits)
@@ -200,17 +200,21 @@ def _plan(
     return work
 
 
-def _settings(recipe: CapFiltRecipe, source: str) -> dict[str, Any]:
+def _settings(args: CapFiltArgs, source: str) -> dict[str, Any]:
     """What decides the bytes, besides the input and the device. Models count by content."""
-    settings = asdict(recipe)
+    recipe, settings = args.config, asdict(args.config)
     if math.isinf(settings["filters"]["max_aspect"]):
         settings["filters"]["max_aspect"] = None  # JSON has no infinity
     for name in ("captioner", "ranker"):
         settings[name] = revision(find_folder(name, getattr(recipe, name)))
     libraries = {name: version(name) for name in _LIBRARIES}
     return {
-        "recipe": settings, "source": source, "libraries": libraries, "captioner": REVISION
-    }  # fmt: skip
+        "recipe": settings,
+        "source": source,
+        "json_layout": args.json_layout,
+        "libraries": libraries,
+        "captioner": REVISION,
+    }
 
 
 def _device(args: CapFiltArgs, resources: Resources) -> str:
@@ -220,45 +224,46 @@ def _device(args: CapFiltArgs, resources: Resources) -> str:
     return f"cpu {torch.backends.cpu.get_cpu_capability()}, {args.ray.threads} threads"
 
 
-def _process(args: CapFiltArgs, source: Source, todo: Sequence[Work], resources: Resources) -> int:
-    """Run the map with a progress bar; returns how many images went through."""
-    recipe, images, failed = args.config, 0, Counter[str]()
+def _process(
+    args: CapFiltArgs, source: Source, todo: Sequence[Work], resources: Resources
+) -> Tally:
+    """Run the map with a progress bar."""
+    recipe, tally, output = args.config, Tally(), absolute_url(args.output)
     specs = [
         read_processor(find_folder(name, getattr(recipe, name))).spec
         for name in ("captioner", "ranker")
     ]
     stages = Stages(
-        partial(_prepare, source.reader(), recipe, specs),
+        partial(_prepare, source.reader(), output, recipe.filters, specs),
         partial(Describer, recipe),
-        partial(_commit, absolute_url(args.output), recipe.keep),
+        partial(_commit, output, recipe.keep, args.json_layout),
         Parts(partial(_count, source.reader()), Work.only, Work.without),
     )
-    sizes = [item.shard.size for item in todo]
     listed = all(item.shard.items for item in todo)
     with tqdm(
-        total=sum(sizes) if listed else len(todo), unit="image" if listed else "shard",
+        total=sum(item.shard.size for item in todo) if listed else len(todo),
+        unit="image" if listed else "shard",
         desc="capfilt", mininterval=1.0, smoothing=0.1, dynamic_ncols=True,
     ) as bar:  # fmt: skip
 
-        def done(item: Work, stats: dict[str, Any]) -> None:
-            nonlocal images
-            images += stats["n"]
-            failed.update(stats["reasons"])
-            spent = max(time.time() - bar.start_t, 1e-9)
-            bar.set_postfix(
-                {"images/s": f"{images / spent:.1f}", "dropped": sum(failed.values())},
-                refresh=False,
-            )
+        def done(item: Work, result: dict[str, Any]) -> None:
+            tally.add(result)
+            speed = tally.images / max(time.time() - bar.start_t, 1e-9)
+            dropped = tally.dropped.total()
+            bar.set_postfix({"images/s": f"{speed:.1f}", "dropped": dropped}, refresh=False)
             bar.update(item.shard.size if listed else 1)
 
         map_shards(todo, stages, args.ray, resources, done)
-    return images
+    return tally
 
 
 def _prepare(
-    source: Source, recipe: CapFiltRecipe, specs: Sequence[Any], item: Work
-) -> tuple[tuple[Work, Kept], ModelInput]:
-    kept, model_input = prepare(item.records(source), recipe.filters, *specs)
+    source: Source, output: str, filters: FilterConfig, specs: Sequence[Any], item: Work
+) -> tuple[tuple[Work, Kept | None], ModelInput | None]:
+    """The shard ready for the models; nothing where another run has committed it meanwhile."""
+    if is_committed(open_storage(output), item.name):
+        return (item, None), None
+    kept, model_input = prepare(item.records(source), filters, *specs)
     return (item, kept), model_input
 
 
@@ -267,39 +272,20 @@ def _count(source: Source, item: Work) -> int:
 
 
 def _commit(
-    output: str, keep: int, worked: tuple[Work, Kept], described: Described
+    output: str,
+    keep: int,
+    json_layout: JsonLayout,
+    worked: tuple[Work, Kept | None],
+    described: Described | None,
 ) -> dict[str, Any]:
+    """Publish a shard; what it held, and whether it was published here."""
     item, kept = worked
-    shard = assemble(kept, described, keep)
+    if kept is None or described is None:
+        return {"here": False, "n": 0, "reasons": {}, "short": {}}
+    shard = assemble(kept, described, keep, json_layout)
     stats = {**shard.stats, **item.about()}
-    commit_shard(open_storage(output), item.name, shard.tar, shard.parquet, stats)
-    return stats
-
-
-def _summarise(
-    commits: Sequence[Commit], done: int, speed: float, seconds: float, output: str
-) -> Summary:
-    return Summary(
-        **asdict(capfilt_tools.count(commits)),
-        done=done,
-        skipped=len(commits) - done,
-        seconds=round(seconds, 2),
-        images_per_s=round(speed, 2),
-        output=output,
-    )
-
-
-def show(summary: Summary) -> None:
-    """The table for people, and the last line for programs."""
-    lines = [("images in", summary.images), ("kept", summary.kept)]
-    lines += [(f"dropped: {reason}", count) for reason, count in summary.reasons.items()]
-    share = summary.web_won / max(summary.kept, 1)
-    print(f"\n{summary.done} shards done, {summary.skipped} skipped as committed before")
-    for label, count in lines:
-        print(f"  {label:<32}{count:>10,}")
-    print(f"  {'web caption ranked first':<32}{summary.web_won:>10,}  ({share:.1%})")
-    print(f"  {summary.images_per_s:.1f} images/s, {summary.seconds:.1f} s, in {summary.output}")
-    print(json.dumps(asdict(summary), ensure_ascii=False), flush=True)
+    here = commit_shard(open_storage(output), item.name, shard.tar, shard.parquet, stats)
+    return {"here": here, "n": stats["n"], "reasons": stats["reasons"], "short": described.short}
 
 
 def parse(argv: Sequence[str]) -> CapFiltArgs:

@@ -3,12 +3,14 @@
 import hashlib
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jobs.recipes.capfilt import CapFiltRecipe
 from pipeline.capfilt import Described, ImageSpec, ModelInput, describe
+from pipeline.halving import Halving
 
 ROOT = Path(__file__).resolve().parents[1]
 _REVISION_FILES = ("*.json", "*.safetensors", "*.txt")
@@ -104,7 +106,7 @@ class Describer:
         folder = find_folder("captioner", recipe.captioner)
         processor = read_processor(folder)
         model: Any = BlipForConditionalGeneration.from_pretrained(folder, dtype=dtype[recipe.dtype])
-        self.captioner = Captioner(
+        captioner = Captioner(
             model.to(device),
             AutoTokenizer.from_pretrained(folder),
             recipe.sampling,
@@ -112,16 +114,21 @@ class Describer:
             processor.std,
             seed=recipe.seed,
         )
+        self.captioner: Halving[str, list[str]] = Halving(captioner, "")
         folder = find_folder("ranker", recipe.ranker)
         processor = read_processor(folder)
         model = CLIPModel.from_pretrained(folder, dtype=dtype[recipe.dtype])
-        self.scorer = ClipScorer(
+        scorer = ClipScorer(
             model.to(device), AutoTokenizer.from_pretrained(folder), processor.mean, processor.std
         )
+        self.scorer: Halving[Sequence[str], list[float]] = Halving(scorer, ())
 
-    def process(self, model_input: ModelInput) -> Described:
-        """Captions and scores of a prepared shard."""
+    def process(self, model_input: ModelInput | None) -> Described | None:
+        """Captions and scores of a prepared shard, if there is one."""
+        if model_input is None:
+            return None
         start = time.perf_counter()
         described = describe(model_input, self.captioner, self.scorer, self.batch_size)
         described.seconds["models"] = time.perf_counter() - start
-        return described
+        sizes = {"captioner": self.captioner.size, "scorer": self.scorer.size}
+        return replace(described, short={name: size for name, size in sizes.items() if size})

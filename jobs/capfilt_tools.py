@@ -1,9 +1,10 @@
-"""What one asks of a CapFilt output besides running it: plan, verify, stats, compact, retry.
+"""What one asks of a CapFilt output besides running it: verify, stats, compact, gallery, retry.
 
 python jobs/capfilt.py plan   --recipe NAME --input URL --output URL  what would run
 python jobs/capfilt.py verify --output URL   every byte again
 python jobs/capfilt.py stats  --output URL   counts, reasons, seconds
 python jobs/capfilt.py compact --output URL   manifest.parquet again
+python jobs/capfilt.py gallery --outputs URL URL --page FILE.html   one page over several outputs
 python jobs/capfilt.py retry  --reason missing_file … (as for run)     failed inputs once more
 """
 
@@ -15,16 +16,20 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import tyro
 from tqdm import tqdm
 
 from cluster.storage import Storage, open_storage
+from pipeline.gallery import build_gallery
 from pipeline.manifest import Commit, committed, compact
 from pipeline.shards import Row, read_parquet
 
 _READERS = 8
-FINAL = frozenset({"duplicate_key"})  # the input itself says no: trying again is pointless
+FINAL = frozenset(
+    {"duplicate_key", "duplicate_image"}
+)  # the input itself says no: trying again is pointless
 
 
 @dataclass(frozen=True)
@@ -160,6 +165,33 @@ def rewrite_manifest(arguments: Sequence[str]) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class GalleryArgs:
+    """One page over several outputs, such as those of several sources.
+
+    Attributes:
+        outputs: their folders or s3:// URLs.
+        page: the HTML file to write.
+        count: images in all.
+    """
+
+    outputs: tuple[str, ...]
+    page: Path
+    count: int = 120
+
+
+def write_gallery(arguments: Sequence[str]) -> int:
+    """Write the page."""
+    args = tyro.cli(GalleryArgs, args=arguments, description="gallery")
+    if not args.outputs or args.count < 1:
+        raise ValueError("--outputs: give at least one output, and a --count of 1 or more")
+    page = build_gallery([existing(output) for output in args.outputs], args.count)
+    args.page.parent.mkdir(parents=True, exist_ok=True)
+    args.page.write_bytes(page)
+    print(f"{len(args.outputs)} outputs in {args.page}")
+    return 0
+
+
 def estimate(commits: Sequence[Commit], todo: int, actors: int) -> str:
     """How long ``todo`` shards take, judged by those that are done."""
     models = [commit.seconds.get("models", 0.0) for commit in commits]
@@ -227,6 +259,7 @@ TOOLS: dict[str, Callable[[Sequence[str]], int]] = {
     "verify": verify,
     "stats": stats,
     "compact": rewrite_manifest,
+    "gallery": write_gallery,
 }
 
 

@@ -1,9 +1,12 @@
 """An output shard to make: what CapFilt's driver hands to the workers."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from pipeline.sample import Rejected, Sample
 from pipeline.shards import Row
@@ -20,6 +23,7 @@ class Work:
         first, end: the records to look at; the whole shard unless something is searched for.
         killers: records that kill whoever touches them: they become rows, and nothing else.
         again: rows of a committed shard to try again; empty for a shard's first time.
+        duplicates: records whose image another record has, as packed 32-bit numbers.
     """
 
     name: str
@@ -28,6 +32,7 @@ class Work:
     end: int | None = None
     killers: frozenset[int] = frozenset()
     again: tuple[Row, ...] = ()
+    duplicates: bytes = b""
 
     def __str__(self) -> str:
         return f"shard {self.name} ({self.shard.name})"
@@ -43,6 +48,7 @@ class Work:
     def records(self, source: Source) -> Iterator[Sample | Rejected]:
         """The records of this work, the quarantined ones with their reason."""
         wanted = {row.uid for row in self.again}
+        copies = frozenset(np.frombuffer(self.duplicates, dtype="<u4").tolist())
         for number, record in enumerate(source.read(self.shard)):
             if number < self.first or (self.end is not None and number >= self.end):
                 continue
@@ -50,9 +56,10 @@ class Work:
                 if record.uid not in wanted:
                     continue
                 wanted.remove(record.uid)  # a second one of the name is a duplicate, not this one
-            if number in self.killers and isinstance(record, Sample):
-                where = (record.uid, record.key, record.source, record.shard)
-                yield Rejected(*where, "kills_worker", record.caption)
+            if isinstance(record, Sample) and number in self.killers:
+                yield _rejected(record, "kills_worker", "failed")
+            elif isinstance(record, Sample) and number in copies:
+                yield _rejected(record, "duplicate_image", "filtered")
             else:
                 yield record
 
@@ -65,3 +72,9 @@ class Work:
             "retried": dict(Counter(row.reason for row in self.again)),
             "retried_status": dict(Counter(row.status for row in self.again)),
         }
+
+
+def _rejected(sample: Sample, reason: str, status: str) -> Rejected:
+    where = (sample.uid, sample.key, sample.source, sample.shard)
+    sha256 = hashlib.sha256(sample.image).hexdigest()
+    return Rejected(*where, reason, sample.caption, status, sha256)

@@ -14,15 +14,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from jobs import train_loop
 from jobs.encoders import load_encoder
+from jobs.hardware import GIB, Gpu
 from jobs.model_files import DTYPES, local_path
 from jobs.recipes import known
 from jobs.recipes.train import EncoderChoice
-from modeling import flops
+from modeling import flops, losses
 from modeling.blip2 import Stage1, Stage2
 from modeling.flops import Stack
 from modeling.vision import ImageEncoder, build_clip_encoder
-
-GIB, LOGIT_BYTES = 2**30, 10  # a logit in bf16, its copy and its gradient in fp32
 
 
 @dataclass(frozen=True)
@@ -36,25 +35,50 @@ class Sketch:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes a rank, by what holds them; activations are an estimate."""
+    """Bytes a rank, by what holds them; activations are an estimate.
+
+    Attributes:
+        exchange: gradients on their way between ranks, and what micro-batches share.
+        saving: of the main memory of rank 0, while a checkpoint is written.
+    """
 
     weights: float
     gradients: float
     optimizer: float
     frozen: float
     activations: float
+    exchange: float
+    saving: float
+
+    @property
+    def states(self) -> float:
+        """What stays from step to step."""
+        return self.weights + self.optimizer + self.frozen
 
     @property
     def total(self) -> float:
-        """All of them."""
-        return sum(vars(self).values())
+        """Most of the device's memory that a step holds."""
+        return self.states + self.gradients + self.activations + self.exchange
+
+    @property
+    def on_cpu(self) -> float:
+        """Most that rank 0 holds where the device's memory is the main memory."""
+        return max(self.total, self.states + self.saving)
 
 
-def report(recipe: Any, world: int) -> str:
-    """The resolved recipe as JSON and, below it, a table for people.
+def report(recipe: Any, world: int, gpu: Gpu | None = None, price: float = 0.0) -> str:
+    """The resolved recipe as JSON and, below it, ``table``; arguments as for it."""
+    resolved = json.dumps(train_loop.as_json(recipe), indent=1)
+    return "\n".join([resolved, *table(recipe, world, gpu, price)])
+
+
+def table(recipe: Any, world: int, gpu: Gpu | None = None, price: float = 0.0) -> list[str]:
+    """What a run will need, in lines for people.
 
     Args:
         world: ranks to plan for.
+        gpu: what each of them runs on, for the time and whether it fits.
+        price: of one GPU for an hour, for the cost.
 
     Raises:
         ValueError: the global batch cannot be cut for these ranks.
@@ -66,27 +90,90 @@ def report(recipe: Any, world: int) -> str:
     compute = sample_flops(recipe, sketched, world)
     sample = sum(compute.values())
     parts = ", ".join(f"{name} {_short(value / 1e9)}" for name, value in compute.items())
-    gib = ", ".join(f"{name} {_short(value / GIB)}" for name, value in vars(memory).items())
+    held = {name: value for name, value in vars(memory).items() if name != "saving"}
+    gib = ", ".join(f"{name} {_short(value / GIB)}" for name, value in held.items())
     step = sample * run.global_batch
     lines = [
-        json.dumps(train_loop.as_json(recipe), indent=1),
         f"trainable parameters: {sum(trained.values()):,}{_parts(trained)}",
         f"frozen parameters:    {sum(frozen.values()):,}{_parts(frozen)}",
         f"global batch {run.global_batch} = {world} ranks x {micro} x {accumulation} accumulated; "
         f"{run.steps:,} steps see {run.steps * run.global_batch:,} samples",
         f"memory a rank, GiB:   {_short(memory.total / GIB)} = {gib} "
         f"(ZeRO-{run.zero.stage}, {run.zero.precision}; activations estimated)",
-        f"a checkpoint, GiB:    {_short(12 * sum(trained.values()) / GIB)}",
+        f"a checkpoint, GiB:    {_short(12 * sum(trained.values()) / GIB)}; while it is written, "
+        f"{_short(memory.saving / GIB)} of rank 0's main memory",
         f"GFLOP a sample:       {_short(sample / 1e9)} = {parts}",
         f"PFLOP a step:         {_short(step / 1e15)}, a rank {_short(step / world / 1e15)}; "
         f"the run {_short(step * run.steps / 1e18)} EFLOP",
     ]
+    if gpu is not None:
+        fitting = largest_micro(recipe, sketched, world, gpu.memory * GIB)
+        fits = memory.total <= gpu.memory * GIB
+        said = "it fits" if fits else f"IT DOES NOT FIT; {_remedy(fitting)}"
+        lines += [
+            f"on a GPU of {_short(gpu.memory)} GiB: {said}",
+            _expected(gpu, world, step, recipe.run, price),
+        ]
     missing = [f"{recipe.encoder.name} (encoder)"] if sketched.encoder is None else []
     if recipe.kind == "stage2" and sketched.language is None:
         missing.append(f"{recipe.language.name} (language model)")
     if missing:
         lines.append(f"not counted, since its folder is not here: {', '.join(missing)}")
-    return "\n".join(lines)
+    return lines
+
+
+def step_flops(recipe: Any, world: int) -> float:
+    """FLOPs of a step over all ranks."""
+    return sum(sample_flops(recipe, sketch(recipe), world).values()) * recipe.run.global_batch
+
+
+def _expected(gpu: Gpu, world: int, step: float, run: Any, price: float) -> str:
+    """How long the run takes on GPUs, and what it costs."""
+    seconds = step / (world * gpu.tflops * 1e12 * run.mfu)
+    hours = seconds * run.steps / 3600
+    cost = f", {hours * world * price:,.0f} at {price:g} a GPU and hour" if price else ""
+    return (
+        f"expected time:        {_short(seconds)} s a step, "
+        f"{_short(run.global_batch / seconds)} samples/s, {_short(hours)} hours on {world} GPUs of "
+        f"{gpu.tflops:g} TFLOP/s, if {100 * run.mfu:g}% of that is reached (--mfu){cost}"
+    )
+
+
+def largest_micro(recipe: Any, sketched: Sketch, world: int, room: float) -> int:
+    """The largest micro-batch that fits; 0 where not even one sample does."""
+    share = recipe.run.global_batch // world
+    for micro in range(share, 0, -1):
+        if share % micro == 0 and plan_memory(recipe, sketched, world, micro).total <= room:
+            return micro
+    return 0
+
+
+def _remedy(micro: int) -> str:
+    if micro:
+        return f"--micro-batch {micro} would"
+    return "not with one sample either: --zero-stage 3 and more ranks, or a smaller model"
+
+
+def check_room(recipe: Any, world: int, available: float, on_cpu: bool) -> None:
+    """Refuse what cannot fit before anything is loaded.
+
+    Args:
+        available: bytes that a rank may take.
+        on_cpu: the device's memory is the main memory, checkpoints included.
+
+    Raises:
+        ValueError: it does not fit; names the numbers and a remedy.
+    """
+    micro, _ = train_loop.batch_arithmetic(recipe.run, world)
+    sketched = sketch(recipe)
+    memory = plan_memory(recipe, sketched, world, micro)
+    needed = memory.on_cpu if on_cpu else memory.total
+    if needed > available:
+        remedy = _remedy(largest_micro(recipe, sketched, world, available))
+        raise ValueError(
+            f"--micro-batch {micro}: a rank needs about {_short(needed / GIB)} GiB, "
+            f"{_short(available / GIB)} GiB are free; {remedy}. --dry-run shows the parts"
+        )
 
 
 def sketch(recipe: Any) -> Sketch:
@@ -144,13 +231,30 @@ def plan_memory(recipe: Any, sketched: Sketch, world: int, micro: int) -> Memory
     held = frozen.get("encoder", 0) * _width(recipe.encoder.dtype)
     if recipe.kind == "stage2":
         held += frozen["language model"] * _width(recipe.language.dtype)
+    accumulation = recipe.run.global_batch // (world * micro)
+    exchange = 4.0 * min(zero.bucket, count) if zero.stage in {1, 2} else 0.0
+    if recipe.kind == "stage1" and accumulation > 1:  # all micro-batches see each other's images
+        tokens = _image_tokens(sketched) * recipe.model.qformer.encoder_width
+        exchange += accumulation * micro * tokens * _width(recipe.encoder.dtype)
     return Memory(
         weights=(2 if cast else 4) * count / share[2],
         gradients=4 * count / share[1],
         optimizer=states * count / share[0],
         frozen=held,
-        activations=micro * _activations(recipe, sketched),
+        activations=micro * _activations(recipe, sketched) + _head(recipe),
+        exchange=exchange,
+        saving=20 * count,  # the copy, and what the larger of its two files is written from
     )
+
+
+def _head(recipe: Any) -> float:
+    """Bytes for the words' probabilities and the gradient of their matrix, whatever the batch."""
+    logits = 6.0 * losses.CHUNK
+    if recipe.kind == "stage1" and recipe.model.itg:
+        sizes = recipe.model.qformer
+        logits = min(logits, 6.0 * recipe.max_text * sizes.vocab * recipe.run.global_batch)
+        logits += 4.0 * sizes.vocab * sizes.width
+    return logits
 
 
 def _activations(recipe: Any, sketched: Sketch) -> float:
@@ -167,19 +271,15 @@ def _activations(recipe: Any, sketched: Sketch) -> float:
         else:
             total += sizes.stack.saved(sizes.tokens, trained=True)
     total += _qformer_activations(recipe, _image_tokens(sketched))
-    logits = 0.0
-    if recipe.kind == "stage1":
-        logits = recipe.max_text * recipe.model.qformer.vocab * recipe.model.itg
-    elif sketched.language is not None:
+    if recipe.kind == "stage2" and sketched.language is not None:
         given, targets = _text_lengths(recipe, sketched)
         language = flops.language_sizes(sketched.language.config)
-        logits = targets * language.vocab
         if language.encoder is None:
             total += language.decoder.saved(given + targets, trained=False)
         else:
             total += language.encoder.saved(given, trained=False)
             total += 1.5 * language.decoder.saved(targets, trained=False)
-    return width * total + LOGIT_BYTES * logits
+    return width * total
 
 
 def _qformer_activations(recipe: Any, image_tokens: int) -> float:

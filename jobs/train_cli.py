@@ -11,7 +11,7 @@ import tyro
 from torch import nn
 
 from cluster.dist import place
-from jobs import dry_run, models, recipes, train_loop
+from jobs import dry_run, hardware, models, recipes, train_loop
 
 RecipeT = TypeVar("RecipeT")
 INIT = {
@@ -40,6 +40,8 @@ class Arguments(Generic[RecipeT]):
         dry_run: print the resolved recipe, parameters, memory, FLOPs and batch arithmetic, and
             stop; needs no data, no weights and no GPU.
         world: ranks that a dry run plans for; 0 takes the launcher's.
+        gpu: accelerator that a dry run tells the time for (``jobs.hardware.GPUS``).
+        price: of one of them for an hour, in whatever currency.
     """
 
     config: Annotated[RecipeT, tyro.conf.arg(name="")]
@@ -52,6 +54,8 @@ class Arguments(Generic[RecipeT]):
     zero_stage: int | None = None
     dry_run: bool = False
     world: int = 0
+    gpu: str = ""
+    price: float = 0.0
 
 
 def main(
@@ -80,11 +84,17 @@ def main(
         given = parse(kind, sys.argv[1:] if arguments is None else arguments)
         recipe = models.fit(given.config)
         if given.dry_run:
-            print(dry_run.report(recipe, given.world or place().world))
+            gpu = hardware.gpu(given.gpu) if given.gpu else hardware.this_gpu()
+            print(dry_run.report(recipe, given.world or place().world, gpu, given.price))
             return 0
         plan = train_loop.prepare(recipe, given.data, given.out, given.epochs, open_data)
         if given.validate:
             plan = replace(plan, validation=open_data(given.validate, recipe.run.loader))
+        world = place().world
+        dry_run.check_room(plan.recipe, world, *hardware.room(world))
+        if not place().rank:
+            print(*dry_run.table(plan.recipe, world, hardware.this_gpu()), sep="\n", flush=True)
+        plan = replace(plan, step_flops=dry_run.step_flops(plan.recipe, world))
         fresh = plan.found is None
         if INIT[kind] and fresh and not given.init:
             raise ValueError(f"--init: none given; {kind} starts from {INIT[kind]}")
@@ -126,7 +136,7 @@ def parse(kind: str, arguments: Sequence[str]) -> Arguments[Any]:
     for name in ("data", "out"):
         if not getattr(parsed, name) and not parsed.dry_run:
             raise ValueError(f"--{name}: none given; add --{name} and a path")
-    for name, least in (("epochs", 0), ("world", 0)):
+    for name, least in (("epochs", 0), ("world", 0), ("price", 0)):
         if getattr(parsed, name) < least:
             raise ValueError(f"--{name} {getattr(parsed, name)}: give a positive number")
     config = _one_size(parsed.config, base)

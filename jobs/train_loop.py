@@ -23,7 +23,7 @@ from cluster.guard import Guard
 from cluster.malloc import keep_freed_memory
 from cluster.runlog import RunLog
 from cluster.watchdog import Watchdog
-from jobs import recipes
+from jobs import hardware, recipes
 from jobs.recipes.train import RunConfig
 from jobs.train_steps import Loop
 from jobs.train_task import Task
@@ -41,6 +41,7 @@ FREE_PARTS = (
     "wandb",
     "validate_",
     "profile_at",
+    "mfu",
     "guard.limit",
     "zero",
     "loader.workers",
@@ -59,6 +60,8 @@ class Plan:
         out: where the run's log is written: its folder, or one of this node's for ``s3://``.
         writer: saves its checkpoints.
         found: the one it goes on from.
+        validation: samples to measure the losses on.
+        step_flops: of a step over all ranks, for the log's share of the peak (MFU).
     """
 
     recipe: Any
@@ -68,6 +71,7 @@ class Plan:
     writer: checkpoint.Writer
     found: checkpoint.Checkpoint | None
     validation: tuple[Shards, ...] = ()
+    step_flops: float = 0.0
 
     @property
     def run(self) -> RunConfig:
@@ -212,7 +216,8 @@ def train(plan: Plan, make_task: Callable[[torch.device], Task]) -> int:
 
 
 def _log(plan: Plan, here: Place) -> RunLog:
-    run = plan.run
+    run, gpu = plan.run, hardware.this_gpu()
+    peak = gpu.tflops * 1e12 * here.world if gpu and plan.step_flops else 0.0
     return RunLog(
         plan.out,
         here,
@@ -222,6 +227,7 @@ def _log(plan: Plan, here: Place) -> RunLog:
         samples=run.global_batch,
         tensorboard=run.tensorboard,
         wandb=run.wandb,
+        peak_steps_per_s=peak / plan.step_flops if peak else 0.0,
     )
 
 

@@ -1,16 +1,14 @@
-"""CapFilt without machines: prepare, describe, select, assemble (paper, section 3.4).
+"""CapFilt without machines: prepare, describe, select (paper, section 3.4).
 
 Pure functions between a source and an output shard. The models come in as callables, so this
-file knows none of them; the job decides on which machine each step runs.
+file knows none of them; the job decides on which machine each step runs. ``pipeline.output`` makes
+the shard of what comes out.
 """
 
 import hashlib
-import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +17,7 @@ from torch import Tensor
 from pipeline.filters import FilterConfig, check_header, check_sample
 from pipeline.images import ImageError, ImageHeader, decode, read_header, resize_square
 from pipeline.sample import Rejected, Sample
-from pipeline.shards import Row, to_json, write_parquet, write_tar
+from pipeline.shards import Row
 
 CaptionFn = Callable[[Tensor, Sequence[str]], list[list[str]]]
 """(uint8 B3SS, uids) -> captions of each image; an empty uid marks padding."""
@@ -66,19 +64,14 @@ class ModelInput:
 
 @dataclass(frozen=True)
 class Described:
-    """What the models said: per sample its candidates in generation order, the web's last."""
+    """What the models said: per sample its candidates in generation order, the web's last.
+
+    ``short`` says how many images at once a model took whose device had no memory for a batch.
+    """
 
     candidates: list[list[Candidate]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ShardOutput:
-    """The bytes of an output shard and the counts of its record."""
-
-    tar: bytes
-    parquet: bytes
-    stats: dict[str, Any]
+    short: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +123,7 @@ def _admit(
 ) -> Row | _Passed:
     row = Row(record.uid, record.key, record.source, "failed", web_caption=record.caption)
     if isinstance(record, Rejected):
-        return replace(row, reason=record.reason)
+        return replace(row, status=record.status, reason=record.reason, sha256=record.sha256)
     row = replace(row, sha256=hashlib.sha256(record.image).hexdigest())
     reason = check_sample(filters, record)
     if reason:
@@ -189,8 +182,9 @@ def describe(
 
 
 def _batch(images: np.ndarray, batch_size: int) -> Tensor:
-    batch = torch.zeros((batch_size, *images.shape[1:]), dtype=torch.uint8)
-    batch[: len(images)] = torch.from_numpy(np.array(images))
+    batch = torch.empty((batch_size, *images.shape[1:]), dtype=torch.uint8)
+    batch.numpy()[: len(images)] = images  # what came through Ray is read-only: copied once
+    batch[len(images) :] = 0
     return batch
 
 
@@ -217,100 +211,3 @@ def select(candidates: Sequence[Candidate], keep: int) -> tuple[list[Candidate],
         kept.append(index)
         texts.add(candidate.text)
     return ranked, kept
-
-
-def assemble(kept: Kept, described: Described, keep: int) -> ShardOutput:
-    """The output shard: a tar member triple per kept sample, a row per input, the counts."""
-    start = time.perf_counter()
-    rows, members = list(kept.rows), []
-    good: list[Row] = []
-    for (sample, header, sha256), candidates in zip(
-        kept.samples, described.candidates, strict=True
-    ):
-        row = _described_row(sample, header, sha256, candidates, keep)
-        if row.status == "ok":
-            good.append(row)
-            members.append((row.key, _members(sample, row)))
-        else:
-            rows.append(row)
-    tar, spans = write_tar(members)
-    rows += [
-        replace(row, offset=offset, length=length)
-        for row, (offset, length) in zip(good, spans, strict=True)
-    ]
-    rows.sort(key=lambda row: (row.key, row.status, row.reason))
-    stats = {
-        "n": len(rows),
-        "ok": len(good),
-        "reasons": dict(sorted(Counter(row.reason for row in rows if row.reason).items())),
-        "failed": sum(row.status == "failed" for row in rows),
-        "filtered": sum(row.status == "filtered" for row in rows),
-        "web_won": sum(row.origins[row.kept[0]] == "web" for row in good),
-        "web_kept": sum(any(row.origins[k] == "web" for k in row.kept) for row in good),
-        "seconds": {
-            "prepare": round(kept.seconds, 3),
-            **{name: round(value, 3) for name, value in described.seconds.items()},
-            "assemble": round(time.perf_counter() - start, 3),
-        },
-    }
-    return ShardOutput(tar, write_parquet(rows), stats)
-
-
-def _described_row(
-    sample: Sample, header: ImageHeader, sha256: str, candidates: list[Candidate], keep: int
-) -> Row:
-    row = Row(
-        sample.uid,
-        sample.key,
-        sample.source,
-        "failed",
-        width=header.width,
-        height=header.height,
-        sha256=sha256,
-        web_caption=sample.caption,
-    )
-    if not all(math.isfinite(candidate.score) for candidate in candidates):
-        return replace(row, reason="score_not_finite")
-    ranked, kept = select(candidates, keep)
-    if not kept:
-        return replace(row, reason="no_caption")
-    return replace(
-        row,
-        status="ok",
-        captions=tuple(candidate.text for candidate in ranked),
-        scores=tuple(float(np.float32(candidate.score)) for candidate in ranked),
-        origins=tuple(candidate.origin for candidate in ranked),
-        kept=tuple(kept),
-    )
-
-
-def _members(sample: Sample, row: Row) -> dict[str, bytes]:
-    captions = zip(row.captions, row.scores, row.origins, strict=True)
-    record = {
-        "uid": row.uid,
-        "key": row.key,
-        "source": row.source,
-        "width": row.width,
-        "height": row.height,
-        "sha256": row.sha256,
-        "web_caption": row.web_caption,
-        "captions": [
-            {"text": text, "score": round(score, 6), "origin": origin}
-            for text, score, origin in captions
-        ],
-        "kept": list(row.kept),
-        "meta": _plain(sample.meta),
-    }
-    best = row.captions[row.kept[0]]
-    return {sample.ext: sample.image, "json": to_json(record), "txt": best.encode("utf-8")}
-
-
-def _plain(value: Any) -> Any:
-    """A source's own fields as JSON can hold them: NaN becomes null, other things text."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, str | int | bool | None) else str(value)

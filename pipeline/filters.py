@@ -1,11 +1,22 @@
 """Filters: keep a sample (None) or drop it with a counted reason. Nothing here decodes."""
 
+import functools
 import math
+import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.images import MAX_PIXELS, ImageHeader
 from pipeline.sample import Sample
+
+# Unicode's own names of scripts, as the names of its letters begin.
+SCRIPTS = (
+    *("ARABIC", "ARMENIAN", "BENGALI", "CJK", "CYRILLIC", "DEVANAGARI", "ETHIOPIC", "GEORGIAN"),
+    *("GREEK", "GUJARATI", "GURMUKHI", "HANGUL", "HEBREW", "HIRAGANA", "KANNADA", "KATAKANA"),
+    *("KHMER", "LAO", "LATIN", "MALAYALAM", "MYANMAR", "SINHALA", "TAMIL", "TELUGU", "THAI"),
+)
+_LANGUAGE_COLUMNS = ("LANGUAGE", "language", "lang")  # LAION-2B-multi; others
+_NSFW_COLUMNS = ("NSFW", "nsfw")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,15 +29,32 @@ class FilterConfig:
         max_pixels: width x height; such images are refused from their header.
         max_punsafe: of LAION's NSFW column ``punsafe``, where a sample has one; the authors
             dropped what was over 0.1.
-        min_caption, max_caption: web caption length in characters. Human captions are not cut.
+        drop_nsfw: values of LAION-400M's NSFW column (UNLIKELY, UNSURE, NSFW) that drop a sample.
+        min_similarity: of LAION's ``similarity`` column, where a sample has one.
+        languages: codes to keep (``en``; ``zh`` keeps ``zh-Latn`` too) of the columns LANGUAGE,
+            language or lang, where a sample has one; none keeps all.
+        scripts: names such as LATIN or CYRILLIC (Unicode's); at least ``min_script`` of the letters
+            of a web caption must be of these; none keeps all. A caption without any letter stays.
+        min_script: see ``scripts``.
+        min_caption, max_caption: web caption length in characters.
+        unique: drop an image whose bytes another one has that comes earlier in the plan, in any
+            shard, and was not dropped for its caption or columns (``pipeline.duplicates``).
+
+    Captions that people wrote pass the filters of captions.
     """
 
     min_side: int = 1
     max_aspect: float = math.inf
     max_pixels: int = MAX_PIXELS
     max_punsafe: float = 0.1
+    drop_nsfw: tuple[str, ...] = ("NSFW",)
+    min_similarity: float = -1.0
+    languages: tuple[str, ...] = ()
+    scripts: tuple[str, ...] = ()
+    min_script: float = 0.5
     min_caption: int = 1
     max_caption: int = 2_000
+    unique: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_pixels <= MAX_PIXELS:
@@ -37,19 +65,64 @@ class FilterConfig:
             raise ValueError(
                 f"min_caption={self.min_caption} must be in 0..max_caption={self.max_caption}"
             )
+        unknown = sorted(set(self.scripts) - set(SCRIPTS))
+        if unknown:
+            raise ValueError(f"scripts: {', '.join(unknown)}: choose from {', '.join(SCRIPTS)}")
+        if not 0 <= self.min_script <= 1:
+            raise ValueError(f"min_script={self.min_script}: must be in 0..1")
 
 
 def check_sample(config: FilterConfig, sample: Sample) -> str | None:
     """The reason to drop a sample by its caption and fields, or None."""
-    punsafe = _number(sample.meta.get("punsafe"))
+    reason = _check_columns(config, sample.meta)
+    return reason if reason or sample.human else _check_caption(config, sample.caption)
+
+
+def _check_columns(config: FilterConfig, meta: dict[str, Any]) -> str | None:
+    punsafe = _number(meta.get("punsafe"))
     if punsafe is not None and punsafe > config.max_punsafe:
         return "unsafe"
-    length = len(sample.caption.strip())
+    if config.drop_nsfw and _first(meta, _NSFW_COLUMNS) in config.drop_nsfw:
+        return "unsafe"
+    similarity = _number(meta.get("similarity"))
+    if similarity is not None and similarity < config.min_similarity:
+        return "low_similarity"
+    language = _first(meta, _LANGUAGE_COLUMNS).lower()
+    wanted = {code.lower() for code in config.languages}
+    if wanted and language and not wanted & {language, language.partition("-")[0]}:
+        return "language"
+    return None
+
+
+def _check_caption(config: FilterConfig, caption: str) -> str | None:
+    length = len(caption.strip())
     if length < config.min_caption:
         return "caption_too_short"
     if length > config.max_caption:
         return "caption_too_long"
+    if config.scripts and script_share(caption, config.scripts) < config.min_script:
+        return "script"
     return None
+
+
+def script_share(text: str, scripts: tuple[str, ...]) -> float:
+    """The share of a text's letters that are of these scripts; 1 where it has no letter.
+
+    >>> script_share("Москва 2020 x", ("LATIN",)) == 1 / 7
+    True
+    """
+    found = [_script(character) for character in text if character.isalpha()]
+    return sum(name in scripts for name in found) / len(found) if found else 1.0
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _script(letter: str) -> str:
+    return unicodedata.name(letter, "").partition(" ")[0].partition("-")[0]
+
+
+def _first(meta: dict[str, Any], columns: tuple[str, ...]) -> str:
+    """The text in the first of these columns that has any."""
+    return next((meta[name] for name in columns if isinstance(meta.get(name), str)), "")
 
 
 def check_header(config: FilterConfig, header: ImageHeader) -> str | None:

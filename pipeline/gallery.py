@@ -1,6 +1,7 @@
 """An HTML page of sampled images with every caption, score and what was kept: judge by eye.
 
-One static file: images embedded as data URIs, all text escaped, no script.
+One static file: images embedded as data URIs, all text escaped, a small script that shows, hides
+and sorts cards, and a policy that forbids everything else. Without the script all cards are there.
 """
 
 import base64
@@ -8,6 +9,7 @@ import html
 import io
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image
 
@@ -16,94 +18,119 @@ from pipeline.images import ImageError, decode
 from pipeline.manifest import Commit
 from pipeline.shards import Row, read_parquet, read_span
 
-_AS_IT_IS = {"jpg": "jpeg", "jpeg": "jpeg", "png": "png", "gif": "gif", "webp": "webp"}
+_PAGE = Path(__file__).with_name("gallery.html")
+_KINDS = (  # what a browser shows as it is, by its first bytes
+    (b"\xff\xd8\xff", "jpeg"),
+    (b"\x89PNG\r\n", "png"),
+    (b"GIF8", "gif"),
+    (b"RIFF", "webp"),
+)
 _SMALL = 48 * 1024
 _SIDE = 256
 
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; --kept: #0a7d3c; --soft: #8881; }
-@media (prefers-color-scheme: dark) { :root { --kept: #4cc57e; } }
-* { box-sizing: border-box; }
-body { font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 1500px; padding: 1.5rem; }
-h1 { font-size: 1.5rem; margin: 0 0 .3rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .8rem; }
-p { margin: .2rem 0; } .quiet { opacity: .75; }
-.grid { display: grid; gap: 1rem; align-items: start;
-  grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); }
-.card { border: 1px solid var(--line); border-radius: 10px; padding: .9rem; min-width: 0; }
-.card img { display: block; width: 160px; height: 160px; object-fit: contain; margin: 0 auto .6rem;
-  background: var(--soft); border-radius: 6px; }
-.key { font: 12px ui-monospace, monospace; opacity: .7; overflow-wrap: anywhere; }
-ol { list-style: none; margin: .5rem 0 0; padding: 0; }
-li { display: grid; grid-template-columns: 3.6rem 1fr auto; gap: .5rem; padding: .16rem .3rem;
-  border-top: 1px solid var(--line); overflow-wrap: anywhere; }
-li .score { font-variant-numeric: tabular-nums; text-align: right; opacity: .8; }
-li.kept { font-weight: 600; background: color-mix(in srgb, var(--kept) 12%, transparent); }
-li.kept .score { color: var(--kept); opacity: 1; }
-.origin { font-size: 12px; font-weight: 400; border: 1px solid var(--line); border-radius: 99px;
-  padding: 0 .5em; align-self: center; } .web { border-color: #d08700; color: #d08700; }
-table { border-collapse: collapse; display: block; overflow-x: auto; }
-td, th { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line);
-  vertical-align: top; overflow-wrap: anywhere; } td.n { text-align: right; }
-@media (max-width: 480px) { body { padding: .8rem; } .grid { grid-template-columns: 1fr; } }
-"""
 
+def build_gallery(outputs: Sequence[tuple[Storage, Sequence[Commit]]], count: int = 60) -> bytes:
+    """The page for one or more outputs: ``count`` samples, and a table of what was dropped.
 
-def build_gallery(storage: Storage, commits: Sequence[Commit], count: int = 60) -> bytes:
-    """The page for an output: ``count`` samples drawn by uid, and a table of what was dropped.
-
-    A uid is a hash, so the smallest uids are a random draw, and the same one every time.
+    Each output has an equal share of the samples, drawn by uid. A uid is a hash, so the smallest
+    uids are a random draw, and the same one every time.
     """
-    shown: list[tuple[Row, Commit]] = []
+    cards: list[str] = []
+    chosen: list[Row] = []
     dropped: list[Row] = []
     reasons: Counter[tuple[str, str]] = Counter()
-    for commit in commits:
-        rows = read_parquet(storage.read(commit.parquet))
-        shown += [(row, commit) for row in rows if row.status == "ok"]
-        shown = sorted(shown, key=lambda pair: pair[0].uid)[:count]
-        bad = [row for row in rows if row.status != "ok"]
-        reasons.update((row.status, row.reason) for row in bad)
-        dropped = sorted(dropped + bad, key=lambda row: row.uid)[:count]
-    cards = "\n".join(_card(storage, row, commit) for row, commit in shown)
+    for number, (storage, commits) in enumerate(outputs):
+        share = (count * (number + 1)) // len(outputs) - (count * number) // len(outputs)
+        drawn: list[tuple[Row, Commit]] = []
+        for commit in commits:
+            rows = read_parquet(storage.read(commit.parquet))
+            drawn += [(row, commit) for row in rows if row.status == "ok"]
+            drawn = sorted(drawn, key=lambda pair: pair[0].uid)[:share]
+            bad = [row for row in rows if row.status != "ok"]
+            reasons.update((row.status, row.reason) for row in bad)
+            dropped = sorted(dropped + bad, key=lambda row: row.uid)[:count]
+        chosen += [row for row, _ in drawn]
+        cards += [_card(storage, row, commit) for row, commit in drawn]
+    parts = {
+        "summary": _summary([commit for _, commits in outputs for commit in commits]),
+        "shown": str(len(chosen)),
+        "sources": _options(Counter(row.source for row in chosen)),
+        "winners": _options(Counter(winner(row) for row in chosen)),
+        "largest": f"{max([margin(row) or 0.0 for row in chosen], default=0.0) + 0.001:.3f}",
+        "cards": "\n".join(cards),
+        "dropped": _dropped(reasons, dropped),
+    }
+    page = _PAGE.read_text("utf-8")
+    before, *pieces = page.split("{{")  # not one replacement after the other: captions say anything
+    for piece in pieces:
+        name, _, after = piece.partition("}}")
+        before += parts[name] + after
+    return before.encode("utf-8", "replace")
+
+
+def winner(row: Row) -> str:
+    """Whose caption is the best of those kept: ``web``, ``synthetic`` or ``human``."""
+    return row.origins[row.kept[0]]
+
+
+def margin(row: Row) -> float | None:
+    """Score of the kept best minus the web caption's: 0 where the web caption won.
+
+    None where no web caption competed.
+    """
+    web = [s for s, origin in zip(row.scores, row.origins, strict=True) if origin == "web"]
+    return row.scores[row.kept[0]] - web[0] if web else None
+
+
+def _summary(commits: Sequence[Commit]) -> str:
     total, ok = sum(c.n for c in commits), sum(c.ok for c in commits)
     won = sum(c.web_won for c in commits)
-    page = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>CapFilt gallery</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>{_STYLE}</style></head><body>
-<h1>CapFilt gallery</h1>
-<p>{total:,} images in, {ok:,} in the shards, {total - ok:,} dropped with a reason.
-The web caption came first {won:,} times ({won / max(ok, 1):.0%}).</p>
-<p class="quiet">{len(shown)} sampled images. Captions in rank order with the ranker's cosine
-similarity; the kept ones are highlighted.</p>
-<div class="grid">
-{cards}
-</div>
-{_dropped(reasons, dropped)}
-</body></html>
-"""
-    return page.encode("utf-8", "replace")
+    return (
+        f"{total:,} images in, {ok:,} in the shards, {total - ok:,} dropped with a reason. "
+        f"The web caption came first {won:,} times ({won / max(ok, 1):.0%})."
+    )
+
+
+def _options(counts: Counter[str]) -> str:
+    return "".join(
+        f'<option value="{html.escape(name)}">{html.escape(name)} ({number})</option>'
+        for name, number in sorted(counts.items())
+    )
 
 
 def _card(storage: Storage, row: Row, commit: Commit) -> str:
     captions = zip(row.captions, row.scores, row.origins, strict=True)
+    pairs = list(zip(row.captions, row.origins, strict=True))
     lines = "\n".join(
-        f'<li class="{"kept" if index in row.kept else ""}"><span class="score">{score:.3f}</span>'
-        f"<span>{html.escape(text) or '<i>empty</i>'}</span>"
-        f'<span class="origin {html.escape(origin)}">{html.escape(origin)}</span></li>'
+        _line(text, score, origin, index in row.kept, pairs.count((text, origin)))
         for index, (text, score, origin) in enumerate(captions)
+        if pairs.index((text, origin)) == index  # a kept one is the first of its text
     )
     tar = storage.read_range(commit.tar, row.offset, row.length)
-    members = {ext: data for ext, data in read_span(tar).items() if ext not in ("json", "txt")}
-    ext, image = next(iter(members.items()))
+    image = next(data for ext, data in read_span(tar).items() if ext not in ("json", "txt"))
+    key, apart = html.escape(row.key), margin(row)
+    said = "" if apart is None else f" · margin {apart:+.3f}"
     return (
-        f'<div class="card"><img alt="" loading="lazy" src="{_data_uri(ext, image)}">'
-        f'<div class="key">{html.escape(row.key)} · {row.width} × {row.height}</div>'
-        f"<ol>{lines}</ol></div>"
+        f'<article class="card" data-source="{html.escape(row.source)}" data-key="{key}" '
+        f'data-winner="{html.escape(winner(row))}" '
+        f'data-margin="{"" if apart is None else f"{apart:.6f}"}">'
+        f'<img alt="{key}" loading="lazy" src="{_data_uri(image)}">'
+        f'<div class="key">{key}</div><div class="key">{html.escape(row.source)} · '
+        f"{row.width} × {row.height}{said}</div><ol>{lines}</ol></article>"
     )
 
 
-def _data_uri(ext: str, image: bytes) -> str:
-    kind = _AS_IT_IS.get(ext)
+def _line(text: str, score: float, origin: str, kept: bool, times: int) -> str:
+    again = f" ×{times}" if times > 1 else ""
+    return (
+        f'<li class="{"kept" if kept else ""}"><span class="score">{score:.3f}</span>'
+        f"<span>{html.escape(text) or '<i>empty</i>'}</span>"
+        f'<span class="origin {html.escape(origin)}">{html.escape(origin)}{again}</span></li>'
+    )
+
+
+def _data_uri(image: bytes) -> str:
+    kind = next((name for start, name in _KINDS if image.startswith(start)), None)
     if kind is None or len(image) > _SMALL:
         try:
             pixels = decode(image).permute(1, 2, 0).numpy()

@@ -158,6 +158,11 @@ def committed_names(storage: Storage) -> set[str]:
     return {name.removesuffix(_RECORD) for name in found}
 
 
+def is_committed(storage: Storage, name: str) -> bool:
+    """Whether this shard is done."""
+    return storage.exists(f"{SHARDS}/{name}{_RECORD}")
+
+
 def _read_record(storage: Storage, path: str) -> Commit:
     try:
         record = json.loads(storage.read(path))

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.cache import Changed, NodeCache
 from cluster.dist import derive_seed
 from cluster.storage import Entry, LocalStorage, Storage, Unreachable, open_storage
 from pipeline.manifest import Commit, committed, manifest_hash
+from pipeline.output import RECORD_COLUMNS, list_record, table_record
 from pipeline.shards import index_tar, read_span
 
 _OPEN_SHARDS = 64
@@ -69,6 +72,7 @@ class Shards:
         self.name, self.files, self.digest = name, files, digest
         self.tars, self.sizes = tuple(tars), tuple(sizes)
         self.spans = lru_cache(maxsize=_OPEN_SHARDS)(self._spans)
+        self._records = lru_cache(maxsize=_OPEN_SHARDS)(self._read_records)
         self._file = lru_cache(maxsize=_OPEN_SHARDS)(self._open)
 
     def read(self, shard: int, index: int) -> bytes:
@@ -80,8 +84,15 @@ class Shards:
         return data
 
     def members(self, shard: int, index: int) -> dict[str, bytes]:
-        """The members of a usable sample by extension."""
-        return read_span(self.read(shard, index))
+        """The members of a usable sample by extension; the json always as a full record."""
+        members = read_span(self.read(shard, index))
+        if members.get("json", b"").startswith(b"["):  # LAVIS's layout: a list of captions
+            members["json"] = self._full_record(shard, index, members["json"])
+        return members
+
+    def _full_record(self, shard: int, index: int, listed: bytes) -> bytes:
+        """The record of a sample whose json is a plain list: from the parquet beside the tar."""
+        return table_record(self._records(shard), index)
 
     def key(self, shard: int, index: int) -> str:
         """A name of the sample that is unique in its shard, for one whose record has no uid."""
@@ -117,6 +128,12 @@ class Shards:
             )
         return spans
 
+    def _read_records(self, shard: int) -> pa.Table:
+        """What the parquet says of a shard's usable samples."""
+        parquet = self.files.path(str(Path(self.tars[shard]).with_suffix(".parquet")))
+        table = pq.read_table(parquet, columns=["status", *RECORD_COLUMNS])
+        return table.filter(pc.equal(table["status"], "ok"))
+
 
 class ForeignShards(Shards):
     """A folder of tars that others wrote, indexed on first open; the node keeps the indices."""
@@ -132,6 +149,9 @@ class ForeignShards(Shards):
 
     def key(self, shard: int, index: int) -> str:
         return str(self._indices[shard].keys[index])
+
+    def _full_record(self, shard: int, index: int, listed: bytes) -> bytes:
+        return list_record(listed)
 
     def _spans(self, shard: int) -> np.ndarray:
         return self._indices[shard].spans

@@ -44,7 +44,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """An input that cannot become a sample, with its counted reason; it still gets its row."""
+    """An input that does not become a sample, with its counted reason; it still gets its row.
+
+    ``status`` is ``failed`` (it cannot), or ``filtered`` (it shall not).
+    """
 
     uid: str
     key: str
@@ -52,3 +55,5 @@ class Rejected:
     shard: str
     reason: str
     caption: str = ""
+    status: str = "failed"
+    sha256: str = ""

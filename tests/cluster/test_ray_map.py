@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.ray_map import Parts, RayConfig, Resources, Stages, map_shards, session
+from cluster.ray_map import Parts, RayConfig, Resources, Stages, map_shards, map_tasks, session
 
 ROOT = Path(__file__).parents[2]
 CONFIG = RayConfig(workers=1, retries=3)
@@ -153,6 +153,23 @@ def test_an_item_that_kills_as_a_whole_ends_the_map(resources: Resources, tmp_pa
 def test_an_error_of_the_application_ends_the_map_as_itself(resources: Resources):
     with pytest.raises(ValueError, match="item 2 is bad: take another"):
         collect(Stages(refuse, Doubler, finish), resources)
+
+
+def dying_square(marks: Path, item: int) -> int:
+    """Kills its worker the first time it sees 3."""
+    mark = marks / f"{item}"
+    if item == 3 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item * item
+
+
+def test_tasks_alone_replace_lost_workers(resources: Resources, tmp_path: Path):
+    results: dict[int, int] = {}
+    map_tasks(range(9), partial(dying_square, tmp_path), CONFIG, results.__setitem__)
+    assert results == {i: i * i for i in range(9)} and (tmp_path / "3").exists()
+    with pytest.raises(ValueError, match="item 2 is bad"):
+        map_tasks(range(4), refuse, CONFIG, results.__setitem__)
 
 
 def test_the_local_ray_leaves_no_token_behind(resources: Resources):

@@ -14,10 +14,15 @@ import pytest
 import webdataset
 
 from cluster.storage import open_storage
+from jobs import capfilt
 from jobs.capfilt import CapFiltArgs, parse, run_capfilt
 from jobs.capfilt_models import find_folder, read_processor
+from jobs.capfilt_summary import Tally
+from jobs.capfilt_work import Work
+from pipeline.filters import FilterConfig
 from pipeline.manifest import committed, manifest_hash
 from pipeline.shards import read_parquet
+from pipeline.sources import InputShard, open_source
 from tests.faulty_s3 import BUCKET, Faults, faulty_proxy, s3_server
 from tests.pipeline.test_sources import png, tar, trio
 from tests.tiny_models import save_captioner, save_clip
@@ -102,7 +107,7 @@ def test_layout_counts_and_records(undisturbed: Path):
             assert len(shard.getnames()) == 3 * len(ok)
     page = (undisturbed / "gallery.html").read_text()
     assert page.count('class="card"') == 19 and "truncated_tar" in page
-    assert "<script" not in page and "data:image/png;base64," in page
+    assert "data:image/png;base64," in page
 
 
 def test_the_webdataset_library_reads_the_output(undisturbed: Path):
@@ -124,6 +129,20 @@ def test_started_again_it_skips_what_is_there(undisturbed: Path, web: Path, mode
     (undisturbed / "shards" / "00000003_stats.json").unlink()  # killed before the record
     assert run_capfilt(args).done == 1
     assert content(undisturbed) == before
+
+
+def test_what_another_run_has_committed_meanwhile_is_not_made_again(undisturbed: Path, web: Path):
+    work = Work("00000001", InputShard("00001.tar", 0, ""))
+    source = open_source(str(web)).reader()
+    worked, sent = capfilt._prepare(source, str(undisturbed), FilterConfig(), [], work)
+    assert worked == (work, None) and sent is None  # nothing for the models
+    result = capfilt._commit(str(undisturbed), 2, "full", worked, None)
+    assert result["here"] is False and result["n"] == 0
+    tally = Tally()
+    for here, short in ((True, {"captioner": 8}), (False, {}), (True, {"captioner": 4})):
+        tally.add({"here": here, "n": 6, "reasons": {"unsafe": 1}, "short": short})
+    assert (tally.done, tally.others, tally.images) == (2, 1, 18)
+    assert tally.short == {"captioner": 4} and tally.dropped["unsafe"] == 3
 
 
 def test_another_recipe_or_input_is_refused(undisturbed: Path, web: Path, models: list[str]):

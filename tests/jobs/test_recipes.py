@@ -158,6 +158,45 @@ def test_memory_follows_the_zero_stage():
         assert memory.frozen == 2 * 2_651_596_800
 
 
+def test_micro_batches_and_saves_have_their_memory():
+    made = recipes.recipe("stage1", "vit-g")
+    sketched = dry_run.sketch(made)
+    count = 186_705_470
+    whole = dry_run.plan_memory(made, sketched, world=8, micro=210)
+    halves = dry_run.plan_memory(made, sketched, world=8, micro=105)
+    kept = 210 * 257 * 1408 * 2  # bf16 tokens of both micro-batches
+    assert halves.exchange - whole.exchange == kept and whole.exchange == 4 * count
+    assert halves.activations < 0.6 * whole.activations
+    assert whole.saving == 20 * count
+    assert whole.on_cpu == max(whole.total, whole.states + whole.saving)
+
+
+def test_time_cost_and_room_on_a_gpu(capsys):
+    """568 samples a second would be 40 % of an H200's peak; 0.1 an hour for 205 hours is 21."""
+    main = import_module("jobs.stage1").main
+    given = ["--recipe", "vit-g", "--dry-run", "--gpu", "h200", "--price", "0.1"]
+    assert main(given) == 0
+    said = capsys.readouterr().out
+    seconds, hours = re.search(r"([\d.]+) s a step.*? ([\d.]+) hours on 1 GPUs", said).groups()
+    flop = float(re.search(r"PFLOP a step: +([\d.]+)", said).group(1)) * 1e15
+    assert float(seconds) == pytest.approx(flop / (0.4 * 989e12), rel=0.01)
+    assert float(hours) == pytest.approx(250_000 * float(seconds) / 3600, rel=0.01)
+    assert "IT DOES NOT FIT; --micro-batch 840 would" in said and "at 0.1 a GPU" in said
+    assert main([*given, "--micro-batch", "840"]) == 0
+    assert "it fits" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--gpu tpu: not known; choose one of v100"):
+        main([*given, "--gpu", "tpu"])
+
+
+def test_too_little_memory_is_said_before_anything_is_loaded():
+    made = recipes.recipe("stage1", "vit-g")
+    dry_run.check_room(made, 16, 40 * 2**30, on_cpu=False)
+    with pytest.raises(ValueError, match=r"--micro-batch 1680: a rank needs about .* would"):
+        dry_run.check_room(made, 1, 40 * 2**30, on_cpu=False)
+    with pytest.raises(ValueError, match="not with one sample either"):
+        dry_run.check_room(made, 1, 2**30, on_cpu=True)
+
+
 def test_unknown_frozen_models_are_said_not_guessed(capsys):
     main = import_module("jobs.stage2").main
     name = ["--language.name", "nobody/nothing"]

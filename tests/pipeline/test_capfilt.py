@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.capfilt import Candidate, ImageSpec, assemble, describe, prepare, select
-from pipeline.filters import FilterConfig, check_sample
+from pipeline.capfilt import Candidate, ImageSpec, describe, prepare, select
+from pipeline.filters import FilterConfig, check_sample, script_share
+from pipeline.output import assemble
 from pipeline.sample import Rejected, Sample
 from pipeline.shards import read_parquet, read_span
 
@@ -99,6 +100,7 @@ def test_counts_in_equal_counts_out_and_records_are_complete():
     assert record["kept"] == [0, 1] and record["captions"][0] == {
         "text": "a longer web caption", "score": 0.203, "origin": "web",
     }  # fmt: skip
+    assert record["caption"] == "a longer web caption"
     assert (record["width"], record["height"], record["uid"]) == (20, 10, "uid-a")
     assert row.captions == tuple(c["text"] for c in record["captions"])
     assert next(r for r in rows if r.key == "long").web_caption == "x" * 10_000
@@ -171,6 +173,56 @@ def test_the_nsfw_column_may_be_text_or_missing():
     assert check_sample(config, sample("a", meta={"punsafe": "0.11"})) == "unsafe"
     for value in (0.1, None, "unknown"):
         assert check_sample(config, sample("a", meta={"punsafe": value})) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "fields", "reason"),
+    [
+        (FilterConfig(), {"meta": {"NSFW": "NSFW"}}, "unsafe"),
+        (FilterConfig(), {"meta": {"NSFW": "UNSURE"}}, None),
+        (FilterConfig(drop_nsfw=("NSFW", "UNSURE")), {"meta": {"NSFW": "UNSURE"}}, "unsafe"),
+        (FilterConfig(min_similarity=0.3), {"meta": {"similarity": 0.29}}, "low_similarity"),
+        (FilterConfig(min_similarity=0.3), {"meta": {"similarity": "0.31"}}, None),
+        (FilterConfig(min_similarity=0.3), {}, None),
+        (FilterConfig(languages=("en",)), {"meta": {"LANGUAGE": "de"}}, "language"),
+        (FilterConfig(languages=("en", "ZH")), {"meta": {"LANGUAGE": "zh-Latn"}}, None),
+        (FilterConfig(languages=("en",)), {"meta": {"LANGUAGE": None, "lang": "en"}}, None),
+        (FilterConfig(languages=("en",)), {"meta": {"LANGUAGE": float("nan")}}, None),
+        (FilterConfig(scripts=("LATIN",)), {"caption": "кошка на окне, cat"}, "script"),
+        (FilterConfig(scripts=("LATIN",)), {"caption": "Éclair № 7, 12 €"}, None),
+        (FilterConfig(scripts=("LATIN",)), {"caption": "2020 (12)"}, None),
+        (FilterConfig(scripts=("LATIN", "CYRILLIC")), {"caption": "кошка, cat"}, None),
+        (FilterConfig(scripts=("LATIN",)), {"caption": "кошка", "human": True}, None),
+        (FilterConfig(languages=("en",)), {"meta": {"lang": "de"}, "human": True}, "language"),
+    ],
+)
+def test_filters_by_column_and_by_script(config: FilterConfig, fields: dict, reason: str | None):
+    assert check_sample(config, sample("a", **fields)) == reason
+
+
+def test_scripts_have_names_and_shares_are_of_letters():
+    assert script_share("ab вг 12", ("LATIN",)) == 0.5
+    assert script_share("東京タワー", ("CJK", "KATAKANA")) == 1
+    with pytest.raises(ValueError, match="LATEIN: choose from"):
+        FilterConfig(scripts=("LATEIN",))
+    with pytest.raises(ValueError, match="min_script"):
+        FilterConfig(min_script=1.5)
+
+
+def test_lavis_layout_is_a_plain_list_and_the_parquet_has_the_rest():
+    kept, model_input = prepare(
+        [sample("a", caption="a longer web caption")], FilterConfig(), *SPECS
+    )
+    described = describe(model_input, captions, scores, batch_size=4)
+    out, full = (assemble(kept, described, 2, layout) for layout in ("lavis", "full"))
+    (row,) = read_parquet(out.parquet)
+    members = read_span(out.tar[: row.length])
+    assert list(members) == ["jpg", "json", "txt"] and members["jpg"] == encoded()
+    listed = json.loads(members["json"])
+    assert listed == ["a longer web caption", "uid-a 2", "uid-a 1", "uid-a 0"]
+    assert members["txt"].decode() == listed[0]
+    (other,) = read_parquet(full.parquet)
+    assert (row.captions, row.scores, row.kept) == (other.captions, other.scores, other.kept)
 
 
 def test_odd_fields_of_the_source_survive_as_json():

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline.sample import Rejected, Sample, make_uid
-from pipeline.sources import open_source
+from pipeline.sources import KNOWN, open_source
 
 
 def png(color: tuple[int, int, int] = (1, 2, 3)) -> bytes:
@@ -178,6 +178,79 @@ def test_coco_json(tmp_path: Path):
     assert first.source == "captions_x"
 
 
+def test_visual_genome(tmp_path: Path):
+    for place in ("VG_100K/1.jpg", "VG_100K_2/2.jpg"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_bytes(png())
+    box = {"x": 1, "y": 2, "width": 3, "height": 4, "region_id": 5}
+    data = [
+        {"id": 2, "regions": [{**box, "image_id": 2, "phrase": "a cat on a table."},
+                              {**box, "image_id": 2, "phrase": " "},
+                              {**box, "image_id": 2, "phrase": "black tail"}]},
+        {"image_id": 1, "regions": [{**box, "phrase": "grass", "synsets": [{"entity_name": "x"}]}]},
+        {"id": 3, "regions": [{**box, "phrase": "gone"}]},
+        {"id": 4, "regions": []},
+        {"id": "../../x", "regions": [{**box, "phrase": "evil"}]},
+        {"id": 1, "regions": [{**box, "phrase": "again"}]},
+        {"what": 1},
+    ]  # fmt: skip
+    (tmp_path / "region_descriptions.json").write_text(json.dumps(data))
+    records = read(tmp_path, name="vg")
+    assert reasons(records) == {
+        "VG_100K_2/2": "", "VG_100K/1": "duplicate_key", "3": "missing_file", "4": "no_caption",
+        "(image ../../x)": "unsafe_name", '(record {"what": 1})': "no_image_field",
+    }  # fmt: skip
+    good = [r for r in records if isinstance(r, Sample)]
+    assert [r.captions for r in good] == [("a cat on a table.", "black tail"), ("grass",)]
+    assert all(r.human and r.source == "vg" for r in good)
+    named = read(tmp_path / "region_descriptions.json", images=str(tmp_path))
+    assert [r.key for r in named] == [r.key for r in records]
+
+
+def test_lists_of_pairs_as_lavis_has_them(tmp_path: Path):
+    (tmp_path / "val2014").mkdir()
+    (tmp_path / "val2014" / "a.jpg").write_bytes(png())
+    data = [
+        {"image": "val2014/a.jpg", "caption": "one", "image_id": "coco_1"},
+        {"image": "val2014/b.jpg", "caption": ["two", "zwei"]},
+        {"image": "val2014/a.jpg", "caption": "uno", "image_id": "coco_1"},
+        {"image": "val2014/c.jpg", "caption": "\ud800"}, {"image": "val2014/d.jpg"},
+        {"caption": "nothing"},
+    ]  # fmt: skip
+    (tmp_path / "coco_karpathy_train.json").write_text(json.dumps(data))
+    records = read(tmp_path / "coco_karpathy_train.json", name="coco")
+    assert reasons(records) == {
+        "val2014/a": "", "val2014/b": "missing_file", "val2014/c": "caption_not_utf8",
+        "val2014/d": "no_caption", "(pair 5)": "no_image_field",
+    }  # fmt: skip
+    (first,) = [r for r in records if isinstance(r, Sample)]
+    assert first.human and first.captions == ("one", "uno")
+
+
+def test_folders_of_folders_of_tars(tmp_path: Path):
+    for part in ("part-1", "part-0"):
+        (tmp_path / part).mkdir()
+        tar(tmp_path / part / "00000.tar", trio("1"))
+        columns = {"key": ["1"], "punsafe": [0.02]}
+        pq.write_table(pa.table(columns), tmp_path / part / "00000.parquet")
+    one, two = read(tmp_path, name="laion")
+    assert isinstance(one, Sample) and isinstance(two, Sample)
+    assert (one.shard, two.shard) == ("part-0/00000.tar", "part-1/00000.tar")
+    assert one.uid != two.uid and one.meta["punsafe"] == 0.02
+
+
+def test_names_of_the_papers_sources_say_who_wrote_the_captions(tmp_path: Path):
+    tar(tmp_path / "00000.tar", trio("000000000", NSFW="UNLIKELY", similarity=0.31))
+    (tmp_path / "a.json").write_text('[{"image": "a.jpg", "caption": "x"}]')
+    for name, human in (("laion", False), ("cc12m", False), ("coco", True), (None, False)):
+        (record,) = read(tmp_path, name=name)
+        assert isinstance(record, Sample) and record.human == human
+        assert record.meta["similarity"] == 0.31
+    with pytest.raises(ValueError, match=r"--source sbu: .* is a JSON list .* it comes as tars"):
+        open_source(str(tmp_path / "a.json"), name="sbu")
+    assert set(KNOWN) == {"coco", "vg", "cc3m", "cc12m", "sbu", "laion"}
+
+
 def test_what_cannot_be_read_at_all_is_one_clear_error(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         open_source(str(tmp_path / "nowhere"))
@@ -191,8 +264,12 @@ def test_what_cannot_be_read_at_all_is_one_clear_error(tmp_path: Path):
     (tmp_path / "b.jsonl").write_text("")
     with pytest.raises(ValueError, match="name the file"):
         open_source(str(tmp_path))
-    (tmp_path / "c.json").write_text('{"images": 3}')
-    with pytest.raises(ValueError, match="COCO"):
+    for content in ('{"images": 3}', '{"images": 3, "annotations": 4}', "[]", '[{"x": 1}]', "[1]"):
+        (tmp_path / "c.json").write_text(content)
+        with pytest.raises(ValueError, match="COCO"):
+            open_source(str(tmp_path / "c.json"))
+    (tmp_path / "c.json").write_text("{nope")
+    with pytest.raises(ValueError, match="is no JSON"):
         open_source(str(tmp_path / "c.json"))
     with pytest.raises(FileNotFoundError, match="--images"):
         open_source(str(tmp_path / "c.json"), images=str(tmp_path / "no"))

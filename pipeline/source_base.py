@@ -1,0 +1,70 @@
+"""What all sources share: input shards, listed items, and which names and texts are usable."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pipeline.sample import Rejected, Sample
+
+IMAGE_EXTS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
+TEXT_EXTS = ("txt", "caption", "text")
+IMAGE_FIELDS = ("file", "file_name", "image", "path")
+TEXT_FIELDS = ("caption", "text", "TEXT")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One input of a listed source: the file, and what its list says about it."""
+
+    file: str
+    captions: tuple[str, ...]
+    reason: str = ""
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class InputShard:
+    """A unit of work. ``etag`` changes when its content does; small enough to send around."""
+
+    name: str
+    size: int
+    etag: str
+    items: tuple[Item, ...] = ()
+
+
+class Source(Protocol):
+    """A set of input shards that can be read in any order, in any process."""
+
+    @property
+    def name(self) -> str: ...
+    def shards(self) -> list[InputShard]: ...
+    def reader(self) -> "Source": ...
+    def read(self, shard: InputShard) -> Iterator[Sample | Rejected]: ...
+
+
+def field_captions(record: dict[str, Any]) -> tuple[tuple[str, ...], str]:
+    value = next((record[name] for name in TEXT_FIELDS if record.get(name) is not None), None)
+    if value is None:
+        return (), "no_caption"
+    if not isinstance(value, str):
+        return (json.dumps(value, sort_keys=True, ensure_ascii=False),), "caption_not_text"
+    if has_lone_surrogate(value):
+        return (value.encode("utf-8", "replace").decode(),), "caption_not_utf8"
+    return (value,), ""
+
+
+def has_lone_surrogate(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def is_unsafe(name: str) -> bool:
+    """Absolute, leaving its folder, not UTF-8, or with control characters."""
+    return (
+        not name.rpartition("/")[2]
+        or name.startswith("/")
+        or "\\" in name
+        or ".." in name.split("/")
+        or any(ord(character) < 32 for character in name)
+        or has_lone_surrogate(name)
+    )
