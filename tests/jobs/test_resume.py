@@ -59,31 +59,37 @@ def test_random_kills():
 
 
 def tinyworld_t5(world: Path, out: Path) -> list[str]:
-    """Stage 2 of TinyWorld with its own models, 24 steps; prefix splits are drawn."""
+    """Stage 2 of TinyWorld with its own models, 16 steps; prefix splits are drawn.
+
+    All in fp32: bf16 rounds each rank's gradient before ranks are summed, and one update later the
+    loss is up to 0.2 % another (0.3 % within 16 steps).
+    """
+    parts = ("zero.precision", "encoder.dtype", "language.dtype")
     return [
         *("jobs/stage2.py", "--recipe", "tinyworld-t5", "--data", str(world / "data")),
-        *("--out", str(out), "--steps", "24", "--global-batch", "8"),
-        *("--log-every", "1", "--save-every", "8"),
+        *("--out", str(out), "--steps", "16", "--global-batch", "8"),
+        *("--log-every", "1", "--save-every", "4"),
+        *(word for part in parts for word in (f"--{part}", "fp32")),
     ]
 
 
 def test_two_ranks_one_and_two_again(world, tmp_path):
-    """The same samples, each with its own draw: losses equal to 1e-3 at every step."""
+    """The same samples, each with its own draw: losses equal to 1e-5 at every step."""
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     done = run(launcher(tinyworld_t5(world, whole), 2))
     assert done.returncode == 0, done.stderr
-    kill_at(launcher(tinyworld_t5(world, moved), 2), moved, step=8)
+    kill_at(launcher(tinyworld_t5(world, moved), 2), moved, step=4)
     assert checkpoint.find(moved).state["world"] == 2
-    kill_at([sys.executable, *tinyworld_t5(world, moved)], moved, step=16)
+    kill_at([sys.executable, *tinyworld_t5(world, moved)], moved, step=8)
     assert checkpoint.find(moved).state["world"] == 1
     done = run(launcher(tinyworld_t5(world, moved), 2))
     assert done.returncode == 0, done.stderr
-    assert len(curve(moved)) == len(curve(whole)) == 24
+    assert len(curve(moved)) == len(curve(whole)) == 16
     worst = 0.0
     for one, other in zip(curve(moved), curve(whole), strict=True):
         worst = max(worst, abs(one["loss"] / other["loss"] - 1))
-    assert worst < 1e-3, worst
-    assert curve(moved)[:8] == curve(whole)[:8]
+    assert worst < 1e-5, worst
+    assert curve(moved)[:4] == curve(whole)[:4]
 
     found = checkpoint.find(whole)  # trainable state only: nothing of the frozen models
     parameters = sum(tensor.numel() for tensor in found.trainable().values())

@@ -1,4 +1,7 @@
 import io
+import multiprocessing
+import os
+import signal
 
 import pytest
 import torch
@@ -45,6 +48,23 @@ def batches(url, steps, *, world=1, rank=0, accumulation=1, config=None, transfo
 def equal(one, other):
     assert one.uids == other.uids and one.texts == other.texts
     assert torch.equal(one.images_B3HW, other.images_B3HW)
+
+
+def test_a_stop_leaves_the_rank_its_workers(data):
+    """A launcher's or Slurm's SIGTERM reaches the workers too; they go on until the rank ends."""
+    config = LoaderConfig(workers=1, prefetch=1)
+    source = open_shards(str(data), config.node_cache())
+    schedule = make_schedule([source], config, seed=0, global_batch=8)
+    samples = Samples([source], schedule, TrainTransform(TINY), config.captions)
+    with Batches(samples, config, range(12)) as made:
+        next(made)
+        workers = multiprocessing.active_children()
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGTERM)
+        assert len(workers) == 1 and len(list(made)) == 11
+    for worker in workers:
+        worker.join(20)
+        assert worker.exitcode == 0
 
 
 def test_reads_only_what_was_kept(data):
