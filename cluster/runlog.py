@@ -160,8 +160,12 @@ def _cut(path: Path, done: int) -> None:
 
 
 def _append(path: Path, record: Mapping[str, Any]) -> None:
-    with open(path, "a") as file:
-        file.write(json.dumps(record) + "\n")
+    """Add a line; a full disk costs the line, not the run."""
+    try:
+        with open(path, "a") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
+        print(f"WARNING: {path.name} has no record of step {record['step']} ({error})", flush=True)
 
 
 def _finite(value: float | None) -> float | None:

@@ -233,9 +233,11 @@ def plan_memory(recipe: Any, sketched: Sketch, world: int, micro: int) -> Memory
     # With bf16 weights the fp32 masters belong to the optimizer's state, beside two moments.
     states = 12 if cast or zero.stage else 8
     frozen = frozen_models(recipe, sketched)
-    held = frozen.get("encoder", 0) * _width(recipe.encoder.dtype)
+    held = 1.0 * frozen.get("encoder", 0) * _width(recipe.encoder.dtype)
     if recipe.kind == "stage2":
-        held += frozen["language model"] * _width(recipe.language.dtype)
+        # Sharded, one block at a time is whole: some four percent of the model.
+        part = min(1.0, 1 / world + 0.04) if recipe.language.shard else 1.0
+        held += frozen["language model"] * _width(recipe.language.dtype) * part
     accumulation = recipe.run.global_batch // (world * micro)
     # One bucket of fp32 gradients; ZeRO-3 also gathers the weights, and keeps both.
     exchange = {0: 0.0, 3: 4.0 + (2 if cast else 4)}.get(zero.stage, 4.0) * min(zero.bucket, count)

@@ -42,6 +42,7 @@ FREE_PARTS = (
     "validate_",
     "profile_at",
     "mfu",
+    "language.shard",
     "guard.limit",
     "zero",
     "loader.workers",

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from cluster import checkpoint
 from cluster.dist import derive_seed, place
+from cluster.shard import shard_frozen
 from jobs import models
 from jobs.encoders import load_encoder
 from jobs.train_task import Losses, Micro
@@ -99,7 +100,10 @@ def language_losses(
         asked: Text in front of each of its texts, itself not learned; None for none.
     """
     language = models.load_language(recipe.language)
-    language.to(device)
+    if recipe.language.shard:
+        shard_frozen(language.model, device)
+    else:
+        language.to(device)
 
     def losses(engine: Any, micros: Sequence[Micro]) -> Iterator[Losses]:
         rows = [(m.batch.texts, m.batch.draws_B2[:, 0], asked(m.batch)) for m in micros]

@@ -195,7 +195,8 @@ class Stage1(nn.Module):
         received_RPD, row_B = gather.fetch(tokens_SPD, chosen_B)
         if tokens_SPD.shape[0] > chosen_B.shape[0]:  # most are other micro-batches'
             return self.project_image(torch.cat((tokens_SPD, received_RPD))[row_B])
-        if received_RPD.shape[0] or received_RPD.requires_grad:
+        # Also where nothing was received: under ZeRO-3 all ranks must gather the same weights.
+        if gather.world_size() > 1:
             image = concatenate(image, self.project_image(received_RPD))
         return select(image, row_B)
 

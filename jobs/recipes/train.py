@@ -63,12 +63,15 @@ class LanguageChoice:
         family: what the recipe's objective is made for; a model of another one is refused.
         dtype: of its weights; T5 never in fp16.
         max_text: tokens a text is cut to.
+        shard: each rank holds a part of its weights, and they are gathered block by block: for one
+            that does not fit a GPU as a whole.
     """
 
     name: str
     family: Literal["decoder", "encoder-decoder", "any"] = "any"
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
     max_text: int = 32
+    shard: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,15 @@
 import json
-import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from cluster import checkpoint
+from tests.cluster.ranks import run_ranks
 
 ROOT = Path(__file__).parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def phase(label: str, resume: bool = False, last: int = 8, save_at: int = 0) -> dict:
@@ -27,30 +18,10 @@ def phase(label: str, resume: bool = False, last: int = 8, save_at: int = 0) -> 
 
 def run(out, world, stage, phases, *, precision="bf16", dropout=0.1) -> dict[str, dict[int, float]]:
     """Run the worker on ``world`` ranks; rank 0's exact losses by phase and step."""
-    port = str(free_port())
     plan = {"out": str(out), "stage": stage, "precision": precision, "dropout": dropout}
     plan["phases"] = phases
-    command = [sys.executable, "-m", "tests.cluster.zero_worker", json.dumps(plan)]
-    ranks = []
-    for rank in range(world):
-        env = {
-            **os.environ,
-            "DS_ACCELERATOR": "cpu",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(ROOT),
-        }
-        env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        ranks.append(
-            subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
-        )
-    try:
-        texts = [rank.communicate(timeout=600)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0] * world
-    lines = [json.loads(line[5:]) for line in texts[0].splitlines() if line.startswith("loss ")]
+    text = run_ranks("tests.cluster.zero_worker", world, json.dumps(plan))
+    lines = [json.loads(line[5:]) for line in text.splitlines() if line.startswith("loss ")]
     found: dict[str, dict[int, float]] = {}
     for label, step, value in lines:
         found.setdefault(label, {})[step] = float.fromhex(value)

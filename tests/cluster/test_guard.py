@@ -1,44 +1,19 @@
 """Steps that are skipped on two ranks of a real engine, at every ZeRO stage."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from cluster.guard import GuardConfig
-from tests.cluster.test_checkpoint import free_port
+from tests.cluster.ranks import run_ranks
 
-ROOT = Path(__file__).parents[2]
 CASES = ["0 bf16", "0 fp32", "1 bf16", "2 bf16", "2 fp32", "3 bf16"]
 
 
 @pytest.fixture(scope="module")
 def said() -> dict:
     """What rank 0 of two says, all cases in one start."""
-    ranks = []
-    for rank in range(2):
-        env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-        env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-        env |= {"MASTER_ADDR": "127.0.0.1", "PYTHONPATH": str(ROOT)}
-        ranks.append(env)
-    port = str(free_port())
-    command = [sys.executable, "-m", "tests.cluster.guard_worker"]
-    running = [
-        subprocess.Popen(
-            command, cwd=ROOT, env=env | {"MASTER_PORT": port}, stdout=subprocess.PIPE, text=True
-        )
-        for env in ranks
-    ]
-    try:
-        texts = [process.communicate(timeout=600)[0] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert [process.returncode for process in running] == [0, 0]
-    return json.loads(texts[0].splitlines()[-1])
+    return json.loads(run_ranks("tests.cluster.guard_worker", 2).splitlines()[-1])
 
 
 @pytest.mark.parametrize("case", CASES)
