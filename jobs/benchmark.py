@@ -3,6 +3,8 @@
     python jobs/benchmark.py capfilt [--size full --device cuda ...]   CapFilt's models
     python jobs/benchmark.py loader                                   the training loader
     python jobs/benchmark.py data                                     bookkeeping of 129M samples
+    python jobs/benchmark.py train [--size full --device cuda ...]      training steps
+    python jobs/benchmark.py scale                                    cost by batch, text and ranks
     python jobs/benchmark.py NAME --help
 
 A table for people, and a last line of JSON for programs.
@@ -21,6 +23,8 @@ BENCHMARKS = {
     "capfilt": "jobs.bench_capfilt",
     "loader": "jobs.bench_loader",
     "data": "jobs.bench_data",
+    "train": "jobs.bench_train",
+    "scale": "jobs.bench_scale",
 }
 
 
