@@ -59,10 +59,7 @@ def opt_base() -> OPTConfig:
 
 def t5_base() -> T5Config:
     """FlanT5-base's sizes."""
-    return T5Config(
-        d_model=768, d_ff=2048, num_layers=12, num_heads=12, feed_forward_proj="gated-gelu",
-        vocab_size=32128, tie_word_embeddings=False, decoder_start_token_id=0,
-    )  # fmt: skip
+    return _flan_t5(d_model=768, d_ff=2048, num_layers=12, num_heads=12, vocab_size=32128)
 
 
 def opt_tiny() -> OPTConfig:
@@ -75,10 +72,13 @@ def opt_tiny() -> OPTConfig:
 
 def t5_tiny() -> T5Config:
     """For tests."""
-    return T5Config(
-        vocab_size=200, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2,
-        feed_forward_proj="gated-gelu", tie_word_embeddings=False, decoder_start_token_id=0,
-    )  # fmt: skip
+    return _flan_t5(d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, vocab_size=200)
+
+
+def _flan_t5(**sizes: int) -> T5Config:
+    family = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    config: T5Config = T5Config.from_dict({**family, "decoder_start_token_id": 0, **sizes})
+    return config
 
 
 _TINY = QFormerConfig(
