@@ -19,6 +19,7 @@ from transformers import BertConfig, Blip2Config, Blip2ForImageTextRetrieval
 from transformers.models.bert.modeling_bert import BertLMPredictionHead
 
 from modeling.blip2 import Stage1, Stage1Config
+from modeling.qformer import QFormerConfig
 from modeling.weights import huggingface_names
 
 SMOOTHING = 0.1
@@ -152,38 +153,47 @@ class Reference(nn.Module):
         cache += zip(keys, values, strict=True)
 
 
-def retrieval_model(config: Stage1Config, image_size: int = 28) -> Blip2ForImageTextRetrieval:
+def retrieval_model(config: Stage1Config) -> Blip2ForImageTextRetrieval:
     """Hugging Face's retrieval model of a stage 1's sizes; of its vision tower only the norm that
     follows it is used.
     """
-    qformer = config.qformer
     theirs = Blip2Config(
-        vision_config={
-            "hidden_size": qformer.encoder_width,
-            "intermediate_size": 8,
-            "num_hidden_layers": 0,
-            "num_attention_heads": 1,
-            "image_size": image_size,
-            "patch_size": 14,
-            "layer_norm_eps": 1e-5,
-        },
-        qformer_config={
-            "vocab_size": qformer.vocab,
-            "hidden_size": qformer.width,
-            "num_hidden_layers": qformer.layers,
-            "num_attention_heads": qformer.heads,
-            "intermediate_size": qformer.ffn,
-            "max_position_embeddings": qformer.max_positions,
-            "hidden_dropout_prob": qformer.dropout,
-            "attention_probs_dropout_prob": qformer.attention_drop,
-            "cross_attention_frequency": qformer.cross_every,
-            "encoder_hidden_size": qformer.encoder_width,
-            "use_qformer_text_input": True,
-        },
-        num_query_tokens=qformer.queries,
+        vision_config=huggingface_vision(config.qformer.encoder_width),
+        qformer_config=huggingface_qformer(config.qformer),
+        num_query_tokens=config.qformer.queries,
         image_text_hidden_size=config.embed,
     )
     return Blip2ForImageTextRetrieval(theirs)
+
+
+def huggingface_qformer(config: QFormerConfig) -> dict[str, Any]:
+    """Our Q-Former's sizes under Hugging Face's names."""
+    return {
+        "vocab_size": config.vocab,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.ffn,
+        "max_position_embeddings": config.max_positions,
+        "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": config.attention_drop,
+        "cross_attention_frequency": config.cross_every,
+        "encoder_hidden_size": config.encoder_width,
+        "use_qformer_text_input": config.text,
+    }
+
+
+def huggingface_vision(width: int) -> dict[str, Any]:
+    """The least vision tower that has a norm of this width behind it."""
+    return {
+        "hidden_size": width,
+        "intermediate_size": 8,
+        "num_hidden_layers": 0,
+        "num_attention_heads": 1,
+        "image_size": 28,
+        "patch_size": 14,
+        "layer_norm_eps": 1e-5,
+    }
 
 
 def give_weights(ours: Stage1, reference: Reference) -> None:

@@ -4,6 +4,8 @@
     python jobs/benchmark.py overlap                                  CapFilt's stages on Ray
     python jobs/benchmark.py loader                                   the training loader
     python jobs/benchmark.py data                                     bookkeeping of 129M samples
+    python jobs/benchmark.py train [--size full --device cuda ...]      training steps
+    python jobs/benchmark.py scale                                    cost by batch, text and ranks
     python jobs/benchmark.py NAME --help
 
 A table for people, and a last line of JSON for programs.
@@ -23,6 +25,8 @@ BENCHMARKS = {
     "overlap": "jobs.bench_overlap",
     "loader": "jobs.bench_loader",
     "data": "jobs.bench_data",
+    "train": "jobs.bench_train",
+    "scale": "jobs.bench_scale",
 }
 
 

@@ -213,11 +213,18 @@ def sample_flops(recipe: Any, sketched: Sketch, world: int) -> dict[str, float]:
         parts["encoder"] = flops.vit_flops(tower, recipe.encoder.train)
     if recipe.kind == "stage1":
         work = flops.stage1_work(
-            recipe.model, tokens, recipe.max_text, recipe.run.global_batch, world
+            recipe.model,
+            tokens,
+            recipe.max_text,
+            recipe.run.global_batch,
+            world,
+            learned=recipe.encoder.train,
         )
         return parts | {name: part.trained for name, part in work.items()}
     question = recipe.max_question if recipe.model.qformer.text else 0
-    parts["Q-Former"] = flops.stage2_work(recipe.model, tokens, question).trained
+    parts["Q-Former"] = flops.stage2_work(
+        recipe.model, tokens, question, learned=recipe.encoder.train
+    ).trained
     if sketched.language is not None:
         given, targets = _text_lengths(recipe, sketched)
         sizes = flops.language_sizes(sketched.language.config)
@@ -298,15 +305,15 @@ def _qformer_activations(recipe: Any, image_tokens: int) -> float:
     sizes = recipe.model.qformer
     stack = Stack(sizes.width, sizes.layers, sizes.ffn, sizes.width, sizes.width)
     image = 2 * -(-sizes.layers // sizes.cross_every) * image_tokens * sizes.width
-    seen = 3 * image_tokens * sizes.encoder_width  # ln_vision: its input in fp32, its output
+    # What ln_vision made of the tokens and, where they have a gradient, its input in fp32.
+    seen = (3 if recipe.encoder.train else 1) * image_tokens * sizes.encoder_width
     queries = sizes.queries
     if recipe.kind == "stage2":
         text = recipe.max_question if sizes.text else 0
         return seen + image + stack.saved(queries + text, trained=True)
     text = recipe.max_text
     rows = queries + text + 3 * (queries + text) + (text if recipe.model.itg else 0)
-    # ITM's three rows have their image keys and values in one tensor, copied from the image's.
-    return seen + 5 * image + stack.saved(rows, trained=True)
+    return seen + 2 * image + stack.saved(rows, trained=True)
 
 
 def _text_lengths(recipe: Any, sketched: Sketch) -> tuple[float, float]:

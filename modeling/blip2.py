@@ -155,7 +155,7 @@ class Stage1(nn.Module):
         """Keys and values of images, for `match_logits` with many texts an image (`qformer.select`
         picks rows).
         """
-        return self.qformer.project(self.ln_vision(tokens_BPD))
+        return self.qformer.project(tokens_BPD, self.ln_vision)
 
     def match_logits(
         self, image: list[KeyValue], text_ids_RL: Tensor, text_mask_RL: Tensor
@@ -251,7 +251,7 @@ class Stage2(nn.Module):
                 `qformer.text`).
             text_mask_BL: 1 for its tokens, 0 for padding.
         """
-        image = self.qformer.project(self.ln_vision(tokens_BPD))
+        image = self.qformer.project(tokens_BPD, self.ln_vision)
         if text_ids_BL is None:
             query_BQD, _ = self.qformer.encode_image(image)
         else:

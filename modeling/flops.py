@@ -121,10 +121,16 @@ def vit_flops(sizes: VitSizes, trained: bool) -> float:
 # ------------------------------------------------------------------------------- Q-Former
 
 
-def project_work(config: QFormerConfig, image_tokens: int) -> Work:
-    """Keys and values of one image for all layers with cross-attention."""
+def project_work(config: QFormerConfig, image_tokens: int, learned: bool = False) -> Work:
+    """Keys and values of one image for all layers with cross-attention.
+
+    Args:
+        learned: Whether the image tokens have a gradient (their encoder trains); a third of the
+            work with weights is for it.
+    """
     layers = -(-config.layers // config.cross_every)
-    return Work(4 * layers * image_tokens * config.encoder_width * config.width)
+    work = Work(4 * layers * image_tokens * config.encoder_width * config.width)
+    return work if learned else work * (2 / 3)
 
 
 def pass_work(
@@ -153,7 +159,13 @@ def pass_work(
 
 
 def stage1_work(
-    config: Stage1Config, image_tokens: int, text: int, batch: int = 1, world: int = 1
+    config: Stage1Config,
+    image_tokens: int,
+    text: int,
+    batch: int = 1,
+    world: int = 1,
+    *,
+    learned: bool = False,
 ) -> dict[str, Work]:
     """ITC, ITM and ITG of one pair, by part.
 
@@ -163,9 +175,10 @@ def stage1_work(
             images.
         world: Ranks; with several, negatives come mostly from others, and their images are
             projected once more.
+        learned: Whether the image encoder trains.
     """
     qformer, queries = config.qformer, config.qformer.queries
-    width, image = qformer.width, project_work(qformer, image_tokens)
+    width, image = qformer.width, project_work(qformer, image_tokens, learned)
     itc_image = pass_work(qformer, queries=queries, image_tokens=image_tokens)
     itc_text = pass_work(qformer, text=text, last=1)
     heads = Work(2 * (queries + 1) * width * config.embed)
@@ -186,10 +199,12 @@ def stage1_work(
     return parts
 
 
-def stage2_work(config: Stage2Config, image_tokens: int, question: int = 0) -> Work:
+def stage2_work(
+    config: Stage2Config, image_tokens: int, question: int = 0, *, learned: bool = False
+) -> Work:
     """Image tokens to soft visual prompts; `question` tokens go into the Q-Former too."""
     qformer, queries = config.qformer, config.qformer.queries
-    total = project_work(qformer, image_tokens)
+    total = project_work(qformer, image_tokens, learned)
     total += pass_work(
         qformer,
         queries=queries,

@@ -236,8 +236,10 @@ class DecoderLM(_Frozen):
         # Position i says what stands at i + 1.
         labels = [(a + b)[1:] for a, b in zip(ignored, targets, strict=True)]
         if self.model.config.model_type in PLAIN_HEADS:
+            # Padding comes last, where no target sees it: without a mask the model need not ask
+            # the device what is in it, and takes its fastest attention.
             hidden_BSD = self.model.base_model(
-                inputs_embeds=inputs_BSD, attention_mask=mask_BS
+                inputs_embeds=inputs_BSD, use_cache=False
             ).last_hidden_state
             return self._loss(hidden_BSD, labels)
         logits_BSV = self.model(inputs_embeds=inputs_BSD, attention_mask=mask_BS).logits
@@ -322,7 +324,9 @@ class EncoderDecoderLM(_Frozen):
                 inputs_embeds=inputs_BSD, attention_mask=mask_BS, labels=labels_BL
             ).logits
             return self._loss_of_logits(logits_BLV, labels_BL)
-        hidden_BLD = self._decoded(inputs_BSD, mask_BS, labels_BL)
+        equal = len({len(row) for row in given}) < 2
+        seen = None if equal else _additive(mask_BS, inputs_BSD.dtype)
+        hidden_BLD = self._decoded(inputs_BSD, seen, labels_BL)
         if config.scale_decoder_outputs:
             hidden_BLD = hidden_BLD * config.d_model**-0.5
         return self._loss(hidden_BLD, labels)
@@ -359,16 +363,19 @@ class EncoderDecoderLM(_Frozen):
             given = self._ids(prompt_texts, special=True)
         return given, [[*row, end] for row in ids]
 
-    def _decoded(self, inputs_BSD: Tensor, mask_BS: Tensor, labels_BL: Tensor) -> Tensor:
+    def _decoded(self, inputs_BSD: Tensor, seen: Tensor | None, labels_BL: Tensor) -> Tensor:
         """The decoder's last hidden states (B, L, D), given the labels one position late."""
         encoded_BSD = self.model.get_encoder()(
-            inputs_embeds=inputs_BSD, attention_mask=mask_BS
+            inputs_embeds=inputs_BSD, attention_mask=seen
         ).last_hidden_state
         start: int = self.model.config.decoder_start_token_id
         shifted_BL = F.pad(labels_BL[:, :-1], (1, 0), value=start)
         shifted_BL = shifted_BL.masked_fill(shifted_BL == IGNORED, self.tokenizer.pad_token_id)
         return self.model.get_decoder()(
-            input_ids=shifted_BL, encoder_hidden_states=encoded_BSD, encoder_attention_mask=mask_BS
+            input_ids=shifted_BL,
+            encoder_hidden_states=encoded_BSD,
+            encoder_attention_mask=seen,
+            use_cache=False,
         ).last_hidden_state
 
 
@@ -395,6 +402,13 @@ def pad_left(inputs_BSD: Tensor, mask_BS: Tensor) -> tuple[Tensor, Tensor]:
     index_BS = (torch.arange(size, device=mask_BS.device)[None] - padding_B1) % size
     turned_BSD = inputs_BSD.gather(1, index_BS[..., None].expand_as(inputs_BSD))
     return turned_BSD, mask_BS.gather(1, index_BS)
+
+
+def _additive(mask_BS: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask (B, 1, 1, S) as models add it to attention scores; they take it as it is, where they
+    would ask the device what is in one of ones and zeros.
+    """
+    return (1 - mask_BS.to(dtype))[:, None, None] * torch.finfo(dtype).min
 
 
 def _without_end(row: list[int], end: int | None) -> list[int]:

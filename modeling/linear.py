@@ -26,6 +26,7 @@ _OP: Any = (
     if torch.backends.mkldnn.is_available()
     else None
 )
+_WORTH_IT = 1 << 21  # multiplications; below, the call costs more than the product
 _wanted = ContextVar("oneDNN is wanted", default=True)
 
 
@@ -58,7 +59,7 @@ def by_onednn(x: Tensor, weight_OD: Tensor) -> bool:
         and _wanted.get()
         and x.dtype == weight_OD.dtype == torch.float32
         and x.device.type == weight_OD.device.type == "cpu"
-        and x.numel() > 0
+        and x.numel() * len(weight_OD) >= _WORTH_IT
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
     )

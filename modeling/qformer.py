@@ -73,9 +73,19 @@ class Attention(nn.Module):
         self.dropout = Dropout(config.dropout)
         self.norm = nn.LayerNorm(config.width, eps=config.eps)
 
-    def project(self, source_BSD: Tensor) -> KeyValue:
-        """Keys and values of a source, split into heads."""
-        return self._split(self.key(source_BSD)), self._split(self.value(source_BSD))
+    def project(self, source_BSD: Tensor, norm: nn.LayerNorm | None = None) -> KeyValue:
+        """Keys and values of a source, split into heads; those of `norm`'s weight and bias applied
+        to it, where it is given.
+        """
+        if norm is None:
+            return self._split(self.key(source_BSD)), self._split(self.value(source_BSD))
+        projected = []
+        for part in (self.key, self.value):
+            weight_OD = part.weight.float()
+            bias_O = part.bias.float() + weight_OD @ norm.bias.float()
+            folded_OD = (weight_OD * norm.weight.float()).to(part.weight.dtype)
+            projected.append(self._split(linear(source_BSD, folded_OD, bias_O.to(part.bias.dtype))))
+        return tuple(projected)
 
     def forward(self, x_BSD: Tensor, key_value: KeyValue, mask: Tensor | None = None) -> Tensor:
         """Attends from `x_BSD` to projected keys and values; `mask` is True where attention is
@@ -216,18 +226,11 @@ class QFormer(nn.Module):
                 another), not from that of the tokens: a third of this product is saved where
                 the tokens themselves have no gradient.
         """
-        attentions = [layer.cross_attn for layer in self._cross_layers()]
-        parts = [part for a in attentions for part in (a.key, a.value)]
-        weight_OD = torch.cat([part.weight for part in parts])
-        bias_O = torch.cat([part.bias for part in parts])
-        if norm is not None:
-            image_BPD = F.layer_norm(image_BPD.float(), norm.normalized_shape, eps=norm.eps)
-            bias_O = (bias_O.float() + weight_OD.float() @ norm.bias.float()).to(weight_OD.dtype)
-            weight_OD = (weight_OD.float() * norm.weight.float()).to(weight_OD.dtype)
-        joint = linear(image_BPD.to(weight_OD.dtype), weight_OD, bias_O)
-        heads = joint.unflatten(-1, (len(parts), self.config.heads, -1)).permute(2, 0, 3, 1, 4)
-        projected = heads.contiguous().unbind()
-        return [projected[i : i + 2] for i in range(0, len(parts), 2)]
+        if norm is None:
+            return [layer.cross_attn.project(image_BPD) for layer in self._cross_layers()]
+        image_BPD = F.layer_norm(image_BPD.float(), norm.normalized_shape, eps=norm.eps)
+        image_BPD = image_BPD.to(self.query_tokens.dtype)
+        return [layer.cross_attn.project(image_BPD, norm) for layer in self._cross_layers()]
 
     def encode_image(self, image: list[KeyValue]) -> tuple[Tensor, list[KeyValue]]:
         """Queries alone (ITC, stage 2): output (B, Q, D) and the queries' self-attention keys and

@@ -33,6 +33,7 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
+from cluster.s3 import _client
 from cluster.storage import open_storage
 from tests.faulty_s3 import BUCKET, Faults, faulty_proxy, s3_server
 from tests.pipeline.test_sources import tar, trio
@@ -208,6 +209,7 @@ def on_s3(web: Path, options: list[str], seed: int, kills: int, expected: dict[s
         s3_server(patch) as server,
         faulty_proxy(server, faults) as url,
     ):
+        _client.cache_clear()  # the seed before had another server
         store = open_storage(f"s3://{BUCKET}/web")
         for path in sorted(web.iterdir()):
             store.replace(path.name, path.read_bytes())

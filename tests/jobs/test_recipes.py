@@ -168,7 +168,7 @@ def test_micro_batches_and_saves_have_their_memory():
     assert halves.exchange - whole.exchange == kept and whole.exchange == 4 * count
     assert halves.activations < 0.6 * whole.activations
     assert whole.saving == 20 * count
-    assert whole.on_cpu == max(whole.total, whole.states + whole.saving)
+    assert whole.on_cpu == dry_run.LIBRARIES + whole.total > whole.states + whole.saving
 
 
 def test_time_cost_and_room_on_a_gpu(capsys):
