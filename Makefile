@@ -6,12 +6,13 @@ RUN    := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint zoo clean
+.PHONY: help setup demo test test-fast test-long lint zoo clean
 
 help:
 	@echo "make demo       everything on the embedded data set: data, CapFilt, stages 1 and 2, evaluation, report"
 	@echo "make test       all tests, the fast ones first"
 	@echo "make test-fast  the fast tests only"
+	@echo "make test-long  what takes minutes each: random kills, lost machines, other numbers of ranks"
 	@echo "make lint       ruff and mypy"
 	@echo "make zoo        train the small frozen models again, from nothing"
 	@echo "make clean      remove runs/ (not .venv)"
@@ -33,7 +34,10 @@ demo: $(READY)
 
 test: $(READY)
 	@$(RUN) -m pytest -q -m "not slow"
-	@$(RUN) -m pytest -q -m slow
+	@$(RUN) -m pytest -q -m "slow and not long"
+
+test-long: $(READY)
+	@$(RUN) -m pytest -q -m long
 
 test-fast: $(READY)
 	@$(RUN) -m pytest -q -m "not slow"

@@ -33,6 +33,7 @@ import torch
 import tyro
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
 
 from cluster.malloc import keep_freed_memory
 from jobs import bench_common as bench
@@ -95,7 +96,7 @@ def main(arguments: Sequence[str]) -> int:
     ceiling = matmul_ceiling(args)
     rows = [["", "samples/s", "ratio", "GFLOP/sample", "of peak", "peak MiB", "loss"]]
     found: dict[str, Any] = {}
-    for name in case_names(args):
+    for name in tqdm(case_names(args), "cases", disable=None):
         found[name] = measure(args, name, ceiling)
         rows += found[name].pop("rows")
     print(f"matrix products: {ceiling / 1e12:.3f} TFLOP/s")

@@ -106,7 +106,7 @@ def main(
     try:
         return train_loop.train(plan, partial(make_task, plan.recipe, module))
     except FloatingPointError as broken:
-        if str(broken):  # of this rank's own; the others only stop with it
+        if not place().rank:  # all ranks stop with the same words
             print(f"error: {broken}", file=sys.stderr, flush=True)
         return 1
 

@@ -75,7 +75,9 @@ def image_input(recipe: Any, device: torch.device) -> Callable[[Batch], Tensor]:
     """
     if recipe.encoder.train:
         return lambda batch: batch.pixels_B3HW(device)
-    encoder = load_encoder(recipe.encoder).to(device)
+    encoder: Any = load_encoder(recipe.encoder).to(device)
+    if recipe.encoder.compile:
+        encoder = torch.compile(encoder)
 
     def tokens(batch: Batch) -> Tensor:
         with torch.no_grad():

@@ -33,6 +33,8 @@ class EncoderChoice:
         train: finetune it too; its weights are then part of every checkpoint.
         drop_path: stochastic depth while it trains, 0 at the first block, this at the last.
         checkpoint_blocks: recompute its activations in the backward pass, block by block.
+        compile: let ``torch.compile`` make one program of a frozen encoder: minutes at the start,
+            for fewer and larger kernels at every step.
     """
 
     name: str
@@ -42,6 +44,7 @@ class EncoderChoice:
     train: bool = False
     drop_path: float = 0.0
     checkpoint_blocks: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.drop_path < 1:
@@ -52,6 +55,10 @@ class EncoderChoice:
                     f"encoder.{name} = {getattr(self, name)} has no effect on a frozen encoder: "
                     "leave it out, or add --encoder.train"
                 )
+        if self.compile and self.train:
+            raise ValueError(
+                "encoder.compile = True is for a frozen encoder: leave it out with --encoder.train"
+            )
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,7 @@ def nodes(hosts: Path, arguments: list[str]) -> list[subprocess.Popen]:
     return [node(index, port, hosts, arguments) for index in (0, 1)]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_one_of_two_machines_dies(world, whole, tmp_path):
     """The other one ends and says why; both started again give the undisturbed run."""
@@ -112,6 +113,7 @@ def test_launchers_are_found_and_told_from_later_processes():
     child.wait()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_on_ray_a_lost_machine_is_replaced(world, whole, tmp_path):
     arguments = command(world, "stage1", tmp_path, STEPS, "--zero.timeout-s", "60")

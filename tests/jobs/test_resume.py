@@ -50,6 +50,7 @@ def undisturbed(world, tmp_path_factory):
     return out
 
 
+@pytest.mark.long
 def test_random_kills():
     """A short seed; the long one is ``tests/chaos_train.py --kills 20 --steps 200``."""
     script = ["tests/chaos_train.py", "--kills", "3", "--steps", "24", "--small"]
@@ -73,6 +74,7 @@ def tinyworld_t5(world: Path, out: Path) -> list[str]:
     ]
 
 
+@pytest.mark.long
 def test_two_ranks_one_and_two_again(world, tmp_path):
     """The same samples, each with its own draw: losses equal to 1e-5 at every step."""
     whole, moved = tmp_path / "whole", tmp_path / "moved"

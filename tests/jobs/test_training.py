@@ -207,6 +207,7 @@ def test_bad_steps_are_skipped_told_and_limited(world, tmp_path):
     assert done.stderr.count("error: ") == 1
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_every_zero_stage_learns_the_same(world, tmp_path, stage):
