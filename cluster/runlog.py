@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -56,7 +56,7 @@ class RunLog:
         self._since, self._since_step = time.perf_counter(), done
         self._peak = peak_steps_per_s
         self._extra: dict[str, Any] = {}  # for the next record
-        self._boards: list[Callable[[Mapping[str, Any]], None]] = []
+        self._boards: list[_Board] = []
         if here.rank == 0:
             out.mkdir(parents=True, exist_ok=True)
             for name in (LOG, SKIPPED, VALIDATION):
@@ -123,9 +123,14 @@ class RunLog:
         if self.here.rank == 0:
             print(text, file=sys.stdout, flush=True)
 
+    def close(self) -> None:
+        """Let what also gets the records write them out."""
+        for board in self._boards:
+            board.close()
+
     def _tell_boards(self, record: Mapping[str, Any]) -> None:
         for board in self._boards:
-            board({name: value for name, value in record.items() if value is not None})
+            board.tell({name: value for name, value in record.items() if value is not None})
 
 
 def read_log(out: Path) -> list[dict[str, Any]]:
@@ -194,7 +199,14 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _tensorboard(out: Path) -> Callable[[Mapping[str, Any]], None]:
+class _Board(NamedTuple):
+    """Something else that shows the records."""
+
+    tell: Callable[[Mapping[str, Any]], None]
+    close: Callable[[], None]
+
+
+def _tensorboard(out: Path) -> _Board:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as missing:
@@ -209,10 +221,10 @@ def _tensorboard(out: Path) -> Callable[[Mapping[str, Any]], None]:
             if name != "step":
                 writer.add_scalar(name, value, record["step"])
 
-    return tell
+    return _Board(tell, writer.close)
 
 
-def _wandb(project: str, out: Path) -> Callable[[Mapping[str, Any]], None]:
+def _wandb(project: str, out: Path) -> _Board:
     try:
         import wandb
     except ImportError as missing:
@@ -227,4 +239,4 @@ def _wandb(project: str, out: Path) -> Callable[[Mapping[str, Any]], None]:
     def tell(record: Mapping[str, Any]) -> None:
         run.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])
 
-    return tell
+    return _Board(tell, run.finish)

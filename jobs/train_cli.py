@@ -10,6 +10,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import tyro
 from torch import nn
 
+from cluster import zero
 from cluster.dist import place
 from jobs import dry_run, hardware, models, recipes, train_loop
 
@@ -104,11 +105,12 @@ def main(
             return 2
         raise
     try:
-        return train_loop.train(plan, partial(make_task, plan.recipe, module))
+        code = train_loop.train(plan, partial(make_task, plan.recipe, module))
     except FloatingPointError as broken:
         if not place().rank:  # all ranks stop with the same words
             print(f"error: {broken}", file=sys.stderr, flush=True)
         return 1
+    return code if world == 1 else zero.leave(code)
 
 
 def parse(kind: str, arguments: Sequence[str]) -> Arguments[Any]:

@@ -212,6 +212,7 @@ def train(plan: Plan, make_task: Callable[[torch.device], Task]) -> int:
     ) as batches:
         loop.go(batches, steps)
     watchdog.stop()
+    log.close()
     zero.stop()
     return 0
 

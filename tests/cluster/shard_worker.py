@@ -43,6 +43,7 @@ def main() -> None:
     if dist.get_rank() == 0:
         print(json.dumps(said))
     zero.stop()
+    zero.leave(0)
 
 
 if __name__ == "__main__":

@@ -74,6 +74,7 @@ def main(plan: dict) -> None:
         save = (phase["save_at"], out) if phase["save_at"] else None
         run(engine, here, first, phase["last"], label=phase["label"], save=save)
     zero.stop()
+    zero.leave(0)
 
 
 if __name__ == "__main__":
