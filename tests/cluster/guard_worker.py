@@ -1,10 +1,12 @@
 """What the guard does on a real engine of each ZeRO stage, as a JSON line. Run by test_guard."""
 
 import json
+import traceback
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cluster import zero
 from cluster.guard import Guard, GuardConfig
@@ -100,6 +102,29 @@ def clipped(stage: int, here) -> list[float]:
     return found
 
 
+class Syncs(TorchDispatchMode):
+    """Where a value is read back: what would wait for a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func in {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}:
+            self.places.append("".join(traceback.format_stack(limit=6)[:-1]))
+        return func(*args, **(kwargs or {}))
+
+
+def syncs(stage: int, here) -> list[str]:
+    """Reads of a value in a step that is clipped, between two intervals."""
+    engine, guard = make(stage, "bf16", GuardConfig(spike=3.0), 1.0)
+    step(engine, guard, 1, here)
+    with Syncs() as seen:
+        step(engine, guard, 2, here)
+        step(engine, guard, 3, here)
+    return seen.places
+
+
 def accumulated(stage: int, here) -> float:
     """How far four micro-batches end from one batch of them; a step is one update."""
     ends = []
@@ -125,6 +150,8 @@ def main() -> None:
     cases = [(0, "bf16"), (0, "fp32"), (1, "bf16"), (2, "bf16"), (2, "fp32"), (3, "bf16")]
     for stage, precision in cases:
         said[f"{stage} {precision}"] = skips(stage, precision, here)
+    for stage in (0, 2):
+        said[f"syncs {stage}"] = syncs(stage, here)
     for stage in range(4):
         said[f"clip {stage}"] = clipped(stage, here)
         said[f"accumulated {stage}"] = accumulated(stage, here)
