@@ -132,7 +132,7 @@ DAMAGES = {
     "missing": ("trainable.safetensors", None, "has 0 bytes"),
     "no record": ("state.json", None, "cannot be read"),
     "half a record": ("state.json", lambda data: data[:-9], "cannot be read"),
-    "other recipe": ("recipe.json", lambda data: data.replace(b"test", b"tost"), "sha256"),
+    "no recipe": ("recipe.json", None, "cannot be read"),
 }
 
 
