@@ -66,8 +66,10 @@ def runs(world):
     still = command(world, "caption", "--out", str(world["out"] / "still"), "--encoder.drop-path")
     rates = ("0.1", "--optim.lr", "0", "--optim.min-lr", "0", "--optim.warmup-lr", "0")
     wild = command(world, "caption", "--out", str(world["out"] / "broken"), "--optim.lr", "1e25")
-    commands = [command(world, name) for name in NAMES]
-    done = run_jobs([*commands, [*still, *rates, "--steps", "1"], [*wild, "--zero.clip", "0"]])
+    commands, once = [command(world, name) for name in NAMES], ("--guard.limit", "1")
+    done = run_jobs(
+        [*commands, [*still, *rates, "--steps", "1"], [*wild, "--zero.clip", "0", *once]]
+    )
     for result in done[:-1]:
         assert result["code"] == 0, result["err"]
     return dict(zip([*NAMES, "still", "broken"], done, strict=True))
@@ -199,12 +201,13 @@ def test_epochs_count_the_data(world, tmp_path):
     assert plan.run.optim.warmup_steps == 2
 
 
-def test_a_loss_that_is_not_finite_is_one_line(runs):
-    """No traceback, exit code 1, and the step is not applied."""
+def test_losses_that_are_not_finite_stop_the_run_with_one_line(runs):
+    """No traceback, exit code 1, and the steps are not applied."""
     result = runs["broken"]
     assert result["code"] == 1 and "Traceback" not in result["err"]
     lines = [line for line in result["err"].splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and "is not finite; the step was not applied" in lines[0]
+    assert len(lines) == 1 and "steps were skipped" in lines[0]
+    assert "the last: a loss that is not finite" in lines[0]
 
 
 def test_without_stage1_the_qformer_starts_from_bert(tmp_path):
