@@ -76,7 +76,8 @@ def main(
         open_data: ``--data`` -> its sources.
 
     Returns:
-        The exit code: 1 where too many steps had to be skipped.
+        The exit code: 2, as for a mistake, where too many steps had to be skipped: a scheduler
+        that started it again would only meet them again.
 
     Raises:
         ValueError: a mistake in the command, the recipe, the data or a model's files.
@@ -109,7 +110,7 @@ def main(
     except FloatingPointError as broken:
         if not place().rank:  # all ranks stop with the same words
             print(f"error: {broken}", file=sys.stderr, flush=True)
-        return 1
+        return 2
     return code if world == 1 else zero.leave(code)
 
 

@@ -202,9 +202,9 @@ def test_epochs_count_the_data(world, tmp_path):
 
 
 def test_losses_that_are_not_finite_stop_the_run_with_one_line(runs):
-    """No traceback, exit code 1, and the steps are not applied."""
+    """No traceback, exit code 2, and the steps are not applied."""
     result = runs["broken"]
-    assert result["code"] == 1 and "Traceback" not in result["err"]
+    assert result["code"] == 2 and "Traceback" not in result["err"]
     lines = [line for line in result["err"].splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "steps were skipped" in lines[0]
     assert "the last: a loss that is not finite" in lines[0]

@@ -202,7 +202,7 @@ def test_bad_steps_are_skipped_told_and_limited(world, tmp_path):
     """A learning rate that breaks everything: every step after is skipped, with its samples."""
     more = ["--guard.spike", "1.05", "--guard.warmup", "1", "--guard.limit", "2"]
     done = python(command(world, "stage1", tmp_path, 12, "--optim.lr", "0.5", *more))
-    assert done.returncode == 1, done.stdout
+    assert done.returncode == 2, done.stdout
     assert "steps were skipped by step" in done.stderr and "guard.limit = 2" in done.stderr
     assert done.stderr.count("error: ") == 1
 
