@@ -51,7 +51,8 @@ def this_gpu() -> Gpu | None:
         return None
     said = torch.cuda.get_device_name().lower().replace(" ", "-")
     found = [gpu for name, gpu in GPUS.items() if name.partition("-")[0] in said]
-    return found[-1] if found else None
+    total = torch.cuda.get_device_properties(0).total_memory
+    return Gpu(found[0].tflops, total / GIB) if found else None
 
 
 def room(ranks: int) -> tuple[float, bool]:
@@ -62,5 +63,5 @@ def room(ranks: int) -> tuple[float, bool]:
     """
     if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda":
         return float(torch.cuda.get_device_properties(0).total_memory), False
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+    here = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or ranks)
     return psutil.virtual_memory().available / here, True
