@@ -66,7 +66,9 @@ class Memory:
 
     @property
     def on_cpu(self) -> float:
-        """Most that rank 0's process holds where the device's memory is the main memory."""
+        """Most that rank 0's process holds where the device's memory is the main memory: in a step,
+        or in the save at the end (one that is still being written during a step comes on top).
+        """
         return LIBRARIES + max(self.total, self.states + self.lasting + self.saving)
 
 
@@ -106,7 +108,7 @@ def table(recipe: Any, world: int, gpu: Gpu | None = None, price: float = 0.0) -
         f"(ZeRO-{run.zero.stage}, {run.zero.precision}; activations estimated)",
         f"a checkpoint, GiB:    {_short(12 * sum(trained.values()) / GIB)}; while it is written, "
         f"{_short(memory.saving / GIB)} of rank 0's main memory",
-        f"on CPU, GiB a rank:   {_short(memory.on_cpu / GIB)} with its libraries and a save",
+        f"on CPU, GiB a rank:   {_short(memory.on_cpu / GIB)} with libraries and the last save",
         f"GFLOP a sample:       {_short(sample / 1e9)} = {parts}",
         f"PFLOP a step:         {_short(step / 1e15)}, a rank {_short(step / world / 1e15)}; "
         f"the run {_short(step * run.steps / 1e18)} EFLOP",

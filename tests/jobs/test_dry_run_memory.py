@@ -12,7 +12,7 @@ from tests.tiny_training import capfilt_output, tiny_clip, tiny_t5
 
 MIDDLE = [
     *("--model.qformer.width", "768", "--model.qformer.layers", "6", "--global-batch", "8"),
-    *("--log-every", "1", "--save-every", "2", "--steps", "3"),
+    *("--log-every", "1", "--save-every", "3", "--steps", "3"),  # one save, and no step beside it
 ]
 
 
@@ -46,5 +46,6 @@ def test_the_estimate_is_within_15_percent(tmp_path, stage, zero, precision):
     fitted = models.fit(parsed)
     planned = dry_run.plan_memory(fitted, dry_run.sketch(fitted), world=1, micro=8)
     used = peak_of([sys.executable, f"jobs/{stage}.py", *given])
-    assert used > 2 * 2**30  # most of it is the model's
+    assert used > 2 * dry_run.LIBRARIES  # half of it and more is the model's
+    print(f"planned {planned.on_cpu / 2**30:.2f} GiB, used {used / 2**30:.2f} GiB")
     assert planned.on_cpu == pytest.approx(used, rel=0.15)
