@@ -162,7 +162,9 @@ def _resources(config: RayConfig) -> Resources:
         return Resources(config.workers or gpus, config.threads, 1, ",".join(kinds) or "gpu")
     room = max(1, (cpus - 1) // config.threads)  # one CPU stays free for the tasks
     actors = min(config.workers or room, room)
-    return Resources(actors, config.threads if cpus > config.threads else 0.5, 0, "cpu")
+    # Half of what it uses is reserved: a node that has just died may be counted above, and workers
+    # that found no place, or left none to the tasks, would let the map stand still.
+    return Resources(actors, config.threads / 2, 0, "cpu")
 
 
 @dataclass(frozen=True, slots=True)
