@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from modeling import contrast
-from modeling.blip2 import Stage1
-from tests.modeling.tiny import batch, sharp_stage1
+from tests.modeling.tiny import accumulated, batch, sharp_stage1
 
 IMAGE_IDS = torch.tensor([7, 1, 2, 3, 7, 4, 5, 7])
 DRAWS = torch.rand(8, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -30,16 +29,6 @@ def cut(inputs: tuple[Tensor, ...], micro: int) -> list[contrast.Pairs]:
         texts = ids[:, :longest], mask[:, :longest]
         pairs.append(contrast.Pairs(lambda t=tokens: t, *texts, image_ids, draws, seed))
     return pairs
-
-
-def accumulated(model: Stage1, micros: list[contrast.Pairs]) -> dict[str, Tensor]:
-    """Mean losses and gradients, a backward pass a micro-batch."""
-    means: dict[str, Tensor] = {}
-    for losses in contrast.losses_in_turn(model, micros, frozen=True):
-        (losses["loss"] / len(micros)).backward()
-        for name, value in losses.items():
-            means[name] = means.get(name, 0) + value.detach() / len(micros)
-    return means | {f"grad.{name}": p.grad for name, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize("micro", [1, 2, 4])

@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from modeling import contrast, gather
-from tests.modeling.tiny import batch, sharp_stage1
+from tests.modeling.tiny import accumulated, batch, sharp_stage1
 
 WORLDS = [2, 4]
 # Samples 0, 4 and 7 show the same image, and they live on different ranks.
@@ -36,17 +36,11 @@ CASES = ["plain", "image ids", "one sample a rank"]
 
 def in_turn(inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
     """As `losses_and_gradients`, a sample at a time."""
-    model = sharp_stage1()
     pairs = [
         contrast.Pairs(lambda t=tokens: t[None], ids[None], mask[None], None, None, lambda: None)
         for tokens, ids, mask in zip(*inputs, strict=True)
     ]
-    means: dict[str, Tensor] = {}
-    for losses in contrast.losses_in_turn(model, pairs, frozen=True):
-        (losses["loss"] / len(pairs)).backward()
-        for name, value in losses.items():
-            means[name] = means.get(name, 0) + value.detach() / len(pairs)
-    return means | {f"grad.{name}": p.grad for name, p in model.named_parameters()}
+    return accumulated(sharp_stage1(), pairs)
 
 
 def token_gradient(inputs: tuple[Tensor, ...]) -> Tensor:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from modeling import contrast
 from modeling.blip2 import Stage1, Stage1Config
 from modeling.qformer import QFormerConfig
 
@@ -56,3 +57,13 @@ def batch(size: int, length: int = 7, seed: int = 0) -> tuple[Tensor, Tensor, Te
     ids[:, 0] = 1
     ids[torch.arange(size), lengths - 1] = 2
     return tokens, ids * mask, mask
+
+
+def accumulated(model: Stage1, micros: list[contrast.Pairs]) -> dict[str, Tensor]:
+    """Mean losses and gradients, a backward pass a micro-batch."""
+    means: dict[str, Tensor] = {}
+    for losses in contrast.losses_in_turn(model, micros, frozen=True):
+        (losses["loss"] / len(micros)).backward()
+        for name, value in losses.items():
+            means[name] = means.get(name, 0) + value.detach() / len(micros)
+    return means | {f"grad.{name}": p.grad for name, p in model.named_parameters()}
