@@ -33,15 +33,8 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from cluster.ray_map import (
-    Parts,
-    RayConfig,
-    Resources,
-    Stages,
-    describe_cluster,
-    map_shards,
-    session,
-)
+from cluster.ray_map import Parts, Stages, map_shards
+from cluster.ray_session import RayConfig, Resources, describe_cluster, session
 from cluster.storage import Storage, absolute_url, open_storage
 from jobs import capfilt_tools, recipes
 from jobs.capfilt_duplicates import mark_duplicates

@@ -11,7 +11,8 @@ from functools import partial
 import numpy as np
 from tqdm import tqdm
 
-from cluster.ray_map import RayConfig, map_tasks
+from cluster.ray_map import map_tasks
+from cluster.ray_session import RayConfig
 from cluster.storage import Storage, absolute_url, open_storage
 from jobs.capfilt_work import Work
 from pipeline.duplicates import digest_shard, find_duplicates

@@ -16,7 +16,7 @@ if not __package__:  # run as a script: import from the clone, not from jobs/
 
 import tyro
 
-from cluster import ray_launch, ray_map
+from cluster import ray_launch, ray_session
 from jobs import cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     given = sys.argv[1:] if arguments is None else arguments
     config, address, command = parse(given)
-    with ray_map.session(ray_map.RayConfig(address=address), ROOT):
+    with ray_session.session(ray_session.RayConfig(address=address), ROOT):
         return ray_launch.run(config, command)
 
 

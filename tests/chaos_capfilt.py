@@ -40,6 +40,7 @@ from tests.pipeline.test_sources import tar, trio
 from tests.tiny_models import save_captioner, save_clip
 
 ROOT = Path(__file__).parents[1]
+NODES = 2
 LIMIT = 1800  # seconds in which a run must come to its end
 KINDS = ("driver", "actor", "actor", "task", "task", "node")
 FAULTS = {"error_500": 0.01, "slow_down": 0.01, "reset": 0.01, "truncated": 0.01}
@@ -66,12 +67,14 @@ class Chaos:
         """
         end = time.monotonic() + LIMIT
         with cluster() as self.cluster:
-            self.nodes = [self._node(), self._node()]
+            self.nodes = [self._node() for _ in range(NODES)]
             job = self._start()
             while sum(self.done.values()) < self.kills:
                 time.sleep(self.random.uniform(0.2, 4.0))
                 if job.poll() is not None:  # it was quicker than the kills
                     break
+                if len(self.nodes) < NODES and self.random.random() < 0.25:
+                    self.nodes.append(self._node())
                 if self._kill(self.random.choice(KINDS), job) == "driver":
                     job = self._start()
                 assert time.monotonic() < end, "the run does not end"
@@ -102,7 +105,8 @@ class Chaos:
         elif kind == "node":
             node = self.nodes.pop(self.random.randrange(len(self.nodes)))
             self.cluster.remove_node(node, allow_graceful=False)
-            self.nodes.append(self._node())
+            if not self.nodes or self.random.random() < 0.5:  # else the run goes on without it
+                self.nodes.append(self._node())
         else:
             title = "ray::_Holder" if kind == "actor" else "ray::_call"
             found = [p for p in workers(self.cluster) if p.info["cmdline"][0].startswith(title)]

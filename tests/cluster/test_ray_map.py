@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.ray_map import Parts, RayConfig, Resources, Stages, map_shards, map_tasks, session
+from cluster.ray_map import Parts, Stages, map_shards, map_tasks
+from cluster.ray_session import RayConfig, Resources, session
 
 ROOT = Path(__file__).parents[2]
 CONFIG = RayConfig(workers=1, retries=3)

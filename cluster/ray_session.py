@@ -1,0 +1,190 @@
+"""A Ray to work on: a cluster's, or one of our own, and how many model workers it has room for."""
+
+import contextlib
+import functools
+import json
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+_KIND = "accelerator_type:"
+_START_ATTEMPTS = 3
+_EXCLUDES = [".venv", ".git", "runs", "**/__pycache__", ".mypy_cache", ".ruff_cache"]
+
+
+@dataclass(frozen=True, slots=True)
+class RayConfig:
+    """Where the map runs.
+
+    Attributes:
+        address: of a running cluster (``auto``, ``HOST:PORT``, ``ray://...``); None uses
+            ``RAY_ADDRESS`` (set inside ``ray job submit``), and where that is not set either, a
+            local Ray of our own.
+        workers: model actors; 0 takes one per GPU, or one per CPU where there is no GPU.
+        threads: CPU threads of an actor. More change how sums are split, so bits may change.
+        per_actor: items under way per actor.
+        retries: how often an item whose workers were lost runs again before it is suspected.
+    """
+
+    address: str | None = None
+    workers: int = 0
+    threads: int = 1
+    per_actor: int = 3
+    retries: int = 3
+
+    def __post_init__(self) -> None:
+        for name, least in (("workers", 0), ("threads", 1), ("per_actor", 1), ("retries", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: at least {least}")
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What the cluster lends.
+
+    Attributes:
+        actors: model workers that it has room for now; nodes may come and go.
+        cpus, gpus: what each of them reserves.
+        device: ``cpu``, or the kinds of GPU.
+    """
+
+    actors: int
+    cpus: float
+    gpus: float
+    device: str
+
+    def options(self) -> dict[str, Any]:
+        """What an actor asks Ray for."""
+        asked: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus}
+        if self.device.startswith(_KIND) and "," not in self.device:
+            asked["accelerator_type"] = self.device.removeprefix(_KIND)
+        return asked
+
+
+@contextlib.contextmanager
+def session(config: RayConfig, root: Path) -> Iterator[Resources]:
+    """Connect to the cluster, or start a local Ray that lives as long as this context.
+
+    Args:
+        root: the clone, which workers import from.
+
+    Raises:
+        ValueError: a cluster address at which nobody answers, or with no CPU to spare.
+    """
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+    if address:
+        _connect(address, root)
+    else:
+        _start_local(config, root)
+    try:
+        yield _resources(config)
+    finally:
+        ray.shutdown()
+        for name, value in before.items():  # Ray sets the mode for all children
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _connect(address: str, root: Path) -> None:
+    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    environment = None if inside_job else {"working_dir": str(root), "excludes": _EXCLUDES}
+    try:
+        ray.init(
+            address,
+            runtime_env=environment,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+        )
+    except (ConnectionError, RuntimeError, TimeoutError) as unreachable:
+        first = str(unreachable).strip().splitlines()[0]
+        raise ValueError(
+            f"address {address!r}: no Ray cluster answers there ({first}); start one, or unset "
+            "RAY_ADDRESS to run on a local Ray"
+        ) from unreachable
+
+
+def _start_local(config: RayConfig, root: Path) -> None:
+    """A Ray on loopback with a token of its own.
+
+    A local Ray asks for a token by default, and writes ``~/.ray/auth_token`` where none is given,
+    after which other Rays on this machine ask for that one: a token in the environment of this
+    process leaves nothing behind.
+    """
+    os.environ.setdefault("RAY_AUTH_TOKEN", _token())
+    cores = len(os.sched_getaffinity(0))
+    actors = config.workers or max(1, cores // config.threads)
+    settings: dict[str, Any] = {
+        # One more than the actors take: the reading and writing tasks need a place, and the
+        # operating system shares the cores better than a reservation would.
+        "num_cpus": actors * config.threads + 1,
+        "include_dashboard": False,
+        "object_store_memory": 1 << 30,
+        "_node_ip_address": "127.0.0.1",
+        "runtime_env": {"env_vars": {"PYTHONPATH": str(root)}},
+        "logging_level": logging.ERROR,
+        "log_to_driver": False,
+        # Ray's default is 15: anything else that runs here would starve the models.
+        "_system_config": {"worker_niceness": 0},
+    }
+    for _ in range(_START_ATTEMPTS):
+        try:
+            ray.init("local", **settings)
+            return
+        except Exception as late:  # Ray raises the bare class when its node misses 30 s
+            ray.shutdown()
+            if "timed out during startup" not in str(late):
+                raise
+    raise ValueError(
+        f"the local Ray did not start within 30 s, {_START_ATTEMPTS} times: other programs hold "
+        "this machine's cores; start again when they are done"
+    )
+
+
+@functools.cache
+def _token() -> str:
+    """One token per process: Ray reads it once."""
+    return secrets.token_hex(32)
+
+
+def _resources(config: RayConfig) -> Resources:
+    total = ray.cluster_resources()
+    if not total.get("CPU", 0):
+        raise ValueError("the Ray cluster has no CPUs; start it with --num-cpus")
+    kinds = sorted(name for name in total if name.startswith(_KIND))
+    device = (",".join(kinds) or "gpu") if total.get("GPU", 0) else "cpu"
+    # Half of the threads are reserved: when nodes are lost, the tasks still find a place.
+    return Resources(room(config, device), config.threads / 2, int(device != "cpu"), device)
+
+
+def room(config: RayConfig, device: str) -> int:
+    """Model workers that the cluster has room for at this moment; at least one, to wait for.
+
+    Args:
+        device: what the run began on, as ``Resources`` has it. It goes on with nothing else: other
+            GPUs may give other bytes.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if device != "cpu":
+        kinds = device.split(",") if device.startswith(_KIND) else ["GPU"]
+        gpus = sum(int(node.get("GPU", 0)) for node in nodes if any(k in node for k in kinds))
+        return config.workers or max(1, gpus)  # more than there are: an autoscaler may bring them
+    cpus = [int(node.get("CPU", 0)) for node in nodes]
+    places = sum(number // config.threads for number in cpus)
+    if sum(cpus) - places * config.threads < 1:
+        places -= 1  # one CPU stays free for the tasks
+    return max(1, min(config.workers or places, places))
+
+
+def describe_cluster() -> str:
+    """One line for the console: nodes and resources of the connected Ray."""
+    total = {key: value for key, value in ray.cluster_resources().items() if key in ("CPU", "GPU")}
+    return f"{len(ray.nodes())} node(s), {json.dumps(total)}"
