@@ -29,7 +29,9 @@ from transformers import (
 )
 
 from jobs import bench_common as bench
-from modeling.captioner import Captioner, ClipScorer, SamplingConfig
+from modeling.captioner import Captioner
+from modeling.clip_scorer import ClipScorer
+from modeling.sampling import SamplingConfig
 from pipeline.transforms import CLIP_MEAN as MEAN
 from pipeline.transforms import CLIP_STD as STD
 

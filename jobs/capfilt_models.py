@@ -96,7 +96,8 @@ class Describer:
         from transformers import AutoTokenizer, BlipForConditionalGeneration, CLIPModel
         from transformers.utils import logging
 
-        from modeling.captioner import Captioner, ClipScorer
+        from modeling.captioner import Captioner
+        from modeling.clip_scorer import ClipScorer
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()

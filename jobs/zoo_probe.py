@@ -22,7 +22,9 @@ from transformers import AutoTokenizer, BlipForConditionalGeneration, CLIPModel
 from jobs.encoders import load_encoder
 from jobs.recipes.train import EncoderChoice
 from jobs.zoo_pictures import CLIP_MEAN, CLIP_STD, draw, pixels, vary
-from modeling.captioner import Captioner, ClipScorer, SamplingConfig
+from modeling.captioner import Captioner
+from modeling.clip_scorer import ClipScorer
+from modeling.sampling import SamplingConfig
 from pipeline.tinyworld.render import IMAGE_SIZE
 from pipeline.tinyworld.scene import COLORS, QUARTERS, SHAPES, SIZES, Scene, sample_scene, stream
 from pipeline.tinyworld.text import caption, describe, is_true, web_caption

@@ -1,119 +1,27 @@
-"""CapFilt's two models: a BLIP captioner with its own decode loop, and a CLIP scorer.
-
-Paper, section 3.4: ten captions an image by nucleus sampling, ranked by CLIP similarity.
+"""CapFilt's captioner: BLIP with a decode loop of its own; ten captions an image (section 3.4).
 
 What makes it fast is what is *not* recomputed: the keys and values of an image's patches are
 projected once per image, not per caption or per step, and never copied for the captions; the
-prompt runs once per image; the text's own keys and values are cached.
+prompt runs once per image; the text's own keys and values are cached. On a GPU a step is replayed
+as a CUDA graph: its kernels are too small for Python to start them in time.
 
-What makes it repeatable is that a caption is a function of (seed, uid, caption index, model):
-every draw uses a uniform that a hash of these gives, so neighbours, order, workers and retries
-cannot change it.
+What makes it repeatable is in ``modeling.sampling``.
 
 Shapes: B images, N captions an image, L new tokens, T tokens so far, P patches, H heads,
-D width, V vocabulary, E embedding, S texts, R rows (any number of distributions).
+D width, V vocabulary.
 """
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, normalize, scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
 
-_CANDIDATES = (32, 1024)  # nuclei of trained captioners are small; only wider ones sort more
-_TEXTS = 128  # texts embedded at once by the scorer
+from modeling.replay import Steps
+from modeling.sampling import SamplingConfig, nucleus, uniforms
+
 REVISION = 1  # raise it with any change here that may change a bit: outputs name it
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingConfig:
-    """How captions are drawn. Lengths count tokens and include the prompt, as in BLIP.
-
-    ``top_p`` 0.9 is the library's default (the authors' CapFilt script has 0.95);
-    ``temperature`` 0 is greedy.
-    """
-
-    captions: int = 10
-    prompt: str = "a picture of "
-    top_p: float = 0.9
-    temperature: float = 1.0
-    min_length: int = 5
-    max_length: int = 30
-    repetition_penalty: float = 1.1
-
-    def __post_init__(self) -> None:
-        if self.captions < 1:
-            raise ValueError(f"captions={self.captions}: at least 1")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p}: must be in (0, 1]")
-        if self.temperature < 0 or self.repetition_penalty <= 0:
-            raise ValueError("temperature must be >= 0 and repetition_penalty > 0")
-        if not 0 <= self.min_length <= self.max_length:
-            raise ValueError(f"min_length={self.min_length} must be in 0..{self.max_length}")
-
-
-def uniforms(seed: int, uid: str, caption: int, steps: int) -> Tensor:
-    """Float64 uniforms in [0, 1), one per step, of one caption: SHAKE-128 of (seed, uid, index).
-
-    An extendable hash gives the same first values whatever ``steps`` is, on every machine.
-    """
-    stream = hashlib.shake_128(f"{seed}\0{uid}\0{caption}".encode()).digest(8 * steps)
-    words = [int.from_bytes(stream[i : i + 8], "little") >> 11 for i in range(0, 8 * steps, 8)]
-    return torch.tensor(words, dtype=torch.float64) * 2.0**-53
-
-
-def nucleus(logits_RV: Tensor, uniform_R: Tensor, top_p: float) -> Tensor:
-    """One token per row from the smallest set of likeliest tokens with mass >= ``top_p``.
-
-    Tokens are ordered by probability, equal ones by id, and the token is where the cumulated
-    probability passes ``uniform`` x the set's mass (inverse CDF): one uniform decides.
-
-    Args:
-        logits_RV: float32.
-        uniform_R: in [0, 1).
-
-    Returns:
-        int64 ids, shape R.
-    """
-    probs_RV = logits_RV.softmax(-1)
-    vocabulary = probs_RV.shape[-1]
-    chosen_R = torch.empty_like(uniform_R, dtype=torch.int64)
-    open_R = torch.arange(len(probs_RV), device=probs_RV.device)
-    for width in (*(w for w in _CANDIDATES if w < vocabulary), vocabulary):
-        rows_RV = probs_RV if len(open_R) == len(probs_RV) else probs_RV[open_R]
-        ids_RK = rows_RV.topk(width, dim=-1).indices.sort(dim=-1).values
-        probs_RK = rows_RV.gather(1, ids_RK)
-        drawn_R, closed_R = _inverse_cdf(probs_RK, ids_RK, uniform_R[open_R], top_p)
-        chosen_R[open_R] = drawn_R
-        open_R = open_R[~closed_R]
-        if not len(open_R):
-            break
-    return chosen_R
-
-
-def _inverse_cdf(
-    probs_RK: Tensor, ids_RK: Tensor, uniform_R: Tensor, top_p: float
-) -> tuple[Tensor, Tensor]:
-    """Draw among ``ids`` (ascending) by their probabilities; and whether the nucleus certainly
-    lies inside them.
-
-    It does when it ends before the least likely candidate's value: whatever was left out is not
-    likelier than that one, so neither the order nor the mass of the nucleus could change.
-    """
-    sorted_RK, order_RK = probs_RK.sort(dim=-1, descending=True, stable=True)
-    mass_RK = sorted_RK.double().cumsum(-1)
-    kept_RK = (mass_RK - sorted_RK.double()) < top_p
-    kept_RK[:, 0] = True
-    last_R = kept_RK.sum(-1) - 1
-    total_R = mass_RK.gather(1, last_R[:, None])[:, 0]
-    target_R = uniform_R.to(mass_RK.dtype) * total_R
-    index_R = torch.minimum((mass_RK <= target_R[:, None]).sum(-1), last_R)
-    closed_R = sorted_RK.gather(1, last_R[:, None])[:, 0] > sorted_RK[:, -1]
-    drawn_R = order_RK.gather(1, index_R[:, None])
-    return ids_RK.gather(1, drawn_R)[:, 0], closed_R
 
 
 class _Cache:
@@ -126,14 +34,17 @@ class _Cache:
         self.cross_k_BHPD, self.cross_v_BHPD = cross
         batch, heads, _, width = self.cross_k_BHPD.shape
         self.own = self.cross_k_BHPD.new_empty(2, batch, captions, heads, longest, width)
-        self.length = 0
 
-    def extend(self, k_BNHLD: Tensor, v_BNHLD: Tensor) -> tuple[Tensor, Tensor]:
+    def refill(self, cross: tuple[Tensor, Tensor]) -> None:
+        """Another batch's images, in the same memory."""
+        self.cross_k_BHPD.copy_(cross[0])
+        self.cross_v_BHPD.copy_(cross[1])
+
+    def extend(self, k_BNHLD: Tensor, v_BNHLD: Tensor, position: int) -> tuple[Tensor, Tensor]:
         """All keys and values so far; the prompt's come once and count for all captions."""
-        end = self.length + k_BNHLD.shape[3]
+        end = position + k_BNHLD.shape[3]
         for place, new in enumerate((k_BNHLD, v_BNHLD)):
-            self.own[place, :, :, :, self.length : end] = new
-        self.length = end
+            self.own[place, :, :, :, position:end] = new
         seen = self.own[:, :, : k_BNHLD.shape[1], :, :end]
         return seen[0], seen[1]
 
@@ -147,6 +58,7 @@ class Captioner:
         sampling: how to draw.
         mean, std: the image processor's, per channel, for pixels in [0, 1].
         seed: part of every caption's key.
+        steps: how a step of the decoder runs; by default replayed on a GPU, plain elsewhere.
     """
 
     def __init__(
@@ -158,6 +70,7 @@ class Captioner:
         std: Sequence[float],
         *,
         seed: int = 0,
+        steps: Steps | None = None,
     ) -> None:
         self.model, self.tokenizer, self.sampling, self.seed = (
             model.eval(),
@@ -184,6 +97,8 @@ class Captioner:
         self.own = [_joined(layer.attention.self, "query", "key", "value") for layer in layers]
         self.cross = [_joined(layer.crossattention.self, "key", "value") for layer in layers]
         self.device = model.get_input_embeddings().weight.device
+        self.steps = steps or Steps.on(self.device)
+        self._caches: list[_Cache] = []  # of the last batch, where steps are replayed
         self.mean = torch.tensor(mean, device=self.device).view(3, 1, 1)
         self.std = torch.tensor(std, device=self.device).view(3, 1, 1)
 
@@ -224,7 +139,9 @@ class Captioner:
             done_BN = done_BN | (next_BN == self.end)
             if length + 1 == sampling.max_length or bool(done_BN.all()):
                 break
-            logits_BNV = self._advance(next_BN[:, :, None], length, caches)
+            logits_BNV = self.steps(
+                length, lambda ids, at=length: self._advance(ids, at, caches), next_BN[:, :, None]
+            )
         return torch.cat(ids, dim=2)
 
     def _uniforms(self, uid: str) -> Tensor:
@@ -255,12 +172,24 @@ class Captioner:
         """Vision tower, then every layer's cross-attention keys and values: once per image."""
         pixels = (images_B3SS.to(self.device).float() / 255.0 - self.mean) / self.std
         patches_BPD = self._see(pixels)
+        if len(pixels) != self._kept_for():
+            self.steps.clear()
+            self._caches = []
         caches = []
-        for weights in self.cross:
+        for layer, weights in enumerate(self.cross):
             key_BPD, value_BPD = linear(patches_BPD, *weights).chunk(2, dim=-1)
             cross = self._heads(key_BPD), self._heads(value_BPD)
-            caches.append(_Cache(cross, self.sampling.captions, self.sampling.max_length))
-        return caches
+            if self._caches:
+                self._caches[layer].refill(cross)
+            else:
+                caches.append(_Cache(cross, self.sampling.captions, self.sampling.max_length))
+        if self.steps.replays and not self._caches:
+            self._caches = caches
+        return caches or self._caches
+
+    def _kept_for(self) -> int:
+        """The batch size that the kept caches have; 0 without any."""
+        return len(self._caches[0].cross_k_BHPD) if self._caches else 0
 
     def _see(self, pixels_B3SS: Tensor) -> Tensor:
         """The vision tower's patches BPD, with fused attention (Hugging Face's BLIP has none)."""
@@ -286,16 +215,16 @@ class Captioner:
         words = bert.embeddings.word_embeddings(ids_BNL)
         x_BNLD = bert.embeddings.LayerNorm(words + bert.embeddings.position_embeddings(places))
         for layer, cache, own in zip(bert.encoder.layer, caches, self.own, strict=True):
-            x_BNLD = self._self_attend(layer.attention, own, x_BNLD, cache)
+            x_BNLD = self._self_attend(layer.attention, own, x_BNLD, cache, position)
             x_BNLD = self._cross_attend(layer.crossattention, x_BNLD, cache)
             x_BNLD = layer.output(layer.intermediate(x_BNLD), x_BNLD)
         return self.model.text_decoder.cls(x_BNLD[:, :, -1]).float()
 
     def _self_attend(
-        self, block: Any, own: tuple[Tensor, Tensor], x_BNLD: Tensor, cache: _Cache
+        self, block: Any, own: tuple[Tensor, Tensor], x_BNLD: Tensor, cache: _Cache, position: int
     ) -> Tensor:
         q, k, v = (self._heads(part) for part in linear(x_BNLD, *own).chunk(3, dim=-1))
-        q, k, v = (part.flatten(0, 1) for part in (q, *cache.extend(k, v)))
+        q, k, v = (part.flatten(0, 1) for part in (q, *cache.extend(k, v, position)))
         # Only the prompt brings more than one token, and it comes first: plain causal is right.
         mixed = scaled_dot_product_attention(q, k, v, is_causal=x_BNLD.shape[2] > 1)
         return block.output(mixed.transpose(1, 2).flatten(-2).view_as(x_BNLD), x_BNLD)
@@ -312,62 +241,3 @@ def _joined(block: Any, *names: str) -> tuple[Tensor, Tensor]:
     parts = [getattr(block, name) for name in names]
     weight, bias = (torch.cat([getattr(p, kind) for p in parts]) for kind in ("weight", "bias"))
     return weight.detach(), bias.detach()
-
-
-class ClipScorer:
-    """Cosine similarity of images and texts by a Hugging Face ``CLIPModel``.
-
-    Args:
-        model: moved to eval mode.
-        tokenizer: its BPE tokenizer; texts over the model's context are cut.
-        mean, std: the image processor's, per channel, for pixels in [0, 1].
-    """
-
-    def __init__(
-        self, model: Any, tokenizer: Any, mean: Sequence[float], std: Sequence[float]
-    ) -> None:
-        self.model, self.tokenizer = model.eval(), tokenizer
-        self.context = model.config.text_config.max_position_embeddings
-        self.device = model.visual_projection.weight.device
-        self.mean = torch.tensor(mean, device=self.device).view(3, 1, 1)
-        self.std = torch.tensor(std, device=self.device).view(3, 1, 1)
-
-    def __call__(self, images_B3SS: Tensor, texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        """Scores of each image's own texts, in their order; equal texts are embedded once."""
-        unique = sorted({text for row in texts for text in row})
-        if not unique:
-            return [[] for _ in texts]
-        place = {text: index for index, text in enumerate(unique)}
-        images_BE, texts_SE = self.image_embeds(images_B3SS), self.text_embeds(unique)
-        scores = []
-        for image_E, row in zip(images_BE, texts, strict=True):
-            mine_NE = texts_SE[[place[text] for text in row]]
-            scores.append((mine_NE * image_E).sum(-1).tolist())
-        return scores
-
-    @torch.inference_mode()
-    def image_embeds(self, images_B3SS: Tensor) -> Tensor:
-        """L2-normalised float32 embeddings BE of uint8 images at the scorer's size."""
-        pixels = (images_B3SS.to(self.device).float() / 255.0 - self.mean) / self.std
-        pixels = pixels.to(self.model.visual_projection.weight.dtype)
-        pooled = self.model.vision_model(pixel_values=pixels).pooler_output
-        return normalize(self.model.visual_projection(pooled).float(), dim=-1)
-
-    @torch.inference_mode()
-    def text_embeds(self, texts: Sequence[str]) -> Tensor:
-        """L2-normalised float32 embeddings SE.
-
-        Texts run sorted by length, each group only as wide as its longest: under the causal
-        mask nothing behind a text's end token reaches it, so the trimming is exact.
-        """
-        ids = self.tokenizer(list(texts), truncation=True, max_length=self.context).input_ids
-        order = sorted(range(len(ids)), key=lambda index: (len(ids[index]), index))
-        embeds = []
-        for first in range(0, len(order), _TEXTS):
-            group = [ids[index] for index in order[first : first + _TEXTS]]
-            longest = max(map(len, group))
-            end = [row + [row[-1]] * (longest - len(row)) for row in group]
-            pooled = self.model.text_model(torch.tensor(end, device=self.device)).pooler_output
-            embeds.append(normalize(self.model.text_projection(pooled).float(), dim=-1))
-        back = torch.tensor(order, device=self.device).argsort()
-        return torch.cat(embeds)[back]

@@ -17,7 +17,7 @@ class Halving(Generic[Row, Made]):
     The size that went through stays for the life of this object: memory that was short once will be
     short again. Parts are padded, so that the model sees one shape per size.
 
-    What is promised: a caption is drawn with numbers of its own (``modeling.captioner``) and stays
+    What is promised: a caption is drawn with numbers of its own (``modeling.sampling``) and stays
     the same. The last bits of a score may depend on how many rows the kernels see: measured on CPU
     in fp32, captions are equal at every size, scores to the bit with four images and more, and to
     1e-7 with fewer. The captioner needs many times the scorer's memory, and each has a ``Halving``

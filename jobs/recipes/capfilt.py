@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from modeling.captioner import SamplingConfig
+from modeling.sampling import SamplingConfig
 from pipeline.filters import FilterConfig
 
 

@@ -8,7 +8,8 @@ import torch
 
 from jobs.capfilt_models import Describer
 from jobs.recipes.capfilt import CapFiltRecipe
-from modeling.captioner import Captioner, ClipScorer
+from modeling.captioner import Captioner
+from modeling.clip_scorer import ClipScorer
 from pipeline.capfilt import Described, ModelInput
 from tests.tiny_models import save_captioner, save_clip
 

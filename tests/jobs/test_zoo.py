@@ -19,7 +19,7 @@ from jobs.encoders import load_encoder
 from jobs.recipes.train import EncoderChoice
 from jobs.zoo_pictures import CLIP_MEAN, CLIP_STD, pair_batch, pixels, vary
 from jobs.zoo_probe import WORDS, demand, probe, rank, speak, survey
-from modeling.captioner import ClipScorer
+from modeling.clip_scorer import ClipScorer
 from pipeline.tinyworld.scene import Scene, Thing, domain_of, sample_scene, stream
 from pipeline.tinyworld.text import caption, is_true, web_caption
 

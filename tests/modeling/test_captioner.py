@@ -5,7 +5,9 @@ import torch
 from torch.nn.functional import cosine_similarity
 from transformers import AutoTokenizer, BlipForConditionalGeneration, CLIPModel
 
-from modeling.captioner import Captioner, ClipScorer, SamplingConfig, nucleus, uniforms
+from modeling.captioner import Captioner
+from modeling.clip_scorer import ClipScorer
+from modeling.sampling import SamplingConfig, nucleus, uniforms
 from tests.tiny_models import save_captioner, save_clip
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)

@@ -1,0 +1,84 @@
+"""Steps that are always the same kernels on the same memory, replayed as CUDA graphs."""
+
+import warnings
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor
+
+Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
+
+
+class Steps:
+    """Runs functions of tensors by key: plainly at first, recorded at the second call and replayed.
+
+    A function may only use its arguments, which are copied to memory of their own, and tensors that
+    stay where they are; its result is overwritten by the next call of its key.
+
+    Args:
+        record: takes a function without arguments, returns what runs it again and the result that
+            this overwrites; None runs every call plainly.
+    """
+
+    def __init__(self, record: Record | None = None) -> None:
+        self._record = record
+        self._seen: set[Hashable] = set()
+        self._recorded: dict[Hashable, tuple[list[Tensor], Callable[[], None], Tensor]] = {}
+
+    @classmethod
+    def on(cls, device: torch.device) -> "Steps":
+        """CUDA graphs on a GPU, nothing of the kind elsewhere."""
+        return cls(_CudaGraphs().record if device.type == "cuda" else None)
+
+    @property
+    def replays(self) -> bool:
+        """Whether anything is recorded."""
+        return self._record is not None
+
+    def clear(self) -> None:
+        """Forget all recordings: the memory that they use is about to go."""
+        self._seen.clear()
+        self._recorded.clear()
+
+    def __call__(self, key: Hashable, function: Callable[..., Tensor], *given: Tensor) -> Tensor:
+        """``function(*given)``.
+
+        Raises:
+            torch.OutOfMemoryError: as the function itself would.
+        """
+        if key in self._recorded:
+            inputs, again, result = self._recorded[key]
+            for mine, new in zip(inputs, given, strict=True):
+                mine.copy_(new)
+            again()
+            return result
+        if self._record is None or key not in self._seen:  # the first call also warms kernels up
+            self._seen.add(key)
+            return function(*given)
+        inputs = [tensor.clone() for tensor in given]
+        try:
+            again, result = self._record(lambda: function(*inputs))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as refused:  # a kernel that cannot be recorded: slower, not wrong
+            warnings.warn(f"steps run without CUDA graphs ({refused})", stacklevel=2)
+            self._record = None
+            self.clear()
+            return function(*given)
+        self._recorded[key] = inputs, again, result
+        again()
+        return result
+
+
+class _CudaGraphs:
+    """Graphs that share one pool of memory: they run one after the other."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """Record a function on the current device; nothing runs yet."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            result = function()
+        return graph.replay, result
