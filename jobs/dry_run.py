@@ -75,10 +75,12 @@ class Memory:
 def report(recipe: Any, world: int, gpu: Gpu | None = None, price: float = 0.0) -> str:
     """The resolved recipe as JSON and, below it, ``table``; arguments as for it."""
     resolved = json.dumps(train_loop.as_json(recipe), indent=1)
-    return "\n".join([resolved, *table(recipe, world, gpu, price)])
+    return "\n".join([resolved, *table(recipe, sketch(recipe), world, gpu, price)])
 
 
-def table(recipe: Any, world: int, gpu: Gpu | None = None, price: float = 0.0) -> list[str]:
+def table(
+    recipe: Any, sketched: Sketch, world: int, gpu: Gpu | None = None, price: float = 0.0
+) -> list[str]:
     """What a run will need, in lines for people.
 
     Args:
@@ -90,7 +92,6 @@ def table(recipe: Any, world: int, gpu: Gpu | None = None, price: float = 0.0) -
         ValueError: the global batch cannot be cut for these ranks.
     """
     micro, accumulation = train_loop.batch_arithmetic(recipe.run, world)
-    sketched = sketch(recipe)
     run, trained, frozen = recipe.run, trainable(recipe, sketched), frozen_models(recipe, sketched)
     memory = plan_memory(recipe, sketched, world, micro)
     compute = sample_flops(recipe, sketched, world)
@@ -129,9 +130,9 @@ def table(recipe: Any, world: int, gpu: Gpu | None = None, price: float = 0.0) -
     return lines
 
 
-def step_flops(recipe: Any, world: int) -> float:
+def step_flops(recipe: Any, sketched: Sketch, world: int) -> float:
     """FLOPs of a step over all ranks."""
-    return sum(sample_flops(recipe, sketch(recipe), world).values()) * recipe.run.global_batch
+    return sum(sample_flops(recipe, sketched, world).values()) * recipe.run.global_batch
 
 
 def _expected(gpu: Gpu, world: int, step: float, run: Any, price: float) -> str:
@@ -161,7 +162,7 @@ def _remedy(micro: int) -> str:
     return "not with one sample either: --zero-stage 3 and more ranks, or a smaller model"
 
 
-def check_room(recipe: Any, world: int, available: float, on_cpu: bool) -> None:
+def check_room(recipe: Any, sketched: Sketch, world: int, available: float, on_cpu: bool) -> None:
     """Refuse what cannot fit before anything is loaded.
 
     Args:
@@ -172,7 +173,6 @@ def check_room(recipe: Any, world: int, available: float, on_cpu: bool) -> None:
         ValueError: it does not fit; names the numbers and a remedy.
     """
     micro, _ = train_loop.batch_arithmetic(recipe.run, world)
-    sketched = sketch(recipe)
     memory = plan_memory(recipe, sketched, world, micro)
     needed = memory.on_cpu if on_cpu else memory.total
     if needed > available:

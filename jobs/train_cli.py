@@ -92,11 +92,11 @@ def main(
         plan = train_loop.prepare(recipe, given.data, given.out, given.epochs, open_data)
         if given.validate:
             plan = replace(plan, validation=open_data(given.validate, recipe.run.loader))
-        world = place().world
-        dry_run.check_room(plan.recipe, world, *hardware.room(world))
+        world, needed = place().world, (plan.recipe, dry_run.sketch(plan.recipe))
+        dry_run.check_room(*needed, world, *hardware.room(world))
         if not place().rank:
-            print(*dry_run.table(plan.recipe, world, hardware.this_gpu()), sep="\n", flush=True)
-        plan = replace(plan, step_flops=dry_run.step_flops(plan.recipe, world))
+            print(*dry_run.table(*needed, world, hardware.this_gpu()), sep="\n", flush=True)
+        plan = replace(plan, step_flops=dry_run.step_flops(*needed, world))
         fresh = plan.found is None
         if INIT[kind] and fresh and not given.init:
             raise ValueError(f"--init: none given; {kind} starts from {INIT[kind]}")

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def free_port() -> int:
+    """One that nobody listens at just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

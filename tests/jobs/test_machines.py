@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from cluster import checkpoint, supervise
 from cluster.runlog import read_log
 from jobs import launch
 from tests.chaos_train import family
+from tests.cluster.ranks import free_port
 from tests.jobs.test_training import ENV, ROOT, command, curve, launcher, run, wait_for_step
 from tests.tiny_training import capfilt_output, tiny_clip
 
@@ -57,9 +57,7 @@ def node(index: int, port: int, hosts: Path, arguments: list[str]) -> subprocess
 
 
 def nodes(hosts: Path, arguments: list[str]) -> list[subprocess.Popen]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     return [node(index, port, hosts, arguments) for index in (0, 1)]
 
 

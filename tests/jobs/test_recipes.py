@@ -190,11 +190,12 @@ def test_time_cost_and_room_on_a_gpu(capsys):
 
 def test_too_little_memory_is_said_before_anything_is_loaded():
     made = recipes.recipe("stage1", "vit-g")
-    dry_run.check_room(made, 16, 40 * 2**30, on_cpu=False)
+    sketched = dry_run.sketch(made)
+    dry_run.check_room(made, sketched, 16, 40 * 2**30, on_cpu=False)
     with pytest.raises(ValueError, match=r"--micro-batch 1680: a rank needs about .* would"):
-        dry_run.check_room(made, 1, 40 * 2**30, on_cpu=False)
+        dry_run.check_room(made, sketched, 1, 40 * 2**30, on_cpu=False)
     with pytest.raises(ValueError, match="not with one sample either"):
-        dry_run.check_room(made, 1, 2**30, on_cpu=True)
+        dry_run.check_room(made, sketched, 1, 2**30, on_cpu=True)
 
 
 def test_unknown_frozen_models_are_said_not_guessed(capsys):

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import torch
 from cluster import checkpoint
 from cluster.runlog import read_log
 from jobs import models
+from tests.cluster.ranks import free_port
 from tests.tiny_training import capfilt_output, tiny_clip, tiny_opt, tiny_t5
 
 ROOT = Path(__file__).parents[2]
@@ -61,11 +61,8 @@ def python(arguments: list[str]) -> subprocess.CompletedProcess:
 
 def launcher(arguments: list[str], ranks: int) -> list[str]:
     """The real launcher's command for ``ranks`` gloo ranks, on a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     deepspeed = shutil.which("deepspeed", path=Path(sys.executable).parent) or "deepspeed"
-    options = ["--num_accelerators", str(ranks), "--master_port", str(port)]
+    options = ["--num_accelerators", str(ranks), "--master_port", str(free_port())]
     return [sys.executable, deepspeed, *options, *arguments]
 
 

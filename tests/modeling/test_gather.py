@@ -1,7 +1,6 @@
 """Two and four gloo ranks against one on the joined batch: losses, gradients, what travels."""
 
 import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from modeling import contrast, gather
+from tests.cluster.ranks import free_port
 from tests.modeling.tiny import accumulated, batch, sharp_stage1
 
 WORLDS = [2, 4]
@@ -113,10 +113,7 @@ def fetched(rank: int) -> dict[str, Tensor]:
 @pytest.fixture(scope="module", params=WORLDS, ids="{} ranks".format)
 def world(request, tmp_path_factory) -> tuple[int, dict[str, Tensor]]:
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(one_rank, (request.param, port, str(folder)), nprocs=request.param)
+    mp.spawn(one_rank, (request.param, free_port(), str(folder)), nprocs=request.param)
     return request.param, torch.load(folder / "result.pt", weights_only=True)
 
 
