@@ -35,6 +35,7 @@ from ray.cluster_utils import Cluster
 
 from cluster.s3 import _client
 from cluster.storage import open_storage
+from pipeline.manifest import committed_names
 from tests.faulty_s3 import BUCKET, Faults, faulty_proxy, s3_server
 from tests.pipeline.test_sources import tar, trio
 from tests.tiny_models import save_captioner, save_clip
@@ -48,9 +49,14 @@ FAULTS = {"error_500": 0.01, "slow_down": 0.01, "reset": 0.01, "truncated": 0.01
 
 @dataclass
 class Chaos:
-    """One run of the job on a cluster of its own, and what is done to it."""
+    """One run of the job on a cluster of its own, and what is done to it.
+
+    The kills come as the work proceeds, all of them before half of the shards are done.
+    """
 
     command: list[str]
+    out: str
+    shards: int
     seed: int
     kills: int
     done: Counter[str] = field(default_factory=Counter)
@@ -69,10 +75,10 @@ class Chaos:
         with cluster() as self.cluster:
             self.nodes = [self._node() for _ in range(NODES)]
             job = self._start()
-            while sum(self.done.values()) < self.kills:
-                time.sleep(self.random.uniform(0.2, 4.0))
-                if job.poll() is not None:  # it was quicker than the kills
-                    break
+            while (kills := sum(self.done.values())) < self.kills:
+                time.sleep(self.random.uniform(0.1, 2.0))
+                self._wait_for(kills * self.shards // (2 * self.kills), job)
+                assert job.poll() is None, f"it ended after {kills} kills: more shards are needed"
                 if len(self.nodes) < NODES and self.random.random() < 0.25:
                     self.nodes.append(self._node())
                 if self._kill(self.random.choice(KINDS), job) == "driver":
@@ -85,6 +91,14 @@ class Chaos:
                 job = self._start()
                 job.wait(timeout=max(1.0, end - time.monotonic()))
             assert job.returncode == 0, (self.log.read_text()[-3000:], self.done)
+
+    def _wait_for(self, shards: int, job: subprocess.Popen, longest: float = 10.0) -> None:
+        """Until so many shards are committed; not for ever: starting up is a moment like any."""
+        late, store = time.monotonic() + longest, open_storage(self.out)
+        while job.poll() is None and time.monotonic() < late:
+            if len(committed_names(store)) >= shards:
+                return
+            time.sleep(0.5)
 
     def _node(self) -> Any:
         return self.cluster.add_node(num_cpus=2, object_store_memory=200 << 20)
@@ -200,7 +214,8 @@ def check(chaos: Chaos, out: str, expected: dict[str, Any]) -> None:
 
 def on_disk(folder: Path, web: Path, options: list[str], seed: int, kills: int) -> Chaos:
     """One seed on local disk."""
-    chaos = Chaos(job(str(web), str(folder / f"out{seed}"), options), seed, kills)
+    out = str(folder / f"out{seed}")
+    chaos = Chaos(job(str(web), out, options), out, len(list(web.iterdir())), seed, kills)
     chaos.run()
     return chaos
 
@@ -219,7 +234,8 @@ def on_s3(web: Path, options: list[str], seed: int, kills: int, expected: dict[s
             store.replace(path.name, path.read_bytes())
         patch.setenv("AWS_ENDPOINT_URL", url)
         out = f"s3://{BUCKET}/out"
-        chaos = Chaos(job(f"s3://{BUCKET}/web", out, options), seed, kills)
+        command = job(f"s3://{BUCKET}/web", out, options)
+        chaos = Chaos(command, out, len(list(web.iterdir())), seed, kills)
         chaos.run()
         print(f"faults on the way to S3: {dict(faults.happened)}")
         check(chaos, out, expected)
