@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from cluster.ray_pool import Pool, Worker, get
+from cluster.ray_pool import Pool, Worker, call, get
 from cluster.ray_session import RayConfig, Resources
 
 Item = TypeVar("Item")
@@ -91,7 +91,7 @@ def map_tasks(
         Exception: whatever the application raised, from the first item that failed.
         RuntimeError: an item lost its workers more often than ``config.retries``.
     """
-    task: Any = ray.remote(num_cpus=1, max_retries=config.retries, retry_exceptions=False)(_call)
+    task: Any = ray.remote(num_cpus=1, max_retries=config.retries, retry_exceptions=False)(call)
     sent, waiting = ray.put(function), list(reversed(items))
     capacity = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     under_way: dict[Any, Item] = {}
@@ -116,8 +116,8 @@ class _Map:
     def __init__(self, stages: Stages, config: RayConfig, resources: Resources) -> None:
         # Only lost workers are retried, and once: what they were doing may be what killed them.
         task: dict[str, Any] = {"num_cpus": 0.25, "max_retries": 1, "retry_exceptions": False}
-        self.two: Any = ray.remote(**task, num_returns=2)(_call)
-        self.one: Any = ray.remote(**task)(_call)
+        self.two: Any = ray.remote(**task, num_returns=2)(call)
+        self.one: Any = ray.remote(**task)(call)
         self.prepare, self.finish = ray.put(stages.prepare), ray.put(stages.finish)
         self.parts, self.retries = stages.parts, config.retries
         self.pool = Pool(stages.actor, config, resources)
@@ -207,8 +207,3 @@ class _Map:
         worker.load += 1
         kept, sent = self.two.remote(self.prepare, item)
         return self.one.remote(self.finish, kept, worker.handle.process.remote(sent))
-
-
-def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Ray wants a plain function; ours are partials, sent once and shared by all tasks."""
-    return function(*arguments)

@@ -6,6 +6,7 @@ nothing waits for a worker that never finds a place. One that dies is replaced.
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -151,6 +152,21 @@ def get(ref: Any) -> Any:
         raise (cause if isinstance(cause, Exception) else failed) from failed
 
 
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a function in a worker of Ray's. Errors are the application's, unless the clone that Ray
+    unpacked for this worker is gone (another node of the same machine took it along): then the
+    process ends, and counts as lost.
+    """
+    try:
+        return function(*arguments)
+    except Exception:
+        try:
+            os.getcwd()
+        except FileNotFoundError:
+            os._exit(1)
+        raise
+
+
 class _Holder:
     """The actor: holds what ``make`` builds, with as many threads as it was given."""
 
@@ -161,10 +177,13 @@ class _Holder:
     def ready(self) -> None:
         """Load the models. Not at the start: an error there would look like a lost worker."""
         if self._held is None:
-            import torch
-
-            torch.set_num_threads(self._threads)
-            self._held = self._make()
+            call(self._load)
 
     def process(self, sent: Any) -> Any:
-        return self._held.process(sent)
+        return call(self._held.process, sent)
+
+    def _load(self) -> None:
+        import torch
+
+        torch.set_num_threads(self._threads)
+        self._held = self._make()

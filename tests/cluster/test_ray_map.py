@@ -186,3 +186,22 @@ def test_no_items_need_no_cluster(resources: Resources):
 def test_wrong_settings_are_named(wrong: dict[str, int]):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         RayConfig(**wrong)
+
+
+def lose_the_clone(marks: Path, item: int) -> int:
+    """Fails where the working directory has been taken away, the first time."""
+    mark = marks / f"{item}"
+    if item == 3 and not mark.exists():
+        mark.touch()
+        gone = marks / "clone"
+        gone.mkdir()
+        os.chdir(gone)
+        gone.rmdir()
+        return len(os.getcwd())
+    return item * item
+
+
+def test_a_worker_without_its_clone_is_lost_not_wrong(resources: Resources, tmp_path: Path):
+    results: dict[int, int] = {}
+    map_tasks(range(5), partial(lose_the_clone, tmp_path), CONFIG, results.__setitem__)
+    assert results == {i: i * i for i in range(5)} and (tmp_path / "3").exists()
