@@ -11,14 +11,13 @@ from pipeline.loader import (
     Batches,
     LoaderConfig,
     Samples,
-    choose_caption,
     make_schedule,
-    names_side,
 )
 from pipeline.reading import data_hash, open_shards
 from pipeline.sample import make_uid
 from pipeline.shards import write_tar
 from pipeline.transforms import TrainTransform, TransformConfig, normalise
+from pipeline.visits import choose_caption, names_side
 from tests.tiny_training import capfilt_output
 
 TINY = TransformConfig(size=32, scale=(0.5, 1.0))
