@@ -84,7 +84,7 @@ def decode(image: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Decode to a uint8 tensor 3HW, RGB.
 
     In memory it is HW3, as the decoder leaves it: to bring it into planes costs a fifth of the
-    decoding, and torch resizes planes at less than half the speed, to the same pixels.
+    decoding, and torch resizes planes at a third of the speed, to the same pixels.
 
     Args:
         image: an encoded file (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF).
@@ -142,6 +142,13 @@ def _from_deep_grey(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey).convert("RGB")
 
 
+def resize(image: Tensor, height: int, width: int) -> Tensor:
+    """Bicubic, anti-aliased resize of a uint8 3HW tensor; in memory as the image is."""
+    # Torch takes HW3 for what it is only with the stride of a batch that such images would have.
+    batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
+    return interpolate(batch, size=(height, width), mode="bicubic", antialias=True)[0]
+
+
 def resize_square(image: Tensor, size: int, crop: bool = False) -> Tensor:
     """Bicubic, anti-aliased resize of a uint8 3HW tensor to 3 x size x size, uint8 in planes.
 
@@ -155,6 +162,6 @@ def resize_square(image: Tensor, size: int, crop: bool = False) -> Tensor:
     if crop:
         short = min(height, width)
         target = (max(size, size * height // short), max(size, size * width // short))
-    resized = interpolate(image[None], size=target, mode="bicubic", antialias=True)[0]
+    resized = resize(image, *target)
     top, left = (target[0] - size) // 2, (target[1] - size) // 2
     return resized[:, top : top + size, left : left + size].contiguous()
