@@ -113,12 +113,12 @@ def stack(items: list[tuple[torch.Tensor, str]]) -> tuple[torch.Tensor, list[str
 
 
 def pace(batches: Iterator[Any], args: LoaderBench) -> Pace:
-    """The pace of an endless loader, from when all its processes have made a batch.
+    """The pace of an endless loader, from when all its processes have made some batches.
 
     More batches are on their way when the clock stops, as many as when it started: neither a
     first batch that is nearly ready nor a last one that only one process works on counts.
     """
-    for _ in range(2 * args.workers):
+    for _ in range(8 * args.workers):
         next(batches)
     count = args.images // args.batch
     start, used = time.perf_counter(), cpu_seconds()
