@@ -3,61 +3,38 @@
     python jobs/benchmark.py loader                                # 2 processes, 224 px
     python jobs/benchmark.py loader --images 4096 --workers 8
 
-Both sides read the same shards: photographs-like JPEGs of 640 x 480 in WebDataset tars. The ceiling
-is decode, crop and resize of bytes that are in memory already, in as many processes, with nothing
-else. Raw reads are a sample's bytes without decoding, in the order of training.
+All read the same samples: photographs-like JPEGs of 640 x 480 in WebDataset tars. The ceiling is
+decode, crop and resize of bytes that are in memory already, in as many processes, with nothing
+else. Decoder, transform and how memory is kept are the same for all. Raw reads are a sample's bytes
+without decoding, in the order of training. The contenders run in turns, round after round, and
+medians are compared, so that what else the machine does meets all alike; beside them stands the
+processors' time an image, which other programs disturb least.
 """
 
 import hashlib
 import io
 import json
-import multiprocessing
+import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import tyro
-import webdataset
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from cluster.storage import open_storage
 from jobs import bench_common as bench
-from pipeline.images import decode
-from pipeline.loader import Batches, LoaderConfig, Samples, make_schedule
+from jobs import bench_loader_cases as cases
+from jobs.bench_loader_cases import LoaderBench, Pace
 from pipeline.manifest import commit_shard
-from pipeline.reading import Shards, open_shards
+from pipeline.reading import open_shards
 from pipeline.sample import make_uid
 from pipeline.shards import Row, write_parquet, write_tar
-from pipeline.transforms import TrainTransform, TransformConfig
 
 WIDTH, HEIGHT = 640, 480
-
-
-@dataclass(frozen=True)
-class LoaderBench:
-    """What is measured.
-
-    Attributes:
-        images: how many different ones there are, in shards of ``shard``.
-        size: side in pixels of what the model would see.
-        workers: processes of each contender.
-        batch: samples a batch.
-        rounds: the contenders run in turns, this often; the best round counts.
-    """
-
-    images: int = 1024
-    shard: int = 128
-    size: int = 224
-    workers: int = 2
-    batch: int = 32
-    rounds: int = 3
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -68,27 +45,60 @@ def main(arguments: Sequence[str]) -> int:
         encoded = make_shards(Path(folder), args)
         source = open_shards(folder)
         tars = [str(path) for path in sorted((Path(folder) / "shards").glob("*.tar"))]
-        reads = bench.in_turns(
-            {"ours": partial(read_ours, source), "webdataset": partial(read_webdataset, tars)},
-            args.rounds, "cpu",
-        )  # fmt: skip
-        work: dict[str, Callable[[], Any]] = {
-            "ours": partial(train_ours, source, args),
-            "webdataset": partial(train_webdataset, tars, args),
-            "ceiling": partial(decode_alone, encoded, args),
-        }
-        times: dict[str, list[float]] = {name: [] for name in work}
-        for _ in range(args.rounds):  # in turns, so that noise meets all alike
-            for name, run in work.items():
-                times[name].append(run())
-    raw = {name: args.images / timed.best for name, timed in reads.items()}
-    speed = {name: max(found) for name, found in times.items()}
-    rows = [["", "images/s", "of ceiling", "raw reads/s"]]
+        reads = in_turns(
+            {
+                "ours": partial(cases.read_ours, source),
+                "webdataset": partial(cases.read_webdataset, tars),
+            },
+            4 * args.rounds,
+        )
+        paces = in_turns(
+            {
+                "ours": partial(cases.train_ours, source, args),
+                "ceiling": partial(cases.decode_alone, encoded, args),
+                "webdataset": partial(cases.train_webdataset, tars, args),
+            },
+            args.rounds,
+        )
+    report(args, reads, paces)
+    return 0
+
+
+def in_turns(work: dict[str, Callable[[], Pace]], rounds: int) -> dict[str, list[Pace]]:
+    """Each contender once a round, one after the other."""
+    found: dict[str, list[Pace]] = {name: [] for name in work}
+    for _ in range(rounds):
+        for name, run in work.items():
+            found[name].append(run())
+    return found
+
+
+def report(args: LoaderBench, reads: dict[str, list[Pace]], paces: dict[str, list[Pace]]) -> None:
+    """Medians over the rounds, and how far the rounds' own ratios lie apart."""
+    raw = {name: statistics.median(p.speed for p in found) for name, found in reads.items()}
+    speed = {name: statistics.median(p.speed for p in found) for name, found in paces.items()}
+    cpu = {name: statistics.median(p.cpu for p in found) for name, found in paces.items()}
+    rows = [["", "images/s", "of ceiling", "CPU ms/image", "of ceiling", "raw reads/s"]]
     for name in ("ours", "webdataset", "ceiling"):
         reading = f"{raw[name]:,.0f}" if name in raw else ""
-        rows.append([name, f"{speed[name]:.1f}", f"{speed[name] / speed['ceiling']:.1%}", reading])
+        told = cpu[name] > 0
+        rows.append(
+            [
+                name,
+                f"{speed[name]:.1f}",
+                f"{speed[name] / speed['ceiling']:.1%}",
+                f"{1e3 * cpu[name]:.3f}" if told else "",
+                f"{cpu['ceiling'] / cpu[name]:.1%}" if told else "",
+                reading,
+            ]
+        )
     share, ratio = speed["ours"] / speed["ceiling"], raw["ours"] / raw["webdataset"]
-    print(f"ours / ceiling: {share:.3f}; raw reads, ours / webdataset: {ratio:.1f} x")
+    shares = spread(paces["ours"], paces["ceiling"])
+    ratios = spread(reads["ours"], reads["webdataset"])
+    print(
+        f"ours / ceiling: {share:.3f} (rounds {shares[0]:.3f} to {shares[1]:.3f}); "
+        f"raw reads, ours / webdataset: {ratio:.1f} x (rounds {ratios[0]:.1f} to {ratios[1]:.1f})"
+    )
     bench.report(
         rows,
         {
@@ -96,12 +106,21 @@ def main(arguments: Sequence[str]) -> int:
             **bench.machine("cpu"),
             **args.__dict__,
             "images_per_s": {name: round(value, 1) for name, value in speed.items()},
+            "cpu_ms_per_image": {name: round(1e3 * value, 3) for name, value in cpu.items()},
             "raw_reads_per_s": {name: round(value) for name, value in raw.items()},
             "of_ceiling": round(share, 4),
+            "of_ceiling_rounds": [round(value, 4) for value in shares],
             "raw_ratio": round(ratio, 2),
+            "raw_ratio_rounds": [round(value, 2) for value in ratios],
         },
     )
-    return 0
+
+
+def spread(ours: list[Pace], theirs: list[Pace]) -> tuple[float, float]:
+    """The quartiles of the ratio of speeds in the same round."""
+    ratios = [one.speed / other.speed for one, other in zip(ours, theirs, strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    return low, high
 
 
 def make_shards(folder: Path, args: LoaderBench) -> list[bytes]:
@@ -140,105 +159,3 @@ def picture(rng: np.random.Generator) -> bytes:
     out = io.BytesIO()
     Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=85)
     return out.getvalue()
-
-
-# ------------------------------------------------------------------------------- raw reads
-
-
-def read_ours(source: Shards) -> None:
-    """Every sample's bytes in a training order."""
-    schedule = make_schedule([source], LoaderConfig(), seed=0, global_batch=sum(source.sizes))
-    for draw in schedule.rank_slice(0, 0, 1):
-        source.members(draw.shard, draw.index)
-
-
-def read_webdataset(tars: list[str]) -> None:
-    """The same by the library, with its usual shuffle buffer."""
-    for _ in webdataset.WebDataset(tars, shardshuffle=False).shuffle(1000):
-        pass
-
-
-# ------------------------------------------------------------------------------- pipelines
-
-
-def train_ours(source: Shards, args: LoaderBench) -> float:
-    """Images a second of our loader, worker start left out."""
-    config = LoaderConfig(workers=args.workers)
-    schedule = make_schedule([source], config, seed=0, global_batch=args.batch)
-    samples = Samples([source], schedule, transform(args))
-    steps = range(args.images // args.batch)
-    with Batches(samples, config, steps) as batches:
-        return pace(iter(batches), len(steps), args.batch)
-
-
-def train_webdataset(tars: list[str], args: LoaderBench) -> float:
-    """Images a second of the library's pipeline with our decoder and transform."""
-    dataset = (
-        webdataset.WebDataset(tars, shardshuffle=False, nodesplitter=None)
-        .shuffle(1000)
-        .map(partial(from_webdataset, transform(args)))
-        .batched(args.batch, collation_fn=stack, partial=False)
-    )
-    loader = DataLoader(dataset, batch_size=None, num_workers=args.workers, prefetch_factor=4)
-    return pace(iter(loader), args.images // args.batch, args.batch)
-
-
-def from_webdataset(change: TrainTransform, sample: dict[str, Any]) -> tuple[torch.Tensor, str]:
-    """A sample of the library as ours are."""
-    image = change(decode(sample["jpg"]), torch.Generator().manual_seed(0))
-    return image, sample["txt"].decode()
-
-
-def stack(items: list[tuple[torch.Tensor, str]]) -> tuple[torch.Tensor, list[str]]:
-    """A batch."""
-    images, texts = zip(*items, strict=True)
-    return torch.stack(images), list(texts)
-
-
-def pace(batches: Any, count: int, size: int) -> float:
-    """Images a second from the second batch to the last: processes have started by then."""
-    next(batches)
-    start, seen = time.perf_counter(), 0
-    for _ in batches:
-        seen += 1
-        if seen == count - 1:
-            break
-    return seen * size / (time.perf_counter() - start)
-
-
-# ---------------------------------------------------------------------------------- ceiling
-
-
-def decode_alone(encoded: list[bytes], args: LoaderBench) -> float:
-    """Images a second of decode, crop and resize in as many processes, and nothing else."""
-    parts = [encoded[i :: args.workers] for i in range(args.workers)]
-    context = multiprocessing.get_context("fork")
-    answers = context.SimpleQueue()
-    barrier = context.Barrier(args.workers + 1)
-    processes = [
-        context.Process(target=_decode_part, args=(part, args, barrier, answers)) for part in parts
-    ]
-    for process in processes:
-        process.start()
-    barrier.wait()
-    start = time.perf_counter()
-    for _ in processes:
-        answers.get()
-    spent = time.perf_counter() - start
-    for process in processes:
-        process.join()
-    return len(encoded) / spent
-
-
-def _decode_part(part: list[bytes], args: LoaderBench, barrier: Any, answers: Any) -> None:
-    torch.set_num_threads(1)
-    change, generator = transform(args), torch.Generator().manual_seed(0)
-    barrier.wait()
-    for image in part:
-        change(decode(image), generator)
-    answers.put(len(part))
-
-
-def transform(args: LoaderBench) -> TrainTransform:
-    """The paper's training transform."""
-    return TrainTransform(TransformConfig(size=args.size))

@@ -1,17 +1,15 @@
-"""Batches for training: the schedule's draws, read with one ``pread`` each, decoded and tokenised.
+"""Batches for training: the schedule's draws, read, decoded and tokenised ahead of the step.
 
-``pipeline.reading`` has the bytes. What a batch holds is a function of (data, seed, step,
+``pipeline.reading`` has the bytes, ``pipeline.visits`` makes samples of them, ``pipeline.batch``
+brings these to the process that trains. What a batch holds is a function of (data, seed, step,
 rank) alone: not of workers, of earlier steps, or of where a run was resumed.
 """
 
-import hashlib
-import json
 import queue
-import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,20 +17,16 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from cluster.cache import NodeCache, default_folder
-from cluster.dist import derive_seed
-from pipeline.images import decode
-from pipeline.reading import BadSample, Fetcher, Shards
-from pipeline.sample import make_uid
+from pipeline.batch import Batch, Parcel, Slots, empty_squares
+from pipeline.images import keep_memory
+from pipeline.reading import Fetcher, Shards
 from pipeline.schedule import Draw, Schedule, SourceSizes
-from pipeline.transforms import TrainTransform, normalise
+from pipeline.visits import Samples
 
 Tokenise = Callable[[list[str]], dict[str, Tensor]]
-MAX_REPLACED_IN_A_ROW = 100
-_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "image")
-_SIDES = re.compile(r"\b(left|right|leftmost|rightmost)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -65,60 +59,6 @@ class LoaderConfig:
         return NodeCache(folder, self.cache_gb)
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One rank's (micro-)batch of B samples.
-
-    Attributes:
-        images_B3HW: uint8; an encoder takes ``pixels_B3HW``.
-        texts: one caption each.
-        uids: 32 hex digits each.
-        image_ids_B: int64, from the image's bytes: equal for samples that show the same image.
-        questions: what each text answers, where the data is questions (``pipeline.questions``).
-        draws_B2: float64 in [0, 1), of (seed, uid, visit): what an objective draws a sample,
-            whatever the ranks and the batch that it is in.
-        tokens: what ``tokenise`` made of the texts, empty without it.
-        replaced: uid (or place) and reason of each unreadable sample that another one stands in
-            for.
-    """
-
-    images_B3HW: Tensor
-    texts: list[str]
-    uids: list[str]
-    image_ids_B: Tensor
-    questions: list[str]
-    draws_B2: Tensor
-    tokens: dict[str, Tensor]
-    replaced: list[str]
-
-    def pixels_B3HW(self, device: torch.device | str = "cpu") -> Tensor:
-        """The images as an encoder takes them: on a device, float32, normalised there."""
-        return normalise(self.images_B3HW.to(device, non_blocking=True))
-
-    def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory, for copies that overlap; called by the DataLoader."""
-        tokens = {name: tensor.pin_memory() for name, tensor in self.tokens.items()}
-        return replace(
-            self,
-            images_B3HW=self.images_B3HW.pin_memory(),
-            image_ids_B=self.image_ids_B.pin_memory(),
-            draws_B2=self.draws_B2.pin_memory(),
-            tokens=tokens,
-        )
-
-
-class Item(NamedTuple):
-    """A sample ready for its batch; ``replaced`` as in ``Batch``."""
-
-    image: Tensor
-    text: str
-    uid: str
-    image_id: int
-    question: str
-    draws: tuple[float, float]
-    replaced: tuple[str, ...] = ()
-
-
 def make_schedule(
     sources: Sequence[Shards], config: LoaderConfig, seed: int, global_batch: int
 ) -> Schedule:
@@ -135,167 +75,6 @@ def make_schedule(
     weights = config.weights or (0,) * len(sources)
     pairs = zip(sources, weights, strict=True)
     return Schedule([SourceSizes(s.name, s.sizes, w) for s, w in pairs], seed, global_batch)
-
-
-class Samples(Dataset):
-    """Map-style: a ``Draw`` in, a decoded sample out, whatever happens to the sample itself."""
-
-    def __init__(
-        self,
-        sources: Sequence[Shards],
-        schedule: Schedule,
-        transform: TrainTransform,
-        captions: str = "random_top2",
-    ) -> None:
-        self.sources, self.schedule, self.transform = sources, schedule, transform
-        self.captions = captions
-
-    def __getitem__(self, draw: Draw) -> Item:
-        """The sample of a draw, and why others before it in its place were not used.
-
-        Raises:
-            ValueError: a hundred samples in a row are unreadable.
-        """
-        replaced: list[str] = []
-        for attempt in range(MAX_REPLACED_IN_A_ROW):
-            this = self.schedule.replacement(draw, attempt) if attempt else draw
-            try:
-                return self._sample(this)._replace(replaced=tuple(replaced))
-            except ValueError as bad:
-                source = self.sources[this.source]
-                where = f"{source.tars[this.shard]}#{this.index}"
-                replaced.append(f"{source.name}/{where}: {bad}")
-        raise ValueError(
-            f"{MAX_REPLACED_IN_A_ROW} unreadable samples in a row, the last: {replaced[-1]}; "
-            "check the data"
-        )
-
-    def _sample(self, draw: Draw) -> Item:
-        source = self.sources[draw.source]
-        members = source.members(draw.shard, draw.index)
-        record = _record(members)
-        uid = record.get("uid")
-        if not isinstance(uid, str):
-            uid = make_uid(*source.place(draw.shard), source.key(draw.shard, draw.index))
-        text = choose_caption(
-            record,
-            members,
-            policy=self.captions,
-            seed=self.schedule.seed,
-            uid=uid,
-            visit=draw.visit,
-        )
-        image = next((members[ext] for ext in members if ext in _IMAGES), None)
-        if image is None:
-            raise BadSample(f"no image among its members {sorted(members)}")
-        generator = torch.Generator().manual_seed(
-            derive_seed("augment", self.schedule.seed, uid, draw.visit)
-        )
-        question = str(record.get("question", ""))
-        pixels = self._transformed(decode(image), generator, f"{question} {text}")
-        place = (self.schedule.seed, uid, draw.visit)
-        draws = (_uniform("first draw", *place), _uniform("second draw", *place))
-        return Item(pixels, text, uid, _image_id(record, image), question, draws)
-
-    def _transformed(self, image: Tensor, generator: torch.Generator, text: str) -> Tensor:
-        allowed = not (self.transform.config.keep_sides and names_side(text))
-        return self.transform(image, generator, allowed)
-
-
-def names_side(text: str) -> bool:
-    """Whether a text speaks of left or right, which a flip would turn into a lie."""
-    return _SIDES.search(text) is not None
-
-
-def choose_caption(
-    record: dict[str, Any],
-    members: dict[str, bytes],
-    *,
-    policy: str,
-    seed: int,
-    uid: str,
-    visit: int,
-) -> str:
-    """The caption of one visit: a function of (seed, uid, visit) among the kept ones.
-
-    Raises:
-        BadSample: no caption, or none that is text.
-    """
-    kept = _kept(record, members)
-    uniform = _uniform("caption", seed, uid, visit)
-    if policy == "top1":
-        chosen = kept[0][0]
-    elif policy == "weighted":
-        scores = np.array([score for _, score in kept], dtype=np.float64)
-        shares = np.exp(scores - scores.max())
-        place = np.searchsorted(np.cumsum(shares / shares.sum()), uniform, side="right")
-        chosen = kept[min(int(place), len(kept) - 1)][0]
-    else:  # human captions are all kept, and all of them drawn among
-        human = all(origin == "human" for origin in _origins(record))
-        among = kept if human else kept[:2]
-        chosen = among[int(uniform * len(among))][0]
-    text = " ".join(chosen.split())
-    if not text:
-        raise BadSample("its caption is empty")
-    return text
-
-
-def _uniform(*parts: object) -> float:
-    """A number in [0, 1) of any printable parts: 53 bits, so that it cannot round to 1."""
-    return (derive_seed(*parts) >> 10) / 2**53
-
-
-def _kept(record: dict[str, Any], members: dict[str, bytes]) -> list[tuple[str, float]]:
-    """(text, score) of the kept captions, best first; of a foreign sample, its only one."""
-    candidates, kept = record.get("captions"), record.get("kept")
-    if isinstance(candidates, list) and isinstance(kept, list) and kept:
-        return [(candidates[i]["text"], float(candidates[i]["score"] or 0.0)) for i in kept]
-    text = members.get("txt")
-    if text is not None:
-        try:
-            return [(text.decode("utf-8"), 0.0)]
-        except UnicodeDecodeError as broken:
-            raise BadSample("its caption is not UTF-8") from broken
-    if isinstance(record.get("caption"), str):
-        return [(record["caption"], 0.0)]
-    raise BadSample("it has no caption")
-
-
-def _origins(record: dict[str, Any]) -> list[str]:
-    captions = record.get("captions")
-    if not isinstance(captions, list) or not record.get("kept"):
-        return [""]
-    return [captions[i].get("origin", "") for i in record["kept"]]
-
-
-def _record(members: dict[str, bytes]) -> dict[str, Any]:
-    try:
-        record = json.loads(members.get("json", b"{}"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as broken:
-        raise BadSample("its json cannot be read") from broken
-    return record if isinstance(record, dict) else {}
-
-
-def _image_id(record: dict[str, Any], image: bytes) -> int:
-    """63 bits of the bytes' sha256: samples with several captions of an image share it."""
-    known = record.get("sha256")  # CapFilt has hashed them already
-    digest = known if isinstance(known, str) and len(known) == 64 else ""
-    return int((digest or hashlib.sha256(image).hexdigest())[:16], 16) >> 1
-
-
-def collate(items: list[Item], tokenise: Tokenise | None) -> Batch:
-    """Samples to one batch."""
-    texts = [item.text for item in items]
-    return Batch(
-        images_B3HW=default_collate([item.image for item in items]),  # into shared memory
-        texts=texts,
-        uids=[item.uid for item in items],
-        image_ids_B=torch.tensor([item.image_id for item in items]),
-        questions=[item.question for item in items],
-        draws_B2=torch.tensor([item.draws for item in items], dtype=torch.float64),
-        tokens=tokenise(texts) if tokenise else {},
-        replaced=[line for item in items for line in item.replaced],
-    )
 
 
 class Batches:
@@ -316,18 +95,24 @@ class Batches:
         tokenise: Tokenise | None = None,
     ) -> None:
         order = _RankOrder(samples.schedule, steps, rank, world, accumulation)
-        order.check()
-        self._loader: DataLoader = DataLoader(
-            samples,
-            batch_sampler=order,
-            collate_fn=partial(collate, tokenise=tokenise),
+        # In flight, ahead, of the step that trains and of the one before; more are made without.
+        count = (config.workers + 1) * config.prefetch + 2 * accumulation + 2
+        size = samples.transform.config.size
+        slots = Slots(count if config.workers else 0, order.micro, size)
+        loader: DataLoader = DataLoader(
+            _Maker(samples, slots, tokenise),
+            batch_size=None,  # a request is a whole batch
+            sampler=_Requests(order, slots),
+            collate_fn=_as_it_is,
             num_workers=config.workers,
-            worker_init_fn=_leave_signals_to_the_rank,
+            multiprocessing_context="fork" if config.workers else None,
+            worker_init_fn=_start_worker,
             prefetch_factor=config.prefetch if config.workers else None,
-            pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # it would draw from the global one otherwise
         )
-        self._ahead = _Ahead(iter(self._loader), config.prefetch)
+        parcels = iter(loader)
+        device = torch.cuda.current_device() if torch.cuda.is_available() else None
+        self._ahead = _Ahead(map(partial(_unpack, slots, device), parcels), config.prefetch)
         self._fetcher = Fetcher(samples.sources, order.shards(), config.fetch_ahead * accumulation)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -350,29 +135,93 @@ class Batches:
         self._ahead.close()
 
 
-def _leave_signals_to_the_rank(worker: int) -> None:
+def _unpack(slots: Slots, device: int | None, parcel: Parcel) -> Batch:
+    """The batch of a parcel, page-locked where it goes to a GPU."""
+    batch = parcel.batch(slots)
+    if device is None:
+        return batch
+    with torch.cuda.device(device):
+        return batch.pin_memory()
+
+
+def _start_worker(worker: int) -> None:
     """A stop is sent to all processes of a run; the rank still needs its workers to end its step
     and save. They end with it.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    keep_memory()
+
+
+def _as_it_is(parcel: Any) -> Any:
+    return parcel
+
+
+class _Maker(Dataset):
+    """What runs in the workers: a request in, its parcel out."""
+
+    def __init__(self, samples: Samples, slots: Slots, tokenise: Tokenise | None) -> None:
+        self.samples, self.slots, self.tokenise = samples, slots, tokenise
+
+    def __getitem__(self, request: "_Request") -> Parcel:
+        slot, draws = request
+        if slot is None:
+            squares = empty_squares(len(draws), self.samples.transform.config.size)
+        else:
+            squares = self.slots.squares(slot)
+        items = self.samples.fill(draws, squares)
+        texts = [item.text for item in items]
+        tokens = self.tokenise(texts) if self.tokenise else {}
+        return Parcel(
+            squares=squares if slot is None else slot,
+            texts=texts,
+            uids=[item.uid for item in items],
+            image_ids=np.array([item.image_id for item in items], dtype=np.int64),
+            questions=[item.question for item in items],
+            draws=np.array([item.draws for item in items], dtype=np.float64),
+            tokens={name: tensor.numpy() for name, tensor in tokens.items()},
+            replaced=[line for item in items for line in item.replaced],
+        )
+
+
+class _Request(NamedTuple):
+    """A micro-batch to make: the slot to fill, if one is free, and its draws."""
+
+    slot: int | None
+    draws: list[Draw]
+
+
+class _Requests:
+    """Sampler of whole batches: takes a slot for each micro-batch when it is asked for."""
+
+    def __init__(self, order: "_RankOrder", slots: Slots) -> None:
+        self._order, self._slots = order, slots
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[_Request]:
+        for draws in self._order:
+            yield _Request(self._slots.take(), draws)
 
 
 class _RankOrder:
-    """Batch sampler: the draws of each micro-batch of one rank, step by step."""
+    """The draws of each micro-batch of one rank, step by step.
+
+    Raises:
+        ValueError: the global batch cannot be cut as asked.
+    """
 
     def __init__(
         self, schedule: Schedule, steps: range, rank: int, world: int, accumulation: int
     ) -> None:
         self.schedule, self.steps = schedule, steps
         self.rank, self.world, self.accumulation = rank, world, accumulation
-
-    def check(self) -> None:
-        """Raise ValueError where the global batch cannot be cut as asked."""
-        share = len(self.schedule.rank_slice(0, self.rank, self.world))
-        if share % self.accumulation:
+        share = len(schedule.rank_slice(0, rank, world))
+        self.micro, rest = divmod(share, accumulation)
+        if rest:
             raise ValueError(
-                f"{share} samples a rank cannot be cut into {self.accumulation} equal micro-batches"
+                f"{share} samples a rank cannot be cut into {accumulation} equal micro-batches"
             )
 
     def __len__(self) -> int:
@@ -386,9 +235,8 @@ class _RankOrder:
     def __iter__(self) -> Iterator[list[Draw]]:
         for step in self.steps:
             draws = self.schedule.rank_slice(step, self.rank, self.world)
-            micro = len(draws) // self.accumulation
-            for start in range(0, len(draws), micro):
-                yield list(draws[start : start + micro])
+            for start in range(0, len(draws), self.micro):
+                yield list(draws[start : start + self.micro])
 
 
 class _Ahead:

@@ -23,7 +23,8 @@ from cluster.dist import derive_seed
 from cluster.storage import Entry, LocalStorage, Storage, Unreachable, open_storage
 from pipeline.manifest import Commit, committed, manifest_hash
 from pipeline.output import RECORD_COLUMNS, list_record, table_record
-from pipeline.shards import index_tar, read_span
+from pipeline.shards import index_tar
+from pipeline.spans import span_members
 
 _OPEN_SHARDS = 64
 
@@ -77,7 +78,7 @@ class Shards:
 
     def read(self, shard: int, index: int) -> bytes:
         """The bytes of all members of a usable sample: one ``pread``."""
-        offset, length = (int(number) for number in self.spans(shard)[index])
+        offset, length = self.spans(shard)[index].tolist()
         data = os.pread(self._file(self.tars[shard]).number, length, offset)
         if len(data) != length:
             raise BadSample(f"{self.tars[shard]} ends before byte {offset + length}")
@@ -85,7 +86,7 @@ class Shards:
 
     def members(self, shard: int, index: int) -> dict[str, bytes]:
         """The members of a usable sample by extension; the json always as a full record."""
-        members = read_span(self.read(shard, index))
+        members = span_members(self.read(shard, index))
         if members.get("json", b"").startswith(b"["):  # LAVIS's layout: a list of captions
             members["json"] = self._full_record(shard, index, members["json"])
         return members

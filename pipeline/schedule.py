@@ -9,9 +9,10 @@ its share, rounded, and counts never step back. Seeking is arithmetic: nothing i
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,9 +31,8 @@ class SourceSizes:
     weight: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """One sample of the order.
+class Draw(NamedTuple):
+    """One sample of the order; a plain tuple, since they are made and sent by the thousand.
 
     Attributes:
         source, shard, index: where it is; ``index`` counts the usable samples of the shard.
@@ -42,7 +42,7 @@ class Draw:
 
     source: int
     shard: int
-    index: int
+    index: int  # type: ignore[assignment]  # the method of tuples is not needed
     visit: int
     place: int
 
@@ -60,25 +60,33 @@ class SourceOrder:
 
     def at(self, draw: int) -> Draw:
         """The ``draw``-th sample of the endless order, from 0."""
-        epoch, place = divmod(draw, self.total)
-        return self.within(epoch, place)
+        return next(self.run(draw, draw + 1))
 
-    def within(self, epoch: int, place: int) -> Draw:
-        """The sample at ``place`` of an epoch."""
-        _, starts = self._epoch(epoch)
-        block = int(np.searchsorted(starts, place, side="right")) - 1
-        order, shards, ends = self._block(epoch, block)
-        local = int(order[place - starts[block]])
-        which = int(np.searchsorted(ends, local, side="right"))
-        index = local - int(ends[which - 1]) if which else local
-        return Draw(self._source, int(shards[which]), index, epoch, place)
+    def run(self, first: int, last: int) -> Iterator[Draw]:
+        """The samples from ``first`` up to ``last`` of the endless order, a block at a time."""
+        while first < last:
+            epoch, place = divmod(first, self.total)
+            block, start = self._block_of(epoch, place)
+            order, shards, ends = self._block(epoch, block)
+            local = order[place - start :][: last - first]
+            which = np.searchsorted(ends, local, side="right")
+            index = local - (ends - self._sizes[shards])[which]
+            found = zip(shards[which].tolist(), index.tolist(), strict=True)
+            for number, (shard, within) in enumerate(found):
+                yield Draw(self._source, shard, within, epoch, place + number)
+            first += len(local)
 
     def next_in_block(self, draw: Draw, step: int) -> Draw:
         """The sample ``step`` places later in the same block, around its end."""
-        _, starts = self._epoch(draw.visit)
-        block = int(np.searchsorted(starts, draw.place, side="right")) - 1
-        first, size = int(starts[block]), len(self._block(draw.visit, block)[0])
-        return self.within(draw.visit, first + (draw.place - first + step) % size)
+        block, first = self._block_of(draw.visit, draw.place)
+        size = len(self._block(draw.visit, block)[0])
+        return self.at(draw.visit * self.total + first + (draw.place - first + step) % size)
+
+    def _block_of(self, epoch: int, place: int) -> tuple[int, int]:
+        """The block that a place of an epoch is in, and where it starts."""
+        starts = self._epoch(epoch)[1]
+        block = int(np.searchsorted(starts, place, side="right")) - 1
+        return block, int(starts[block])
 
     def _make_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Shuffled shards, and the place where each block starts (empty blocks have no place)."""
@@ -118,7 +126,8 @@ class Mixture:
 
     def take(self, counts: list[int]) -> int:
         """The source of the next draw after ``counts``; adds the draw to them."""
-        source = min(range(len(counts)), key=lambda s: self._time(s, counts[s]))
+        alone = len(counts) == 1
+        source = 0 if alone else min(range(len(counts)), key=lambda s: self._time(s, counts[s]))
         counts[source] += 1
         return source
 
@@ -171,13 +180,14 @@ class Schedule:
 
     def _make_step(self, step: int) -> tuple[Draw, ...]:
         """The global batch of a step, in the order in which ranks cut it."""
-        counts = self._mixture.counts(step * self.global_batch)
-        draws = []
-        for _ in range(self.global_batch):
-            source = self._mixture.take(counts)
-            draws.append(self._orders[source].at(counts[source] - 1))
+        before = self._mixture.counts(step * self.global_batch)
+        after = list(before)
+        taken = [self._mixture.take(after) for _ in range(self.global_batch)]
+        bounds = zip(self._orders, before, after, strict=True)
+        runs = [order.run(first, last) for order, first, last in bounds]
+        draws = [next(runs[source]) for source in taken]
         order = permutation(self.global_batch, "step", self.seed, step)
-        return tuple(draws[place] for place in order)
+        return tuple(draws[place] for place in order.tolist())
 
     def rank_slice(self, step: int, rank: int, world: int) -> tuple[Draw, ...]:
         """Rank ``rank``'s consecutive share of a step's global batch.

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
-from pipeline.images import resize_square
+from pipeline.images import resize, resize_square
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -62,8 +61,7 @@ class TrainTransform:
             square = resize_square(image, size)
         else:
             top, left, height, width = self._crop(image.shape[1], image.shape[2], draws)
-            part = image[None, :, top : top + height, left : left + width]
-            square = interpolate(part, size=(size, size), mode="bicubic", antialias=True)[0]
+            square = resize(image[:, top : top + height, left : left + width], size, size)
         if allow_flip and draws[4] < self.config.flip:
             square = square.flip(-1)
         return square

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.images import ImageError, decode, read_header, resize_square
+from pipeline.images import ImageError, decode, keep_memory, read_header, resize, resize_square
 
 
 def encode(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
@@ -106,3 +106,15 @@ def test_resize_squashes_or_crops_the_centre():
     assert cropped.shape == (3, 10, 10) and (cropped == 200).all()
     assert resize_square(image[:, :, :10], 10) is not None
     assert resize_square(torch.zeros(3, 1, 900, dtype=torch.uint8), 8, crop=True).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("size", [(40, 60), (300, 500), (1, 7), (7, 1), (1, 1)])
+def test_resize_gives_the_same_pixels_however_the_image_lies(size: tuple[int, int]):
+    keep_memory()  # a change of where memory comes from, not of what is in it
+    rows = torch.randint(0, 256, (*size, 3), dtype=torch.uint8)
+    image, planes = rows.permute(2, 0, 1), rows.permute(2, 0, 1).contiguous()
+    assert torch.equal(resize(image, 32, 24), resize(planes, 32, 24))
+    if min(size) > 1:
+        assert torch.equal(resize(image[:, :-1, 1:], 9, 9), resize(planes[:, :-1, 1:], 9, 9))
+    assert torch.equal(resize_square(image, 32), resize_square(planes, 32))
+    assert resize_square(image, 32).is_contiguous()

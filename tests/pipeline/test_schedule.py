@@ -1,3 +1,4 @@
+import hashlib
 from collections import Counter
 
 import pytest
@@ -29,6 +30,18 @@ def test_an_epoch_visits_every_sample_once():
     assert [order.at(i).shard for i in range(40)] != [
         order.at(order.total + i).shard for i in range(40)
     ]
+
+
+def test_a_run_is_its_draws():
+    """Over the ends of blocks and epochs."""
+    order = SourceOrder(uneven(40).sizes, seed=3, source=2)
+    count = 2 * order.total + 50
+    draws = [order.at(place) for place in range(count)]
+    assert list(order.run(0, count)) == draws
+    assert list(order.run(7, order.total + 9)) == draws[7 : order.total + 9]
+    assert list(order.run(5, 5)) == []
+    digest = hashlib.sha256(repr([tuple(draw) for draw in draws]).encode()).hexdigest()
+    assert digest[:16] == "cfeb96c4a8d594cf"
 
 
 def test_only_a_block_of_16_shards_is_open_at_a_time():
