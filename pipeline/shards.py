@@ -248,41 +248,8 @@ def read_span(span: bytes) -> dict[str, bytes]:
     Raises:
         TarError: the span is not a whole number of members.
     """
-    members = _plain_members(span)
-    if members is not None:
-        return members
     walked = walk_tar(io.BytesIO(span), len(span))
     return {split_name(m.name)[1]: span[m.data : m.data + m.size] for m in walked if m.regular}
-
-
-def _plain_members(span: bytes) -> dict[str, bytes] | None:
-    """The members of a span of plain files with short names; None for any other, or a damaged one.
-
-    What we write is of this kind, and a training step reads hundreds of them.
-    """
-    found, offset = {}, 0
-    while offset < len(span):
-        block = span[offset : offset + BLOCK]
-        if len(block) < BLOCK or block[156] != 48 or block[345]:  # "0", and no name prefix
-            return None
-        try:
-            size, stated = int(block[124:135], 8), int(block[148:154], 8)
-        except ValueError:
-            return None
-        if stated != sum(block[:148]) + 256 + sum(block[156:]):
-            return None
-        start = offset + BLOCK
-        offset = start + _padded(size)
-        if offset > len(span):
-            return None
-        name = block[: block.find(0, 0, 100) if 0 in block[:100] else 100]
-        found[
-            name[name.rfind(b"/") + 1 :]
-            .partition(b".")[2]
-            .decode("utf-8", "surrogateescape")
-            .lower()
-        ] = span[start : start + size]
-    return found
 
 
 def write_parquet(rows: Sequence[Row]) -> bytes:
