@@ -202,15 +202,14 @@ class Stage1(nn.Module):
 
     def _itg(self, cache: list[KeyValue], ids_BL: Tensor, mask_BL: Tensor, world: World) -> Tensor:
         """Language modelling from [DEC]; positions without a real next token do not count."""
-        input_BL = torch.cat(
-            (torch.full_like(ids_BL[:, :1], self.config.dec_token_id), ids_BL[:, 1:]), 1
-        )
-        x_BLD = self.qformer.decode(cache, input_BL, mask_BL)
+        given_BL = ids_BL[:, :-1].clone()  # the last position has no next token
+        given_BL[:, :1] = self.config.dec_token_id
+        x_BLD = self.qformer.decode(cache, given_BL, mask_BL[:, :-1])
         # All positions, so that nobody need wait for the device to learn which are real.
         real_BL = mask_BL[:, 1:].bool()
         targets_BL = ids_BL[:, 1:].masked_fill(~real_BL, losses.IGNORED)
         total = self.lm_head(
-            x_BLD[:, :-1].flatten(0, 1),
+            x_BLD.flatten(0, 1),
             self.qformer.word_embeddings.weight,
             targets_BL.flatten(),
             self.config.label_smoothing,

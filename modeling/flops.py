@@ -193,9 +193,9 @@ def stage1_work(
         "itm": pair * 3,
     }
     if config.itg:
-        decode = pass_work(qformer, text=text, past=queries)
-        head = Work(2 * (text - 1) * width * (width + qformer.vocab))
-        parts["itg"] = decode + head
+        said = text - 1  # nothing follows the last token
+        head = Work(2 * said * width * (width + qformer.vocab))
+        parts["itg"] = pass_work(qformer, text=said, past=queries) + head
     return parts
 
 

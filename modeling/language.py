@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.activations import NewGELUActivation
 
 from modeling import gather, losses
 from modeling.linear import faster_products
@@ -64,6 +65,17 @@ class GenerationSettings:
         }
 
 
+def fused_gelu(model: Any) -> Any:
+    """Gives a model torch's GELU in place of one that transformers writes out (FlanT5's, GPT-2's):
+    one kernel that keeps its input for the backward pass, where eight operators keep four tensors.
+    """
+    for part in list(model.modules()):
+        for name, child in part.named_children():
+            if type(child) is NewGELUActivation:
+                setattr(part, name, nn.GELU(approximate="tanh"))
+    return model
+
+
 class _Frozen:
     """What both families share: the frozen model, its embeddings, tokens in and text out."""
 
@@ -72,7 +84,7 @@ class _Frozen:
             raise ValueError(
                 "the language model's tokenizer has no padding token: set tokenizer.pad_token."
             )
-        self.model = faster_products(freeze(model))
+        self.model = fused_gelu(faster_products(freeze(model)))
         self.tokenizer = tokenizer
         self.max_text = max_text
         self.embed = model.get_input_embeddings()

@@ -191,7 +191,7 @@ class Layer(nn.Module):
                 assert image is not None
                 query_BQD = self.cross_attn(query_BQD, image)
             parts.append(self.query_ffn(query_BQD))
-        if x_BSD.shape[1] > queries:
+        if x_BSD.shape[1] > queries or not queries:
             parts.append(self.text_ffn(x_BSD[:, queries:]))
         return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)), own
 

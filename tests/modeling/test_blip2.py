@@ -73,6 +73,13 @@ def test_losses_equal_a_plain_calculation(monkeypatch):
     assert torch.allclose(losses["loss"], losses["itc"] + losses["itm"] + losses["itg"])
 
 
+def test_texts_of_one_token_leave_nothing_to_generate():
+    tokens, ids, mask = batch(4)
+    losses = sharp_stage1()(tokens, ids[:, :1], mask[:, :1])
+    losses["loss"].backward()
+    assert losses["itg"] == 0 and losses["itm"].isfinite() and losses["itc"].isfinite()
+
+
 def test_every_parameter_learns():
     model = sharp_stage1()
     model(*batch(4))["loss"].backward()

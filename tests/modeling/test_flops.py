@@ -59,7 +59,8 @@ def test_stage1(itg):
     parts = stage1_work(config, tokens.shape[1], ids.shape[1], batch=4)
     expected = 4 * sum(work.trained for work in parts.values())
     assert set(parts) == {"image keys and values", "itc", "itm"} | ({"itg"} if itg else set())
-    assert counted(lambda: model(tokens, ids, mask)["loss"]) == pytest.approx(expected, rel=LIMIT)
+    got = counted(lambda: model(tokens, ids, mask)["loss"])
+    assert got == pytest.approx(expected, rel=1e-3)  # a row too many in one layer is seen
 
 
 @pytest.mark.parametrize("question", [0, 7])

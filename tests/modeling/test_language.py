@@ -218,6 +218,31 @@ def test_t5_with_tied_and_scaled_output_agrees():
     assert torch.allclose(language.loss(None, ["w4 w5"], prompt_texts=["w1"]), expected, rtol=1e-5)
 
 
+def test_t5s_gelu_keeps_less_and_is_the_same():
+    """Against the model as transformers made it: values, gradients, what autograd holds."""
+    made = tiny.t5().eval().double()
+    fused = encoder_decoder().model.double()  # of the same weights
+    kept: list[int] = []
+    found = []
+    for model in (made, fused):
+        prompts = visual().double().requires_grad_()
+        held: dict[int, int] = {}
+
+        def keep(tensor, held=held):
+            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = model(inputs_embeds=prompts, labels=torch.tensor([[word(1), word(2), 2]] * 3))
+        kept.append(sum(held.values()))
+        (gradient,) = torch.autograd.grad(out.loss, prompts)
+        found.append((out.loss.detach(), gradient))
+    for mine, theirs in zip(*found, strict=True):
+        assert (mine - theirs).norm() < 1e-6 * theirs.norm()
+    rows = 2 * 3 * (2 + 3)  # of both layers of encoder and decoder, each of 32 units in fp64
+    assert kept[0] - kept[1] >= 3 * rows * 32 * 8
+
+
 # ------------------------------------------------------------------ Hugging Face's BLIP-2
 
 
