@@ -243,6 +243,7 @@ def main() -> None:
     """Every seed on every store."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--shards", type=int, default=60)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--where", choices=("disk", "s3"), nargs="+", default=["disk", "s3"])
@@ -251,7 +252,7 @@ def main() -> None:
         folder = Path(made)
         web, options = make_world(folder, args.shards)
         expected = undisturbed(folder, web, options)
-        for seed in range(args.seeds):
+        for seed in range(args.first, args.first + args.seeds):
             if "disk" in args.where:
                 chaos = on_disk(folder, web, options, seed, args.kills)
                 check(chaos, str(folder / f"out{seed}"), expected)
