@@ -123,6 +123,7 @@ def test_on_ray_a_lost_machine_is_replaced(world, whole, tmp_path):
     assert curve(tmp_path) == curve(whole)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_on_ray_a_stop_saves(world, tmp_path):
     arguments = command(world, "stage1", tmp_path, 2000, "--save-every", "1000")
