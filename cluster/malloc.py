@@ -4,7 +4,7 @@ import ctypes
 import ctypes.util
 import os
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # malloc.h of glibc
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4  # malloc.h of glibc
 
 
 def keep_freed_memory(reserve: int = 256 << 20) -> bool:
@@ -29,3 +29,16 @@ def keep_freed_memory(reserve: int = 256 << 20) -> bool:
             libc.mallopt(_TOP_PAD, reserve),
         )
     )
+
+
+def keep_memory() -> None:
+    """Have the C library keep what this process frees, for a process that decodes all day.
+
+    Decoding an image takes and frees megabytes. By default the library gives them back each time,
+    and taking them again is a page fault every 4 kB: on a virtual machine up to half a millisecond
+    an image of 640 x 480. At most 128 MB are kept; without glibc nothing changes.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "gnu_get_libc_version"):
+        library.mallopt(_MMAP_THRESHOLD, 32 << 20)  # the largest that glibc takes
+        library.mallopt(_TRIM_THRESHOLD, 128 << 20)

@@ -14,7 +14,8 @@ import torch
 import webdataset
 from torch.utils.data import DataLoader
 
-from pipeline.images import decode, keep_memory
+from cluster.malloc import keep_memory
+from pipeline.images import decode
 from pipeline.loader import Batches, LoaderConfig, Samples, make_schedule
 from pipeline.reading import Shards
 from pipeline.transforms import TrainTransform, TransformConfig

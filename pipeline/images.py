@@ -6,7 +6,6 @@ not applied, as in the reference implementation. Size is read from the header an
 a single pixel is decoded.
 """
 
-import ctypes
 import io
 import warnings
 from dataclasses import dataclass
@@ -23,8 +22,6 @@ MAX_PIXELS = 89_478_485
 # Pillow can be asked to open formats that call other programs (EPS) or fetch nothing useful;
 # only still-image formats found in web data are tried.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 class ImageError(ValueError):
@@ -106,19 +103,6 @@ def decode(image: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
             reason = "truncated_image" if short else "undecodable_image"
             raise ImageError(reason, str(broken)) from broken
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
-
-
-def keep_memory() -> None:
-    """Have the C library keep what this process frees, for a process that decodes all day.
-
-    Decoding an image takes and frees megabytes. By default the library gives them back each time,
-    and taking them again is a page fault every 4 kB: on a virtual machine up to half a millisecond
-    an image of 640 x 480. At most 128 MB are kept; without glibc nothing changes.
-    """
-    library = ctypes.CDLL(None)
-    if hasattr(library, "gnu_get_libc_version"):
-        library.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest that glibc takes
-        library.mallopt(_M_TRIM_THRESHOLD, 128 << 20)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cluster.cache import NodeCache, default_folder
+from cluster.malloc import keep_memory
 from pipeline.batch import Batch, Parcel, Slots, empty_squares
-from pipeline.images import keep_memory
 from pipeline.reading import Fetcher, Shards
 from pipeline.schedule import Draw, Schedule, SourceSizes
 from pipeline.visits import Samples

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.images import ImageError, decode, keep_memory, read_header, resize, resize_square
+from cluster.malloc import keep_memory
+from pipeline.images import ImageError, decode, read_header, resize, resize_square
 
 
 def encode(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
