@@ -47,7 +47,6 @@ from jobs.bench_train_cases import (
     stage2_case,
 )
 from modeling import losses
-from modeling.linear import product
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 2**20
@@ -93,7 +92,7 @@ def main(arguments: Sequence[str]) -> int:
     if args.only:
         print(peak_of_a_step(args))
         return 0
-    ceiling = matmul_ceiling(args)
+    ceiling = bench.matmul_peak(args.device, DTYPES[args.dtype])
     rows = [["", "samples/s", "ratio", "GFLOP/sample", "of peak", "peak MiB", "loss"]]
     found: dict[str, Any] = {}
     for name in tqdm(case_names(args), "cases", disable=None):
@@ -195,18 +194,6 @@ def _row(result: dict[str, Any], who: str) -> list[str]:
 def median_ratio(theirs: Sequence[float], mine: Sequence[float]) -> float:
     """The median over rounds of another's time by mine in the same round."""
     return statistics.median(a / b for a, b in zip(theirs, mine, strict=True))
-
-
-def matmul_ceiling(args: TrainBench) -> float:
-    """FLOP/s of large matrix products by the faster of the libraries at hand."""
-    dtype = DTYPES[args.dtype]
-    peak = bench.matmul_peak(args.device, dtype)
-    if args.device.startswith("cpu"):
-        a, b = (torch.randn(1536, 1536).to(dtype) for _ in range(2))
-        product(a, b)
-        spent = min(bench.clock(lambda: product(a, b), args.device) for _ in range(12))
-        peak = max(peak, 2 * 1536**3 / spent)
-    return peak
 
 
 # ----------------------------------------------------------------------------------- losses

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from modeling.linear import faster_products
+
 _TEXTS = 128  # texts embedded at once
 
 
@@ -17,7 +19,7 @@ class ClipScorer:
     """Cosine similarity of images and texts by a Hugging Face ``CLIPModel``.
 
     Args:
-        model: moved to eval mode.
+        model: moved to eval mode, its products to the faster library.
         tokenizer: its BPE tokenizer; texts over the model's context are cut.
         mean, std: the image processor's, per channel, for pixels in [0, 1].
     """
@@ -25,7 +27,7 @@ class ClipScorer:
     def __init__(
         self, model: Any, tokenizer: Any, mean: Sequence[float], std: Sequence[float]
     ) -> None:
-        self.model, self.tokenizer = model.eval(), tokenizer
+        self.model, self.tokenizer = faster_products(model.eval()), tokenizer
         self.context = model.config.text_config.max_position_embeddings
         self.device = model.visual_projection.weight.device
         self.mean = torch.tensor(mean, device=self.device).view(3, 1, 1)

@@ -26,7 +26,9 @@ _OP: Any = (
     if torch.backends.mkldnn.is_available()
     else None
 )
-_WORTH_IT = 1 << 21  # multiplications; below, the call costs more than the product
+# Elements of a weight; below, the call costs more than the product. Rows have no say: oneDNN gives
+# a row the same bits among any others (two or more), which a change of library would spoil.
+_WORTH_IT = 1 << 14
 _wanted = ContextVar("oneDNN is wanted", default=True)
 
 
@@ -59,7 +61,8 @@ def by_onednn(x: Tensor, weight_OD: Tensor) -> bool:
         and _wanted.get()
         and x.dtype == weight_OD.dtype == torch.float32
         and x.device.type == weight_OD.device.type == "cpu"
-        and x.numel() * len(weight_OD) >= _WORTH_IT
+        and weight_OD.numel() >= _WORTH_IT
+        and x.numel() > 0  # it has no products of nothing
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
     )

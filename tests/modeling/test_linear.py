@@ -9,16 +9,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from modeling.linear import Linear, by_onednn, faster_products, linear, product, torchs_products
 
 needs_onednn = pytest.mark.skipif(
-    not by_onednn(torch.ones(512, 64), torch.ones(64, 64)), reason="torch without oneDNN"
+    not by_onednn(torch.ones(2, 128), torch.ones(128, 128)), reason="torch without oneDNN"
 )
 
 
 @needs_onednn
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(300, 64), (4, 75, 64)])
+@pytest.mark.parametrize("shape", [(300, 128), (4, 75, 128)])
 def test_values_and_gradients_are_torchs(shape, bias):
     torch.manual_seed(0)
-    layer, x = Linear(64, 130, bias=bias), torch.randn(shape, requires_grad=True)
+    layer, x = Linear(128, 130, bias=bias), torch.randn(shape, requires_grad=True)
     results = []
     for theirs in (False, True):
         layer.zero_grad(), setattr(x, "grad", None)
@@ -31,7 +31,7 @@ def test_values_and_gradients_are_torchs(shape, bias):
 
 
 def test_what_need_not_have_a_gradient_gets_none():
-    layer, x = Linear(64, 130), torch.randn(300, 64)
+    layer, x = Linear(128, 130), torch.randn(300, 128)
     layer(x).sum().backward()
     assert x.grad is None and layer.weight.grad is not None
     layer.requires_grad_(False).zero_grad()
@@ -41,14 +41,14 @@ def test_what_need_not_have_a_gradient_gets_none():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_dtypes_are_torchs(dtype):
-    x, weight = torch.randn(512, 64, dtype=dtype), torch.randn(64, 64, dtype=dtype)
+    x, weight = torch.randn(512, 128, dtype=dtype), torch.randn(128, 128, dtype=dtype)
     assert not by_onednn(x, weight)
     assert torch.equal(linear(x, weight), F.linear(x, weight))
     assert torch.equal(product(x, weight), x @ weight.t())
 
 
 def test_autocast_and_the_comparison_switch_keep_torchs():
-    x, weight = torch.randn(512, 64), torch.randn(64, 64)
+    x, weight = torch.randn(512, 128), torch.randn(128, 128)
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(x, weight).dtype == torch.bfloat16
     with torchs_products():
@@ -57,10 +57,10 @@ def test_autocast_and_the_comparison_switch_keep_torchs():
 
 @needs_onednn
 def test_flops_are_counted_forward_and_backward():
-    layer, x = Linear(64, 130), torch.randn(2, 150, 64, requires_grad=True)
+    layer, x = Linear(128, 130), torch.randn(2, 150, 128, requires_grad=True)
     with FlopCounterMode(display=False) as counter:
         layer(x).sum().backward()
-    assert counter.get_total_flops() == 3 * 2 * 300 * 64 * 130
+    assert counter.get_total_flops() == 3 * 2 * 300 * 128 * 130
 
 
 def test_foreign_modules_keep_their_weights_and_other_types():
@@ -74,6 +74,20 @@ def test_foreign_modules_keep_their_weights_and_other_types():
     assert all(torch.equal(faster.state_dict()[name], tensor) for name, tensor in names.items())
 
 
-def test_small_products_stay_with_torch():
-    assert not by_onednn(torch.ones(8, 64), torch.ones(64, 64))
-    assert not by_onednn(torch.ones(0, 64), torch.ones(64, 64))
+@needs_onednn
+@pytest.mark.parametrize("rows", [2, 3, 7, 10, 33, 80])
+def test_a_row_has_the_same_bits_among_any_others(rows):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(160, 128), torch.randn(384, 128), torch.randn(384)
+    assert torch.equal(linear(x[:rows], weight, bias), linear(x, weight, bias)[:rows])
+
+
+def test_products_with_small_weights_stay_with_torch():
+    assert not by_onednn(torch.ones(512, 64), torch.ones(64, 64))
+
+
+def test_no_rows_at_all_are_no_rows_and_no_gradient():
+    layer, x = Linear(128, 130), torch.zeros(0, 128, requires_grad=True)
+    out = layer(x)
+    out.sum().backward()
+    assert out.shape == (0, 130) and not layer.weight.grad.any()
