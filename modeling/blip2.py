@@ -125,14 +125,14 @@ class Stage1(nn.Module):
         image_logits_BW, text_logits_BW = self._logits(feats_BQE, text_BE, world)
         targets_BW = losses.itc_targets(same_BW, self.config.label_smoothing)
         result = {"itc": losses.itc_loss(image_logits_BW, text_logits_BW, targets_BW)}
-        if self.config.itg:  # before ITM, whose exchange between ranks must wait for the device
-            result["itg"] = self._itg(cache, ids_BL, mask_BL, world)
         uniform_B2 = (None, None) if draws_B2 is None else draws_B2.unbind(1)
-        negatives = (  # an image for each text, a text for each image
-            losses.hard_negatives(text_logits_BW, same_BW, uniform_B2[0]),
-            losses.hard_negatives(image_logits_BW, same_BW, uniform_B2[1]),
-        )
-        result["itm"] = self._itm(image, ids_BL, mask_BL, world, negatives)
+        negative_image_B = losses.hard_negatives(text_logits_BW, same_BW, uniform_B2[0])
+        negative_text_B = losses.hard_negatives(image_logits_BW, same_BW, uniform_B2[1])
+        asked = gather.ask(negative_image_B, world.size)
+        if self.config.itg:  # here: it keeps the device busy until the host knows who sends what
+            result["itg"] = self._itg(cache, ids_BL, mask_BL, world)
+        pairs = concatenate(image, self._negatives(image, world, asked), image)
+        result["itm"] = self._itm(pairs, ids_BL, mask_BL, world, negative_text_B)
         result["loss"] = torch.stack(list(result.values())).sum()
         return result
 
@@ -176,24 +176,29 @@ class Stage1(nn.Module):
 
     def _itm(
         self,
-        image: list[KeyValue],
+        pairs: list[KeyValue],
         ids_BL: Tensor,
         mask_BL: Tensor,
         world: World,
-        negatives: tuple[Tensor, Tensor],
+        negative_text_B: Tensor,
     ) -> Tensor:
-        """3B rows in one batch: (text, image), (text, negative image), (negative text, image)."""
-        negative_image_B, negative_text_B = negatives
-        pairs = concatenate(image, self._negatives(image, world, negative_image_B), image)
+        """3B rows in one batch: (text, image), (text, negative image), (negative text, image).
+
+        Args:
+            pairs: Keys and values of the images of these rows.
+            negative_text_B: World index of each image's negative text.
+        """
         ids_RL = torch.cat((ids_BL, ids_BL, world.ids_WL[negative_text_B]))
         mask_RL = torch.cat((mask_BL, mask_BL, world.mask_WL[negative_text_B]))
         return losses.itm_loss(self.match_logits(pairs, ids_RL, mask_RL), positives=ids_BL.shape[0])
 
-    def _negatives(self, image: list[KeyValue], world: World, chosen_B: Tensor) -> list[KeyValue]:
+    def _negatives(
+        self, image: list[KeyValue], world: World, asked: gather.Asked
+    ) -> list[KeyValue]:
         """Keys and values of the chosen images; those of this batch are projected already."""
-        tokens_SPD = world.own.tokens_SPD
-        received_RPD, row_B = gather.fetch(tokens_SPD, chosen_B)
-        if tokens_SPD.shape[0] > chosen_B.shape[0]:  # most are other micro-batches'
+        tokens_SPD, row_B = world.own.tokens_SPD, asked.row_B
+        received_RPD = asked.bring(tokens_SPD)
+        if tokens_SPD.shape[0] > row_B.shape[0]:  # most are other micro-batches'
             return self.project_image(torch.cat((tokens_SPD, received_RPD))[row_B])
         # Also where nothing was received: under ZeRO-3 all ranks must gather the same weights.
         if gather.world_size() > 1:

@@ -10,6 +10,9 @@ Therefore nothing here carries a gradient, but for one thing: the tokens of an e
 where another rank took them for a negative.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -84,49 +87,89 @@ def common_text_length(batch: int, length: int, device: torch.device) -> int:
     return longest
 
 
-def fetch(tokens_BPD: Tensor, chosen_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Brings the image tokens that this rank chose as negatives, and only those, from the ranks
-    that own them.
+@dataclass(frozen=True)
+class Asked:
+    """Image tokens that ranks want of each other, asked for and still to be brought.
+
+    How many each rank sends decides the size of its message, which the host must know. It is on its
+    way to the host when `ask` returns, so that who queues other work for the device before `bring`
+    keeps the device busy meanwhile.
+
+    Attributes:
+        send_rows: Rows that this rank sends, by asker, behind them rows that nobody wants.
+        row_B: For each choice its row in cat(own tokens, received).
+        counts: Waits for the rows (sent to, received from) each rank.
+    """
+
+    send_rows: Tensor
+    row_B: Tensor
+    counts: Callable[[], tuple[list[int], list[int]]]
+
+    def bring(self, tokens_SPD: Tensor) -> Tensor:
+        """The tokens (R, P, D) that this rank wants and others have, R between 0 and B. Collective.
+
+        Args:
+            tokens_SPD: This rank's image tokens. Where they have a gradient (the encoder is
+                finetuned), what is received has one too, and every rank must let it take part in
+                its loss: its backward pass is a collective call.
+        """
+        if world_size() == 1:
+            return tokens_SPD[:0].detach()
+        counts = self.counts()
+        send_rows = self.send_rows[: sum(counts[0])]
+        if tokens_SPD.requires_grad:
+            received: Tensor = _Exchanged.apply(tokens_SPD, send_rows, *counts)
+            return received
+        return _exchange(tokens_SPD[send_rows], *counts)
+
+
+def ask(chosen_B: Tensor, size: int) -> Asked:
+    """Tells the other ranks which of their images this one chose as negatives. Collective; nobody
+    waits for the device.
 
     Args:
-        tokens_BPD: This rank's image tokens. Where they have a gradient (the encoder is finetuned),
-            what was received has one too, and every rank must let it take part in its loss: its
-            backward pass is a collective call.
         chosen_B: World index of the negative image for each of this rank's texts.
-
-    Returns:
-        Received tokens (R, P, D), R between 0 and B, and for each choice its row (B) in
-        cat(tokens_BPD, received).
+        size: Images a rank has.
     """
-    ranks, batch, here = world_size(), tokens_BPD.shape[0], rank()
+    ranks, here = world_size(), rank()
     if ranks == 1:
-        return tokens_BPD[:0].detach(), chosen_B
+        return Asked(chosen_B[:0], chosen_B, lambda: ([0], [0]))
     wanted_NB = gather(chosen_B[None])
-    owner_B = chosen_B // batch
-    row_B = _received_rows(owner_B, chosen_B % batch, batch, here)
-
-    other_B = owner_B[owner_B != here]
-    receive_counts = torch.bincount(other_B, minlength=ranks)
-    mine_NB = wanted_NB // batch == here
+    mine_NB = wanted_NB // size == here
     mine_NB[here] = False  # what this rank wants of its own stays where it is
-    send_rows = (wanted_NB % batch)[mine_NB]
-    counts = mine_NB.sum(1).tolist(), receive_counts.tolist()
-    if tokens_BPD.requires_grad:
-        return _Exchanged.apply(tokens_BPD, send_rows, *counts), row_B
-    return _exchange(tokens_BPD[send_rows], *counts), row_B
-
-
-def _received_rows(owner_B: Tensor, index_B: Tensor, batch: int, here: int) -> Tensor:
-    """Rows in cat(own, received): received rows come by owner, and in the order of asking within
-    an owner.
-    """
+    send_rows = (wanted_NB % size).flatten()[_first(mine_NB.flatten())]
+    owner_B = chosen_B // size
     remote_B = owner_B != here
-    order = torch.argsort(owner_B[remote_B], stable=True)
-    place = torch.empty_like(order)
-    place[order] = torch.arange(order.numel(), device=order.device)
-    row_B = index_B.clone()
-    row_B[remote_B] = batch + place
-    return row_B
+    # Received rows come by owner, and in the order of asking within an owner.
+    by_owner_B = torch.argsort(owner_B.masked_fill(~remote_B, ranks), stable=True)
+    row_B = torch.where(remote_B, size + by_owner_B.argsort(), chosen_B % size)
+    owners_N1 = torch.arange(ranks, device=chosen_B.device)[:, None]
+    received_N = ((owner_B == owners_N1) & remote_B).sum(1)
+    return Asked(send_rows, row_B, _on_its_way(torch.stack((mine_NB.sum(1), received_N))))
+
+
+def _first(true_K: Tensor) -> Tensor:
+    """Indices that bring the true ones to the front, in their order: `nonzero` of a known size."""
+    return torch.argsort(~true_K, stable=True)
+
+
+def _on_its_way(counts_2N: Tensor) -> Callable[[], tuple[list[int], list[int]]]:
+    """Starts copying to the host; who asks waits for the copy, not for what is queued after it."""
+    if counts_2N.is_cuda:
+        host = torch.empty(counts_2N.shape, dtype=counts_2N.dtype, pin_memory=True)
+        host.copy_(counts_2N, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        wait = copied.synchronize
+    else:
+        host, wait = counts_2N, lambda: None
+
+    def counts() -> tuple[list[int], list[int]]:
+        wait()
+        sends, receives = host.tolist()
+        return sends, receives
+
+    return counts
 
 
 class _Exchanged(torch.autograd.Function):

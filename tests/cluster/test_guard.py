@@ -50,9 +50,9 @@ def test_micro_batches_make_one_update_of_their_mean(said, stage):
     assert said[f"accumulated {stage}"] < 1e-6
 
 
-@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize("stage", range(4))
 def test_a_step_reads_nothing_back_between_intervals(said, stage):
-    """Loss, spike, norm and clip are settled on the device (ZeRO-1 and 3 of DeepSpeed read)."""
+    """Loss, spike, norm and clip are settled on the device."""
     assert said[f"syncs {stage}"] == []
 
 

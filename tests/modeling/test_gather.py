@@ -100,7 +100,8 @@ def fetched(rank: int) -> dict[str, Tensor]:
     dist.all_to_all_single = counted
     world = torch.arange(6.0)[:, None, None].expand(6, 4, 8).bfloat16()
     chosen = torch.tensor([[5, 1, 3], [4, 0, 5]])[rank]  # rank 0 lacks 5 and 3, rank 1 lacks 0
-    received, rows = gather.fetch(world[rank * 3 : rank * 3 + 3], chosen)
+    asked = gather.ask(chosen, 3)
+    received, rows = asked.bring(world[rank * 3 : rank * 3 + 3]), asked.row_B
     dist.all_to_all_single = exchange
     found = torch.cat((world[rank * 3 : rank * 3 + 3], received))[rows]
     return {
@@ -149,6 +150,7 @@ def test_only_the_chosen_negatives_travel(world):
 def test_one_process_needs_no_group():
     tokens = torch.randn(3, 2, 4, requires_grad=True)
     assert not gather.gather(tokens).requires_grad
-    received, rows = gather.fetch(tokens, torch.tensor([2, 0, 1]))
+    asked = gather.ask(torch.tensor([2, 0, 1]), 3)
+    received, rows = asked.bring(tokens), asked.row_B
     assert received.shape == (0, 2, 4) and rows.tolist() == [2, 0, 1]
     assert gather.world_mean(torch.tensor(6.0), torch.tensor(3)).item() == 2

@@ -5,13 +5,19 @@ depend on values (boolean indexing, `nonzero`) raise. A forward and backward pas
 asks for nothing. Branches for CUDA are run forward on a CUDA device that torch makes believe.
 """
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from modeling import gather
 from modeling.blip2 import Stage1, Stage2, Stage2Config
 from modeling.language import DecoderLM, EncoderDecoderLM
+from modeling.qformer import QFormer
 from tests.modeling import tiny_language as tiny
 from tests.modeling.tiny import batch, qformer_config, stage1_config
 
@@ -57,6 +63,35 @@ def test_stage2_and_its_language_model_ask_for_no_value(make, family, template):
     language = family(model, tiny.tokenizer(template))
     language.loss(stage(batch(4)[0].to("meta")), TEXTS).backward()
     assert all(p.grad is not None for p in stage.parameters())
+
+
+@pytest.fixture
+def two_ranks() -> Iterator[None]:
+    """A group whose collectives do nothing: shapes are right, values are not looked at."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("two_ranks")
+def test_ranks_wait_for_nothing_but_counts_that_left_before_the_generative_loss(monkeypatch):
+    """How many tokens to send must be known: it is asked for behind nothing that takes long."""
+    order: list[str] = []
+
+    def on_its_way(counts):
+        assert counts.device.type == "meta" and counts.shape == (2, 2)
+        order.append("asked")
+        return lambda: order.append("waited") or ([0, 3], [0, 2])
+
+    decode = QFormer.decode
+    monkeypatch.setattr(gather, "common_text_length", lambda batch, length, device: length)
+    monkeypatch.setattr(gather, "_on_its_way", on_its_way)
+    monkeypatch.setattr(QFormer, "decode", lambda *a: order.append("decoded") or decode(*a))
+    with torch.device("meta"):
+        model = Stage1(stage1_config(dropout=0.1))
+    model(*(tensor.to("meta") for tensor in batch(4)))["loss"].backward()
+    assert order == ["asked", "decoded", "waited"]
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_stage1_on_cuda_copies_nothing_back():
