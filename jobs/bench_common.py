@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -84,6 +85,12 @@ def matmul_peak(device: str, dtype: torch.dtype, size: int = 0) -> float:
         products(by)
         spent = min(spent, *(clock(partial(products, by), device) for _ in range(3)))
     return 2 * size**3 * repeats / spent
+
+
+def resident(field: str) -> int:
+    """Bytes in this process's memory, now (``VmRSS``) or at most (``VmHWM``)."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition(f"{field}:")[2].split()[0])
 
 
 def machine(device: str) -> dict[str, Any]:

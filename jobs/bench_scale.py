@@ -1,7 +1,7 @@
 """What a stage-1 step costs as the batch, the texts and the number of ranks grow.
 
     python jobs/benchmark.py scale
-    python jobs/benchmark.py scale --size base --worlds 1 2 --network 25 --gpu-peak 312
+    python jobs/benchmark.py scale --worlds 1 2 --network 25 --gpu-peak 312 --share 0.4
 
 Measured: seconds of a step by batch and by text length; then 1 to 4 gloo ranks in processes of
 their own, each with the same batch: seconds, and bytes that a rank receives in a step, counted at
@@ -27,10 +27,12 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
+import psutil
 import torch
 import torch.distributed as dist
 import tyro
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from cluster.malloc import keep_freed_memory
 from jobs import bench_common as bench
@@ -40,7 +42,7 @@ from modeling.blip2 import Stage1, Stage1Config
 from modeling.flops import Stack, VitSizes
 from modeling.vision import EvaConfig
 
-MIB = 2**20
+MIB, GIB = 2**20, 2**30
 TOKENS, TEXT, WIDTH = 257, 32, 2  # of the simulated GPUs; bytes of a bf16 number
 LOGITS, STATE = 4, 4  # bytes of what is gathered for ITC, and of a gradient
 
@@ -65,11 +67,11 @@ class ScaleBench:
         overlap: part of the gradients' exchange that the backward pass hides.
     """
 
-    size: str = "tiny"
+    size: str = "base"
     batches: tuple[int, ...] = (2, 4, 8)
     texts: tuple[int, ...] = (8, 16, 32)
     worlds: tuple[int, ...] = (1, 2, 4)
-    rounds: int = 5
+    rounds: int = 3
     gpus: tuple[int, ...] = (8, 16, 64, 256, 1024)
     gpu_batch: int = 105
     gpu_peak: float = 790.0
@@ -90,6 +92,7 @@ class Step:
         model_bytes, gradient_bytes: received by the model's collectives and the gradients'.
         reference_bytes, reference_seconds: received by the reference's gather of image tokens,
             there and back, and the time of that alone.
+        memory: bytes in the process at most.
     """
 
     seconds: float
@@ -97,6 +100,7 @@ class Step:
     gradient_bytes: float
     reference_bytes: float
     reference_seconds: float
+    memory: float
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -121,7 +125,15 @@ def main(arguments: Sequence[str]) -> int:
     share = args.share or step_flops(args, batch, text) / by_batch[batch] / peak
     print(bench.table(rows) + "\n")
 
-    steps = {world: over_ranks(args, world) for world in args.worlds}
+    steps: dict[int, Step] = {}
+    for world in tqdm(sorted(args.worlds), "ranks", disable=None):
+        held = max((step.memory for step in steps.values()), default=0.0)
+        room = psutil.virtual_memory().available
+        if world * held > room:
+            print(f"{world} ranks: left out, {world} x {held / GIB:.1f} GiB are more than the "
+                  f"{room / GIB:.1f} GiB free here; give less --batches")  # fmt: skip
+            continue
+        steps[world] = over_ranks(args, world)
     print(bench.table(rank_rows(steps)) + "\n")
     simulated = {gpus: simulate(args, gpus, share) for gpus in args.gpus}
     print(assumptions(args, share))
@@ -230,7 +242,8 @@ def _rank(args: ScaleBench, rank: int, world: int, folder: str, answers: Any) ->
     seconds["reference"] = partial(reference_exchange, inputs[0])
     times = bench.in_turns(seconds, args.rounds, "cpu")
     spent = times["ours"].median, times["reference"].median
-    answers.put((spent[0], of_model, of_gradients, of_reference, spent[1]))
+    memory = float(bench.resident("VmHWM"))
+    answers.put((spent[0], of_model, of_gradients, of_reference, spent[1], memory))
     dist.destroy_process_group()
 
 
@@ -281,12 +294,13 @@ def received() -> Iterator[Counted]:
 
 def rank_rows(steps: dict[int, Step]) -> list[list[str]]:
     """The table of the ranks that were run."""
-    rows = [["ranks", "ms/step", "model MiB", "gradient MiB", "reference MiB", "its ms"]]
+    rows = [["ranks", "ms/step", "model MiB", "gradient MiB", "ref. MiB", "its ms", "GiB held"]]
     for world, step in steps.items():
         counts = (step.model_bytes, step.gradient_bytes, step.reference_bytes)
         cells = [f"{count / MIB:.3f}" for count in counts]
         spent = f"{1000 * step.seconds:.1f}"
-        rows.append([f"{world}", spent, *cells, f"{1000 * step.reference_seconds:.1f}"])
+        theirs = f"{1000 * step.reference_seconds:.1f}"
+        rows.append([f"{world}", spent, *cells, theirs, f"{step.memory / GIB:.2f}"])
     return rows
 
 

@@ -255,15 +255,9 @@ def peak_of_a_step(args: TrainBench) -> float:
         return float(torch.cuda.max_memory_allocated() - before)
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    before = resident("VmRSS")
+    before = bench.resident("VmRSS")
     made.step()
-    return float(resident("VmHWM") - before)
-
-
-def resident(field: str) -> int:
-    """Bytes in this process's memory, now (``VmRSS``) or at most (``VmHWM``)."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.partition(f"{field}:")[2].split()[0])
+    return float(bench.resident("VmHWM") - before)
 
 
 # ---------------------------------------------------------------------------------- profile

@@ -58,7 +58,19 @@ def test_unknown_cases_are_named():
 
 def test_two_ranks_receive_less_than_the_reference_gathers(report, monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-    options = ["--batches", "2", "4", "--texts", "8", "--worlds", "2", "--rounds", "1"]
+    options = [
+        "--size",
+        "tiny",
+        "--batches",
+        "2",
+        "4",
+        "--texts",
+        "8",
+        "--worlds",
+        "2",
+        "--rounds",
+        "1",
+    ]
     assert bench_scale.main([*options, "--gpus", "8", "1024", "--share", "0.5"]) == 0
     found = report()
     ranks = found["ranks"]["2"]
