@@ -43,6 +43,7 @@ from modeling.flops import Stack, VitSizes
 from modeling.vision import EvaConfig
 
 MIB, GIB = 2**20, 2**30
+BUCKET = 25 * MIB
 TOKENS, TEXT, WIDTH = 257, 32, 2  # of the simulated GPUs; bytes of a bf16 number
 LOGITS, STATE = 4, 4  # bytes of what is gathered for ITC, and of a gradient
 
@@ -112,6 +113,7 @@ def main(arguments: Sequence[str]) -> int:
     args = tyro.cli(ScaleBench, args=arguments, description=__doc__)
     if args.size not in SIZES:
         raise ValueError(f"--size {args.size!r}: choose one of {', '.join(SIZES)}")
+    steps = all_worlds(args)  # first: this process holds nothing yet
     keep_freed_memory()
     batch, text = max(args.batches), max(args.texts)
     peak = bench.matmul_peak("cpu", torch.float32)
@@ -125,15 +127,6 @@ def main(arguments: Sequence[str]) -> int:
     share = args.share or step_flops(args, batch, text) / by_batch[batch] / peak
     print(bench.table(rows) + "\n")
 
-    steps: dict[int, Step] = {}
-    for world in tqdm(sorted(args.worlds), "ranks", disable=None):
-        held = max((step.memory for step in steps.values()), default=0.0)
-        room = psutil.virtual_memory().available
-        if world * held > room:
-            print(f"{world} ranks: left out, {world} x {held / GIB:.1f} GiB are more than the "
-                  f"{room / GIB:.1f} GiB free here; give less --batches")  # fmt: skip
-            continue
-        steps[world] = over_ranks(args, world)
     print(bench.table(rank_rows(steps)) + "\n")
     simulated = {gpus: simulate(args, gpus, share) for gpus in args.gpus}
     print(assumptions(args, share))
@@ -184,14 +177,20 @@ def one_step(module: Stage1, inputs: tuple[Tensor, Tensor, Tensor]) -> None:
 
 
 def average(module: nn.Module) -> None:
-    """Averages gradients over ranks, in one message."""
+    """Averages gradients over ranks, some megabytes a message."""
     if not dist.is_initialized():
         return
+    bucket: list[Tensor] = []
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient) / dist.get_world_size())
+    for number, gradient in enumerate(gradients, start=1):
+        bucket.append(gradient)
+        if number < len(gradients) and sum(part.nbytes for part in bucket) < BUCKET:
+            continue
+        flat = torch.cat([part.flatten() for part in bucket])
+        dist.all_reduce(flat)
+        for part, mean in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+            part.copy_(mean.view_as(part) / dist.get_world_size())
+        bucket.clear()
 
 
 def step_flops(args: ScaleBench, batch: int, text: int) -> float:
@@ -202,6 +201,20 @@ def step_flops(args: ScaleBench, batch: int, text: int) -> float:
 
 
 # -------------------------------------------------------------------------------------- ranks
+
+
+def all_worlds(args: ScaleBench) -> dict[int, Step]:
+    """A step on each number of ranks for which the memory suffices."""
+    steps: dict[int, Step] = {}
+    for world in tqdm(sorted(args.worlds), "ranks", disable=None):
+        held = max((step.memory for step in steps.values()), default=0.0)
+        room = psutil.virtual_memory().available
+        if world * held > room:
+            print(f"{world} ranks: left out, {world} x {held / GIB:.1f} GiB are more than the "
+                  f"{room / GIB:.1f} GiB free here; give less --batches")  # fmt: skip
+            continue
+        steps[world] = over_ranks(args, world)
+    return steps
 
 
 def over_ranks(args: ScaleBench, world: int) -> Step:
