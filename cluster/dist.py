@@ -45,12 +45,13 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def seed_step(seed: int, step: int, rank: int, micro: int = 0) -> None:
-    """Seed all of torch's generators for one micro-batch of a step on one rank.
+def seed_step(seed: int, step: int, micro: int) -> None:
+    """Seed all of torch's generators for one micro-batch of a step, counted over all ranks.
 
-    Dropout is thus a function of these, and a resumed run needs no saved generator state.
+    Dropout is thus a function of these: a resumed run needs no saved generator state, and one on
+    another number of ranks draws the same for the same micro-batches.
     """
-    torch.manual_seed(derive_seed("step", seed, step, rank, micro))
+    torch.manual_seed(derive_seed("step", seed, step, micro))
 
 
 def all_reduce(values: Iterable[float], op: str = "sum") -> list[float]:

@@ -8,13 +8,14 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, NoReturn
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from cluster import zero_state
 from cluster.dist import Place, barrier, place
@@ -111,6 +112,8 @@ def engine(
             config=to_deepspeed(config, micro_batch, accumulation, place().world),
             dist_init_required=False,
         )
+    if hasattr(wrapped.optimizer, "get_grad_norm_direct"):
+        wrapped.optimizer.get_grad_norm_direct = _norm_over_ranks
     zero_state.prime(wrapped)
     zero_state.write(wrapped, zero_state.MASTER, fp32)
     return wrapped
@@ -165,6 +168,17 @@ def _deepspeed() -> Any:
         vars(deepspeed.ops).setdefault("__compatible_ops__", {})
     _trust_the_guard()
     return deepspeed
+
+
+def _norm_over_ranks(gradients: Sequence[Tensor], *_: Any) -> Tensor:
+    """Norm of a parameter group whose gradients are cut over ranks, in place of DeepSpeed's, which
+    adds the ranks' parts in fp32: its last bit, and with clipping every weight's, would depend on
+    the number of ranks.
+    """
+    squares = [torch.linalg.vector_norm(part, dtype=torch.float64) ** 2 for part in gradients]
+    total = torch.stack(squares).sum()
+    dist.all_reduce(total)
+    return total.sqrt().float()
 
 
 def _trust_the_guard() -> None:

@@ -1,7 +1,7 @@
 """The loop: fetch, forward, backward, agree, update, log.
 
-Everything random in a step is a function of (seed, step, rank, micro-batch) or of the sample, and
-what the step trains on of (data, seed, step). Between two intervals nothing is read back from the
+Everything random in a step is a function of (seed, step, micro-batch) or of the sample, and what
+the step trains on of (data, seed, step). Between two intervals nothing is read back from the
 device: losses, skipped steps and the gradient norm stay there until a line is due.
 """
 
@@ -94,8 +94,8 @@ class Loop:
         """This rank's micro-batches of a step."""
         with self.log.waiting():
             fetched = [next(batches) for _ in range(self.accumulation)]
-        seed = partial(dist.seed_step, self.run.seed, step, self.here.rank)
-        return [Micro(batch, partial(seed, index)) for index, batch in enumerate(fetched)]
+        seed, first = partial(dist.seed_step, self.run.seed, step), self.here.rank * len(fetched)
+        return [Micro(batch, partial(seed, first + index)) for index, batch in enumerate(fetched)]
 
     def _update(self, micros: Sequence[Micro], step: int) -> dict[str, Tensor]:
         """One update; the mean losses over ranks, still on the device."""

@@ -128,7 +128,7 @@ class Stage1(nn.Module):
         uniform_B2 = (None, None) if draws_B2 is None else draws_B2.unbind(1)
         negative_image_B = losses.hard_negatives(text_logits_BW, same_BW, uniform_B2[0])
         negative_text_B = losses.hard_negatives(image_logits_BW, same_BW, uniform_B2[1])
-        asked = gather.ask(negative_image_B, world.size)
+        asked = gather.ask(negative_image_B, world.size, start)
         if self.config.itg:  # here: it keeps the device busy until the host knows who sends what
             result["itg"] = self._itg(cache, ids_BL, mask_BL, world)
         pairs = concatenate(image, self._negatives(image, world, asked), image)
@@ -196,14 +196,11 @@ class Stage1(nn.Module):
         self, image: list[KeyValue], world: World, asked: gather.Asked
     ) -> list[KeyValue]:
         """Keys and values of the chosen images; those of this batch are projected already."""
-        tokens_SPD, row_B = world.own.tokens_SPD, asked.row_B
-        received_RPD = asked.bring(tokens_SPD)
-        if tokens_SPD.shape[0] > row_B.shape[0]:  # most are other micro-batches'
-            return self.project_image(torch.cat((tokens_SPD, received_RPD))[row_B])
-        # Also where nothing was received: under ZeRO-3 all ranks must gather the same weights.
-        if gather.world_size() > 1:
-            image = concatenate(image, self.project_image(received_RPD))
-        return select(image, row_B)
+        lacked_RPD = asked.bring(world.own.tokens_SPD)
+        # Also where nothing is lacked: under ZeRO-3 all ranks must gather the same weights.
+        if gather.world_size() > 1 or world.size > asked.row_B.shape[0]:
+            image = concatenate(image, self.project_image(lacked_RPD))
+        return select(image, asked.row_B)
 
     def _itg(self, cache: list[KeyValue], ids_BL: Tensor, mask_BL: Tensor, world: World) -> Tensor:
         """Language modelling from [DEC]; positions without a real next token do not count."""

@@ -89,87 +89,103 @@ def common_text_length(batch: int, length: int, device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class Asked:
-    """Image tokens that ranks want of each other, asked for and still to be brought.
+    """Images that a batch chose as negatives and does not have: asked for, and still to be brought.
 
-    How many each rank sends decides the size of its message, which the host must know. It is on its
-    way to the host when `ask` returns, so that who queues other work for the device before `bring`
+    How many there are decides the sizes of messages and tensors, which the host must know. That is
+    on its way to the host when `ask` returns: who queues other work for the device before `bring`
     keeps the device busy meanwhile.
 
     Attributes:
-        send_rows: Rows that this rank sends, by asker, behind them rows that nobody wants.
-        row_B: For each choice its row in cat(own tokens, received).
-        counts: Waits for the rows (sent to, received from) each rank.
+        row_B: For each choice its row in cat(the batch, what `bring` gives).
+        send_rows: Rows that this rank sends, by asker; behind them rows that nobody wants.
+        pick_B: Rows of cat(this rank's tokens, received) that the batch lacks; behind them those it
+            has. None where the batch is all that this rank has: it lacks what is received.
+        counts: Waits for the rows to each rank, from each rank, and (repeated) lacked in all.
     """
 
-    send_rows: Tensor
     row_B: Tensor
-    counts: Callable[[], tuple[list[int], list[int]]]
+    send_rows: Tensor
+    pick_B: Tensor | None
+    counts: Callable[[], list[list[int]]]
 
     def bring(self, tokens_SPD: Tensor) -> Tensor:
-        """The tokens (R, P, D) that this rank wants and others have, R between 0 and B. Collective.
+        """The tokens (R, P, D) that the batch lacks, R between 0 and B. They come in the order of
+        the world's batches and, within one, of the choices: how many batches share a rank makes no
+        difference. Collective.
 
         Args:
             tokens_SPD: This rank's image tokens. Where they have a gradient (the encoder is
                 finetuned), what is received has one too, and every rank must let it take part in
                 its loss: its backward pass is a collective call.
         """
-        if world_size() == 1:
-            return tokens_SPD[:0].detach()
-        counts = self.counts()
-        send_rows = self.send_rows[: sum(counts[0])]
-        if tokens_SPD.requires_grad:
-            received: Tensor = _Exchanged.apply(tokens_SPD, send_rows, *counts)
-            return received
-        return _exchange(tokens_SPD[send_rows], *counts)
+        sends, receives, lacked = self.counts()
+        received_RPD = tokens_SPD[:0].detach()
+        if world_size() > 1:
+            send_rows = self.send_rows[: sum(sends)]
+            if tokens_SPD.requires_grad:
+                received_RPD = _Exchanged.apply(tokens_SPD, send_rows, sends, receives)
+            else:
+                received_RPD = _exchange(tokens_SPD[send_rows], sends, receives)
+        if self.pick_B is None:
+            return received_RPD
+        return torch.cat((tokens_SPD, received_RPD))[self.pick_B[: lacked[0]]]
 
 
-def ask(chosen_B: Tensor, size: int) -> Asked:
-    """Tells the other ranks which of their images this one chose as negatives. Collective; nobody
+def ask(chosen_B: Tensor, size: int, start: int = 0) -> Asked:
+    """Tells the other ranks which of their images a batch chose as negatives. Collective; nobody
     waits for the device.
 
     Args:
-        chosen_B: World index of the negative image for each of this rank's texts.
-        size: Images a rank has.
+        chosen_B: World index of the negative image for each text of the batch.
+        size: Images a rank has, in one or more such batches.
+        start: Index of the batch's first image among them.
     """
-    ranks, here = world_size(), rank()
-    if ranks == 1:
-        return Asked(chosen_B[:0], chosen_B, lambda: ([0], [0]))
+    ranks, here, batch = world_size(), rank(), chosen_B.shape[0]
+    nobody = chosen_B[:0]
+    if ranks == 1 and size == batch:
+        return Asked(chosen_B, nobody, None, lambda: [[0], [0], [0]])
+    batch_B, own_batch = chosen_B // batch, (here * size + start) // batch
+    lacked_B = batch_B != own_batch
+    order_B = _order(batch_B, lacked_B)
+    row_B = torch.where(lacked_B, batch + order_B.argsort(), chosen_B % batch)
+
+    owner_B = chosen_B // size
+    remote_B = owner_B != here
+    place_B = _order(owner_B, remote_B).argsort()  # received rows come by owner
+    pick_B = torch.where(remote_B, size + place_B, chosen_B % size)[order_B]
+
     wanted_NB = gather(chosen_B[None])
     mine_NB = wanted_NB // size == here
     mine_NB[here] = False  # what this rank wants of its own stays where it is
-    send_rows = (wanted_NB % size).flatten()[_first(mine_NB.flatten())]
-    owner_B = chosen_B // size
-    remote_B = owner_B != here
-    # Received rows come by owner, and in the order of asking within an owner.
-    by_owner_B = torch.argsort(owner_B.masked_fill(~remote_B, ranks), stable=True)
-    row_B = torch.where(remote_B, size + by_owner_B.argsort(), chosen_B % size)
+    send_rows = (wanted_NB % size).flatten()[torch.argsort(~mine_NB.flatten(), stable=True)]
     owners_N1 = torch.arange(ranks, device=chosen_B.device)[:, None]
     received_N = ((owner_B == owners_N1) & remote_B).sum(1)
-    return Asked(send_rows, row_B, _on_its_way(torch.stack((mine_NB.sum(1), received_N))))
+    counts_3N = torch.stack((mine_NB.sum(1), received_N, lacked_B.sum().expand(ranks)))
+    return Asked(row_B, send_rows, None if size == batch else pick_B, _on_its_way(counts_3N))
 
 
-def _first(true_K: Tensor) -> Tensor:
-    """Indices that bring the true ones to the front, in their order: `nonzero` of a known size."""
-    return torch.argsort(~true_K, stable=True)
+def _order(key_B: Tensor, wanted_B: Tensor) -> Tensor:
+    """Indices that bring the wanted ones to the front, by key, equal keys in their order: what
+    `nonzero` would tell, in a size that is known.
+    """
+    last = torch.iinfo(key_B.dtype).max
+    return torch.argsort(key_B.masked_fill(~wanted_B, last), stable=True)
 
 
-def _on_its_way(counts_2N: Tensor) -> Callable[[], tuple[list[int], list[int]]]:
+def _on_its_way(counts: Tensor) -> Callable[[], list[list[int]]]:
     """Starts copying to the host; who asks waits for the copy, not for what is queued after it."""
-    if counts_2N.is_cuda:
-        host = torch.empty(counts_2N.shape, dtype=counts_2N.dtype, pin_memory=True)
-        host.copy_(counts_2N, non_blocking=True)
-        copied = torch.cuda.Event()
-        copied.record()
-        wait = copied.synchronize
-    else:
-        host, wait = counts_2N, lambda: None
+    if not counts.is_cuda:
+        return counts.tolist
+    host = torch.empty(counts.shape, dtype=counts.dtype, pin_memory=True)
+    host.copy_(counts, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
 
-    def counts() -> tuple[list[int], list[int]]:
-        wait()
-        sends, receives = host.tolist()
-        return sends, receives
+    def wait() -> list[list[int]]:
+        copied.synchronize()
+        return host.tolist()
 
-    return counts
+    return wait
 
 
 class _Exchanged(torch.autograd.Function):

@@ -88,7 +88,8 @@ class RunConfig:
     Attributes:
         steps: optimizer steps; fixed before the first, so that no rank runs out of data.
         global_batch: samples a step over all ranks and accumulation.
-        micro_batch: samples a rank takes at once; 0 takes its whole share.
+        micro_batch: samples a rank takes at once; 0 takes its whole share, or what it took before
+            a resumption.
         save_every: steps between checkpoints; the last step always has one.
         keep: how many checkpoints stay.
         log_every: steps between log lines.

@@ -46,7 +46,7 @@ def build(stage: int, precision: str, dropout: float, world: int):
 def run(engine, here, first: int, last: int, *, label: str, save: tuple[int, Path] | None) -> None:
     for step in range(first, last):
         x = torch.randn(BATCH, 7, generator=torch.Generator().manual_seed(step))
-        seed_step(0, step, here.rank)
+        seed_step(0, step, micro=here.rank)
         loss = engine(x[here.rank :: here.world])
         engine.backward(loss)
         engine.step()

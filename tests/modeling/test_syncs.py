@@ -79,9 +79,9 @@ def test_ranks_wait_for_nothing_but_counts_that_left_before_the_generative_loss(
     order: list[str] = []
 
     def on_its_way(counts):
-        assert counts.device.type == "meta" and counts.shape == (2, 2)
+        assert counts.device.type == "meta" and counts.shape == (3, 2)
         order.append("asked")
-        return lambda: order.append("waited") or ([0, 3], [0, 2])
+        return lambda: order.append("waited") or ([0, 3], [0, 2], [2, 2])
 
     decode = QFormer.decode
     monkeypatch.setattr(gather, "common_text_length", lambda batch, length, device: length)
