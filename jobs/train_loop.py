@@ -125,7 +125,7 @@ def prepare(
     plan = Plan(recipe, store.folder, sources, schedule, writer, found)
     if found is not None:
         _check_same(found, plan)
-        plan = replace(plan, recipe=_with_micro_batch_of(recipe, found))
+    plan = replace(plan, recipe=_with_micro_batch(recipe, found))
     if dist.place().rank == 0:
         store.pull_logs()
         for line in checkpoint.set_aside(store, damaged, found) if found else ():
@@ -141,16 +141,17 @@ def with_steps(recipe: Any, steps: int) -> Any:
     return replace(recipe, run=replace(run, steps=steps, optim=optim))
 
 
-def _with_micro_batch_of(recipe: Any, found: checkpoint.Checkpoint) -> Any:
-    """The recipe with the micro-batches that the run had until now, where nobody asks for others
-    and this number of ranks can make them. On fewer ranks they still fit in memory, and gradients
-    are rounded to bf16 as before.
+def _with_micro_batch(recipe: Any, found: checkpoint.Checkpoint | None) -> Any:
+    """The recipe with its micro-batch settled. A run that is resumed keeps the one it had, where
+    nobody asks for another and this number of ranks can make it: on fewer ranks it still fits in
+    memory, and gradients are rounded to bf16 as before.
     """
-    run, before = recipe.run, found.state.get("micro_batch", 0)
-    share = run.global_batch // dist.place().world
-    if run.micro_batch or not before or share % before:
-        return recipe
-    return replace(recipe, run=replace(run, micro_batch=before))
+    run, world = recipe.run, dist.place().world
+    before = found.recipe["run"].get("micro_batch", 0) if found else 0
+    if not run.micro_batch and before and run.global_batch % (world * before) == 0:
+        run = replace(run, micro_batch=before)
+    micro, _ = batch_arithmetic(run, world)
+    return replace(recipe, run=replace(run, micro_batch=micro))
 
 
 def train(plan: Plan, make_task: Callable[[torch.device], Task]) -> int:
@@ -259,7 +260,6 @@ def _state(plan: Plan, here: Place, step: int, guard: Guard) -> dict[str, Any]:
         "data": [source.name for source in plan.sources],
         "schedule": plan.schedule.fingerprint(),
         "world": here.world,
-        "micro_batch": batch_arithmetic(plan.run, here.world)[0],
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

@@ -83,8 +83,8 @@ def test_two_ranks_one_and_two_again(world, tmp_path, job):
     kill_at(launcher(tinyworld(job, world, moved), 2), moved, step=4)
     assert checkpoint.find(moved).state["world"] == 2
     kill_at([sys.executable, *tinyworld(job, world, moved)], moved, step=8)
-    state = checkpoint.find(moved).state
-    assert (state["world"], state["micro_batch"]) == (1, 4)
+    found = checkpoint.find(moved)
+    assert (found.state["world"], found.recipe["run"]["micro_batch"]) == (1, 4)
     done = run(launcher(tinyworld(job, world, moved), 2))
     assert done.returncode == 0, done.stderr
     assert [line["loss"] for line in curve(moved)] == pytest.approx(
