@@ -216,9 +216,11 @@ class S3Store:
         return f"{self.url}/{FOLDER}/{name}/{_SET_ASIDE}"
 
     def pull_logs(self) -> None:
-        """Bring the run's logs here, as they were at its last save."""
+        """Bring the run's logs here, as they were at its last save. TensorBoard's stay where they
+        are: it goes on in a file of its own.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        for path in self.folder.glob("*.jsonl"):
+        for path in self._logs():
             path.unlink()
         for entry in self._storage.entries():
             if entry.name.endswith(".jsonl"):
@@ -226,8 +228,12 @@ class S3Store:
 
     def push_logs(self) -> None:
         """Upload the run's logs as they are now."""
-        for path in self.folder.glob("*.jsonl"):
-            self._storage.replace(path.name, path.read_bytes())
+        for path in self._logs():
+            self._storage.replace(path.relative_to(self.folder).as_posix(), path.read_bytes())
+
+    def _logs(self) -> list[Path]:
+        """The logs here: the run's own, and TensorBoard's, which reads them on S3 too."""
+        return [*self.folder.glob("*.jsonl"), *self.folder.glob("tensorboard/*")]
 
     def _record(self, name: str) -> bytes:
         try:

@@ -220,6 +220,7 @@ def _tensorboard(out: Path) -> _Board:
         for name, value in record.items():
             if name != "step":
                 writer.add_scalar(name, value, record["step"])
+        writer.flush()  # a save to S3 takes the file as it is
 
     return _Board(tell, writer.close)
 

@@ -139,7 +139,7 @@ def test_a_cut_checkpoint_and_on(world, undisturbed, tmp_path):
 def test_on_s3_from_another_machine(world, undisturbed, tmp_path, monkeypatch):
     """Killed, and resumed where nothing of it is on the disk; then the start of stage 2."""
     out = f"s3://{BUCKET}/runs/stage1"
-    arguments = command(world, "stage1", Path("X"), 12, "--out", out)
+    arguments = command(world, "stage1", Path("X"), 12, "--out", out, "--tensorboard")
     faults = Faults(error_500=0.03, slow_down=0.03, reset=0.03, truncated=0.03, lost_answer=0.03)
     _client.cache_clear()
     with s3_server(monkeypatch) as server, faulty_proxy(server, faults) as url:
@@ -167,6 +167,7 @@ def test_on_s3_from_another_machine(world, undisturbed, tmp_path, monkeypatch):
         assert f"resuming from {out}/checkpoints/step_00000004" in said
         (tmp_path / "log.jsonl").write_bytes(storage.read("log.jsonl"))
         assert curve(tmp_path) == curve(undisturbed)
+        assert len(storage.entries("tensorboard")) == 2  # one file a start
         names = {entry.name.split("/")[1] for entry in storage.entries("checkpoints", deep=True)}
         assert names == {"latest", "step_00000008", "step_00000012"}
         monkeypatch.setenv("ISTHMUS_CACHE", str(tmp_path / "three"))
