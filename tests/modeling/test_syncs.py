@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.distributed as dist
+import transformers
+from packaging.version import Version
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,6 +23,11 @@ from modeling.qformer import QFormer
 from tests.modeling import tiny_language as tiny
 from tests.modeling.tiny import batch, qformer_config, stage1_config
 
+reads_masks = pytest.mark.xfail(
+    Version(transformers.__version__) < Version("5.23"),
+    raises=RuntimeError,
+    reason="transformers 5.17 itself looks whether a mask is all ones",
+)
 TEXTS = ["w1 w2 w3", "w4", "w5 w6", "w7"]
 
 
@@ -55,7 +62,10 @@ def test_stage1_asks_for_no_value(image_ids):
 
 @pytest.mark.parametrize(
     ("make", "family", "template"),
-    [(tiny.opt, DecoderLM, "<s> $A"), (tiny.t5, EncoderDecoderLM, "$A </s>")],
+    [
+        pytest.param(tiny.opt, DecoderLM, "<s> $A", marks=reads_masks),
+        (tiny.t5, EncoderDecoderLM, "$A </s>"),
+    ],
 )
 def test_stage2_and_its_language_model_ask_for_no_value(make, family, template):
     with torch.device("meta"):
