@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import transformers
-from packaging.version import Version
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from modeling import gather
@@ -24,7 +24,7 @@ from tests.modeling import tiny_language as tiny
 from tests.modeling.tiny import batch, qformer_config, stage1_config
 
 reads_masks = pytest.mark.xfail(
-    Version(transformers.__version__) < Version("5.23"),
+    TorchVersion(transformers.__version__) < "5.23",
     raises=RuntimeError,
     reason="transformers 5.17 itself looks whether a mask is all ones",
 )
