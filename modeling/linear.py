@@ -27,8 +27,8 @@ _OP: Any = (
     else None
 )
 # Elements of a weight; below, the call costs more than the product. Rows have no say, so that one
-# library makes all of a model's products at any batch size (the oneDNN of torch 2.14 then gave a row
-# the same bits among any others, two or more; that of 2.11 among 33 or more).
+# library makes all of a model's products at any batch size (the oneDNN of torch 2.14 then gave a
+# row the same bits among any others, two or more; that of 2.11 among 33 or more).
 _WORTH_IT = 1 << 14
 _wanted = ContextVar("oneDNN is wanted", default=True)
 
