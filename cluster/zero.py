@@ -175,9 +175,9 @@ def _norm_over_ranks(gradients: Sequence[Tensor], *_: Any) -> Tensor:
     adds the ranks' parts in fp32: its last bit, and with clipping every weight's, would depend on
     the number of ranks.
     """
-    squares = [torch.zeros((), dtype=torch.float64, device=place().device)]  # a rank may hold none
-    squares += [torch.linalg.vector_norm(part, dtype=torch.float64) ** 2 for part in gradients]
-    total = torch.stack(squares).sum()
+    norms = [torch.zeros((), dtype=torch.float64, device=place().device)]  # a rank may hold none
+    norms += [torch.linalg.vector_norm(part, dtype=torch.float64) for part in gradients]
+    total = torch.stack(norms).square().sum()
     dist.all_reduce(total)
     return total.sqrt().float()
 

@@ -41,7 +41,6 @@ from pipeline.transforms import CLIP_STD as STD
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WORDS = 30_000
 PROMPT = "a picture of "
-OURS_PLAIN = "ours, torch's products"
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,8 @@ def main(arguments: Sequence[str]) -> int:
 
     ours.run(batches[:1])  # warm
     work: dict[str, Callable[[], Any]] = {"ours": lambda: ours.run(batches)}
-    if args.dtype == "fp32" and args.device.startswith("cpu"):
-        work[OURS_PLAIN] = lambda: ours.run_with_torchs_products(batches)
+    if bench.has_torchs(args.device, args.dtype):
+        work[bench.TORCHS] = lambda: ours.run_with_torchs_products(batches)
     if args.peer:
         plain(batches[0])
         work["plain"] = lambda: [plain(batch) for batch in tqdm(batches, desc="plain loop")]

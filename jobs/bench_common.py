@@ -18,6 +18,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modeling.linear import product
 
+TORCHS = "ours, torch's products"
+"""The row of ours with torch's own products: what the algorithm alone gives."""
+
+
+def has_torchs(device: str, dtype: str) -> bool:
+    """Whether torch's own products are another library's than ours (see ``modeling.linear``)."""
+    return dtype == "fp32" and device.startswith("cpu")
+
 
 @dataclass(frozen=True)
 class Timed:

@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from jobs import bench_common as bench
 from jobs import bench_reference as reference
 from jobs.recipes import known
 from modeling import flops, language
@@ -410,14 +411,14 @@ def _with_torchs_products(
     args: Any, ours: Callable[[], Contender]
 ) -> dict[str, Callable[[], Contender]]:
     """On CPU in fp32, ours with the library of the others: what the algorithm alone gives."""
-    if args.dtype != "fp32" or not args.device.startswith("cpu"):
+    if not bench.has_torchs(args.device, args.dtype):
         return {}
 
     def plain() -> Contender:
         made = ours()
         return replace(made, around=torchs_products)
 
-    return {"ours, torch's products": plain}
+    return {bench.TORCHS: plain}
 
 
 def _encoder_flops(args: Any, size: Size) -> float:

@@ -196,9 +196,9 @@ class Stage1(nn.Module):
         self, image: list[KeyValue], world: World, asked: gather.Asked
     ) -> list[KeyValue]:
         """Keys and values of the chosen images; those of this batch are projected already."""
-        lacked_RPD = asked.bring(world.own.tokens_SPD)
-        # Also where nothing is lacked: under ZeRO-3 all ranks must gather the same weights.
-        if gather.world_size() > 1 or world.size > asked.row_B.shape[0]:
+        if asked.counts is not None:
+            lacked_RPD = asked.bring(world.own.tokens_SPD)
+            # Also where there are none: under ZeRO-3 all ranks must gather the same weights.
             image = concatenate(image, self.project_image(lacked_RPD))
         return select(image, asked.row_B)
 

@@ -100,13 +100,14 @@ class Asked:
         send_rows: Rows that this rank sends, by asker; behind them rows that nobody wants.
         pick_B: Rows of cat(this rank's tokens, received) that the batch lacks; behind them those it
             has. None where the batch is all that this rank has: it lacks what is received.
-        counts: Waits for the rows to each rank, from each rank, and (repeated) lacked in all.
+        counts: Waits for the rows to each rank, from each rank, and (repeated) lacked in all. None
+            where the batch is all there is: it can lack nothing.
     """
 
     row_B: Tensor
     send_rows: Tensor
     pick_B: Tensor | None
-    counts: Callable[[], list[list[int]]]
+    counts: Callable[[], list[list[int]]] | None
 
     def bring(self, tokens_SPD: Tensor) -> Tensor:
         """The tokens (R, P, D) that the batch lacks, R between 0 and B. They come in the order of
@@ -118,8 +119,10 @@ class Asked:
                 finetuned), what is received has one too, and every rank must let it take part in
                 its loss: its backward pass is a collective call.
         """
-        sends, receives, lacked = self.counts()
         received_RPD = tokens_SPD[:0].detach()
+        if self.counts is None:
+            return received_RPD
+        sends, receives, lacked = self.counts()
         if world_size() > 1:
             send_rows = self.send_rows[: sum(sends)]
             if tokens_SPD.requires_grad:
@@ -141,9 +144,8 @@ def ask(chosen_B: Tensor, size: int, start: int = 0) -> Asked:
         start: Index of the batch's first image among them.
     """
     ranks, here, batch = world_size(), rank(), chosen_B.shape[0]
-    nobody = chosen_B[:0]
     if ranks == 1 and size == batch:
-        return Asked(chosen_B, nobody, None, lambda: [[0], [0], [0]])
+        return Asked(chosen_B, chosen_B[:0], None, None)
     batch_B, own_batch = chosen_B // batch, (here * size + start) // batch
     lacked_B = batch_B != own_batch
     order_B = _order(batch_B, lacked_B)
@@ -151,8 +153,10 @@ def ask(chosen_B: Tensor, size: int, start: int = 0) -> Asked:
 
     owner_B = chosen_B // size
     remote_B = owner_B != here
-    place_B = _order(owner_B, remote_B).argsort()  # received rows come by owner
-    pick_B = torch.where(remote_B, size + place_B, chosen_B % size)[order_B]
+    pick_B = None
+    if size > batch:
+        place_B = _order(owner_B, remote_B).argsort()  # received rows come by owner
+        pick_B = torch.where(remote_B, size + place_B, chosen_B % size)[order_B]
 
     wanted_NB = gather(chosen_B[None])
     mine_NB = wanted_NB // size == here
@@ -161,7 +165,7 @@ def ask(chosen_B: Tensor, size: int, start: int = 0) -> Asked:
     owners_N1 = torch.arange(ranks, device=chosen_B.device)[:, None]
     received_N = ((owner_B == owners_N1) & remote_B).sum(1)
     counts_3N = torch.stack((mine_NB.sum(1), received_N, lacked_B.sum().expand(ranks)))
-    return Asked(row_B, send_rows, None if size == batch else pick_B, _on_its_way(counts_3N))
+    return Asked(row_B, send_rows, pick_B, _on_its_way(counts_3N))
 
 
 def _order(key_B: Tensor, wanted_B: Tensor) -> Tensor:
