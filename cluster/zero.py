@@ -27,8 +27,9 @@ class ZeroConfig:
 
     Attributes:
         stage: ZeRO stage; 0 replicates all, 1 shards optimizer state, 2 gradients too, 3 weights.
-        precision: of weights and activations. ``bf16`` keeps fp32 masters, accumulates and
-            exchanges gradients in fp32; at stage 0 it is autocast over fp32 weights.
+        precision: number format of weights and activations. ``bf16`` keeps fp32 masters,
+            accumulates and exchanges gradients in fp32; at stage 0 it is autocast over fp32
+            weights. ``auto`` is bf16 where all ranks' devices multiply it in hardware, else fp32.
         clip: largest global gradient norm; 0 leaves gradients alone (the paper clips nothing).
             ``cluster.guard`` clips, where no rank has to wait for its device.
         bucket: elements in one gradient exchange.
@@ -36,7 +37,7 @@ class ZeroConfig:
     """
 
     stage: Literal[0, 1, 2, 3] = 2
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
     clip: float = 0.0
     bucket: int = 200_000_000
     timeout_s: int = 1800
@@ -123,6 +124,7 @@ def to_deepspeed(
     config: ZeroConfig, micro_batch: int, accumulation: int, world: int
 ) -> dict[str, Any]:
     """The DeepSpeed configuration for ``config`` and this batch arithmetic."""
+    assert config.precision != "auto", "the precision is settled before the engine is made"
     settings: dict[str, Any] = {
         "train_batch_size": micro_batch * accumulation * world,
         "train_micro_batch_size_per_gpu": micro_batch,

@@ -33,7 +33,7 @@ from transformers import (
 from jobs import bench_common as bench
 from modeling.captioner import Captioner
 from modeling.clip_scorer import ClipScorer
-from modeling.linear import torchs_products
+from modeling.linear import products_by
 from modeling.sampling import SamplingConfig
 from pipeline.transforms import CLIP_MEAN as MEAN
 from pipeline.transforms import CLIP_STD as STD
@@ -146,7 +146,7 @@ class Ours:
 
     def run_with_torchs_products(self, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
         """The same by the loop's library: what the algorithm alone gives."""
-        with torchs_products():
+        with products_by("torch"):
             self.run(batches)
 
     def _timed(self, stage: str, model: Any, *inputs: Any) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from jobs import bench_reference as reference
 from jobs.recipes import known
 from modeling import flops, language
 from modeling.blip2 import Stage1, Stage1Config, Stage2, Stage2Config, stage2_config
-from modeling.linear import torchs_products
+from modeling.linear import products_by
 from modeling.qformer import QFormerConfig
 from modeling.vision import EvaConfig, ImageEncoder, build_eva_encoder, freeze
 from modeling.weights import huggingface_names
@@ -416,7 +417,7 @@ def _with_torchs_products(
 
     def plain() -> Contender:
         made = ours()
-        return replace(made, around=torchs_products)
+        return replace(made, around=partial(products_by, "torch"))
 
     return {bench.TORCHS: plain}
 

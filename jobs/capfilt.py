@@ -44,6 +44,8 @@ from jobs.capfilt_work import RETRY, Work
 from jobs.cli import run
 from jobs.recipes.capfilt import CapFiltRecipe
 from modeling.captioner import REVISION
+from modeling.linear import Library, forward_library
+from modeling.precision import chosen, multiplies_bf16
 from pipeline.capfilt import Described, Kept, ModelInput, prepare
 from pipeline.filters import FilterConfig
 from pipeline.gallery import build_gallery
@@ -135,10 +137,11 @@ def _run(args: CapFiltArgs, choose: Callable[[Storage, list[Work]], list[Work]])
     begun = time.perf_counter()
     source = open_source(args.input, args.images, args.config.shard_size, args.source)
     storage = open_storage(args.output)
-    settings = _settings(args, source.name)  # before Ray: a wrong path is known at once
+    _settings(args, source.name)  # before Ray: a wrong path is known at once
     with session(args.ray, ROOT) as resources:
         first = not storage.exists(PLAN)
-        work = _plan(args, source, storage, {**settings, "device": _device(args, resources)})
+        args, arithmetic = _settle(args, storage, resources)
+        work = _plan(args, source, storage, {**_settings(args, source.name), **arithmetic})
         if args.config.filters.unique:
             work = mark_duplicates(work, source, args.config.filters, storage, args.ray)
         todo = choose(storage, work)
@@ -146,11 +149,12 @@ def _run(args: CapFiltArgs, choose: Callable[[Storage, list[Work]], list[Work]])
             todo = todo[::-1]
         print(
             f"{len(work)} shards, {len(todo)} to do on {resources.actors} model workers "
-            f"({resources.device}; {describe_cluster()})",
+            f"({resources.device}, {args.config.dtype}; {describe_cluster()})",
             flush=True,
         )
         start = time.perf_counter()
-        tally = _process(args, source, todo, resources) if todo else Tally()
+        products = arithmetic["products"]
+        tally = _process(args, source, todo, resources, products) if todo else Tally()
         spent = time.perf_counter() - start
     commits = committed(args.output)
     compact(storage, commits)
@@ -210,6 +214,26 @@ def _settings(args: CapFiltArgs, source: str) -> dict[str, Any]:
     }
 
 
+def _settle(
+    args: CapFiltArgs, storage: Storage, resources: Resources
+) -> tuple[CapFiltArgs, dict[str, Any]]:
+    """The arguments with ``dtype`` settled, and what else of the arithmetic decides the bytes.
+
+    An output that has a plan keeps what it began with; only a new one asks the device.
+    """
+    begun = json.loads(storage.read(PLAN))["fingerprint"] if storage.exists(PLAN) else {}
+    on_cpu = resources.device == "cpu"
+    dtype, products = args.config.dtype, begun.get("products")
+    if dtype == "auto":
+        dtype = begun.get("recipe", {}).get("dtype") or chosen(
+            dtype, not on_cpu or multiplies_bf16("cpu")
+        )
+    if products is None:
+        products = forward_library() if on_cpu else "torch"
+    settled = replace(args, config=replace(args.config, dtype=dtype))
+    return settled, {"device": _device(args, resources), "products": products}
+
+
 def _device(args: CapFiltArgs, resources: Resources) -> str:
     """The device's name; on CPUs instructions and threads decide how sums are split."""
     if resources.device != "cpu":
@@ -218,9 +242,9 @@ def _device(args: CapFiltArgs, resources: Resources) -> str:
 
 
 def _process(
-    args: CapFiltArgs, source: Source, todo: Sequence[Work], resources: Resources
+    args: CapFiltArgs, source: Source, todo: Sequence[Work], resources: Resources, products: Library
 ) -> Tally:
-    """Run the map with a progress bar."""
+    """Run the map with a progress bar; ``products`` makes the models' matrix products."""
     recipe, tally, output = args.config, Tally(), absolute_url(args.output)
     specs = [
         read_processor(find_folder(name, getattr(recipe, name))).spec
@@ -228,7 +252,7 @@ def _process(
     ]
     stages = Stages(
         partial(_prepare, source.reader(), output, recipe.filters, specs),
-        partial(Describer, recipe),
+        partial(Describer, recipe, products),
         partial(_commit, output, recipe.keep, args.json_layout),
         Parts(partial(_count, source.reader()), Work.only, Work.without),
     )

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.recipes.capfilt import CapFiltRecipe
+from modeling.linear import Library, products_by
+from modeling.precision import DTYPES, chosen, multiplies_bf16
 from pipeline.capfilt import Described, ImageSpec, ModelInput, describe
 from pipeline.halving import Halving
 
@@ -89,9 +91,15 @@ def _processor_config(folder: Path) -> dict[str, Any]:
 
 
 class Describer:
-    """The model actor's half: captioner and scorer in one process (one GPU where there is one)."""
+    """The model actor's half: captioner and scorer in one process (one GPU where there is one).
 
-    def __init__(self, recipe: CapFiltRecipe) -> None:
+    Args:
+        recipe: its ``dtype`` is settled, or ``auto`` for this process's device.
+        products: library of all fp32 matrix products on a CPU, so that every worker of a run
+            makes the same bits.
+    """
+
+    def __init__(self, recipe: CapFiltRecipe, products: Library = "torch") -> None:
         import torch
         from transformers import AutoTokenizer, BlipForConditionalGeneration, CLIPModel
         from transformers.utils import logging
@@ -102,11 +110,12 @@ class Describer:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+        dtype = DTYPES[chosen(recipe.dtype, multiplies_bf16(device))]
+        self.products = products
         self.batch_size = recipe.batch_size
         folder = find_folder("captioner", recipe.captioner)
         processor = read_processor(folder)
-        model: Any = BlipForConditionalGeneration.from_pretrained(folder, dtype=dtype[recipe.dtype])
+        model: Any = BlipForConditionalGeneration.from_pretrained(folder, dtype=dtype)
         captioner = Captioner(
             model.to(device),
             AutoTokenizer.from_pretrained(folder),
@@ -118,7 +127,7 @@ class Describer:
         self.captioner: Halving[str, list[str]] = Halving(captioner, "")
         folder = find_folder("ranker", recipe.ranker)
         processor = read_processor(folder)
-        model = CLIPModel.from_pretrained(folder, dtype=dtype[recipe.dtype])
+        model = CLIPModel.from_pretrained(folder, dtype=dtype)
         scorer = ClipScorer(
             model.to(device), AutoTokenizer.from_pretrained(folder), processor.mean, processor.std
         )
@@ -129,7 +138,8 @@ class Describer:
         if model_input is None:
             return None
         start = time.perf_counter()
-        described = describe(model_input, self.captioner, self.scorer, self.batch_size)
+        with products_by(self.products):
+            described = describe(model_input, self.captioner, self.scorer, self.batch_size)
         described.seconds["models"] = time.perf_counter() - start
         sizes = {"captioner": self.captioner.size, "scorer": self.scorer.size}
         return replace(described, short={name: size for name, size in sizes.items() if size})

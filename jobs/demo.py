@@ -7,7 +7,6 @@ python jobs/demo.py --checkpoint RUN --image FILE --prompt "Question: what colou
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 if not __package__:  # run as a script: import from the clone, not from jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -15,7 +14,7 @@ if not __package__:  # run as a script: import from the clone, not from jobs/
 import tyro
 
 from jobs.cli import run
-from jobs.predict import load, read_picture
+from jobs.predict import PredictDtype, load, read_picture
 from modeling.language import GenerationSettings
 
 
@@ -34,7 +33,9 @@ class DemoArgs:
     length_penalty: float = 1.0
     repetition_penalty: float = 1.0
     device: str = "cpu"
-    dtype: Literal["recipe", "bf16", "fp32"] = "recipe"
+    dtype: PredictDtype = "auto"
+    """number format of the frozen models: recipe is the one they were trained with, and so is auto,
+    but fp32 in place of bf16 where the device multiplies that in software"""
 
 
 def demo(args: DemoArgs) -> str:

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from jobs import train_loop
 from jobs.encoders import load_encoder
 from jobs.hardware import GIB, Gpu
-from jobs.model_files import DTYPES, local_path
+from jobs.model_files import dtype_of, local_path
 from jobs.recipes import known
 from jobs.recipes.train import EncoderChoice
 from modeling import flops, losses
@@ -357,7 +357,7 @@ def _language(name: str) -> Any:
 
 
 def _width(dtype: str) -> int:
-    return DTYPES[dtype].itemsize
+    return dtype_of(dtype).itemsize
 
 
 def _count(module: nn.Module | None) -> int:

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from jobs.interchange_files import open_folder
 from jobs.model_files import (
-    DTYPES,
+    dtype_of,
     find_folder,
     is_hub_id,
     local_folder,
@@ -56,7 +56,7 @@ def load_encoder(choice: EncoderChoice, weights: bool = True) -> ImageEncoder:
     else:
         encoder = _huggingface_encoder(choice, weights)
     if not choice.train:
-        return freeze(encoder, DTYPES[choice.dtype])
+        return freeze(encoder, dtype_of(choice.dtype))
     encoder.checkpoint_blocks(choice.checkpoint_blocks)
     return encoder
 
@@ -66,7 +66,7 @@ def _options(choice: EncoderChoice) -> dict[str, Any]:
     return {
         "image_size": choice.image_size,
         "drop_path": choice.drop_path if choice.train else 0.0,
-        "dtype": torch.float32 if choice.train else DTYPES[choice.dtype],
+        "dtype": torch.float32 if choice.train else dtype_of(choice.dtype),
     }
 
 

@@ -44,7 +44,7 @@ from evaluation.vqa import (
     score_answers,
 )
 from jobs.cli import run
-from jobs.predict import CAPTION, VQA, Predictor, load
+from jobs.predict import CAPTION, VQA, PredictDtype, Predictor, load
 
 Task = Literal["caption", "vqa", "gqa", "retrieval"]
 # The paper's metric that a task's score stands for; which one of a table depends on the data given.
@@ -80,7 +80,9 @@ class EvaluateArgs:
     seed: int = 0
     """of the shuffled controls"""
     device: str = "cpu"
-    dtype: Literal["recipe", "bf16", "fp32"] = "recipe"
+    dtype: PredictDtype = "auto"
+    """number format of the frozen models: recipe is the one they were trained with, and so is auto,
+    but fp32 in place of bf16 where the device multiplies that in software"""
     batch_size: int = 64
     table: int | None = None
     """a table of the paper (2 to 5): print its row beside ours"""

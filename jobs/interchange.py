@@ -23,7 +23,7 @@ from jobs.interchange_huggingface import is_huggingface, read_huggingface, write
 from jobs.interchange_lavis import read_lavis, trainable_of, write_lavis
 from jobs.interchange_native import read_native, write_native
 from jobs.interchange_parts import Options, Parts, language_outline
-from jobs.model_files import DTYPES
+from jobs.model_files import dtype_of
 from modeling.blip2 import Stage1Config
 from modeling.language import DecoderLM, EncoderDecoderLM
 from modeling.vision import EvaConfig, ImageEncoder, build_eva_encoder, freeze
@@ -134,7 +134,7 @@ def _encoder(parts: Parts) -> ImageEncoder:
     """The vision tower of a Hugging Face folder."""
     frozen, choice = parts.encoder, parts.recipe.encoder
     assert frozen is not None
-    own, dtype = frozen.config, DTYPES[choice.dtype]
+    own, dtype = frozen.config, dtype_of(choice.dtype)
     sizes = EvaConfig(
         own["hidden_size"],
         own["num_hidden_layers"],
@@ -155,7 +155,7 @@ def _language(parts: Parts) -> models.Language:
     outline = language_outline(frozen.config)
     state = {name: lazy.read() for name, lazy in frozen.tensors.items()}
     model = type(outline).from_pretrained(
-        None, config=outline.config, state_dict=state, dtype=DTYPES[choice.dtype]
+        None, config=outline.config, state_dict=state, dtype=dtype_of(choice.dtype)
     )
     adapter = EncoderDecoderLM if outline.config.is_encoder_decoder else DecoderLM
     return adapter(model, AutoTokenizer.from_pretrained(frozen.files), choice.max_text)

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from cluster.cache import NodeCache
 from jobs.interchange_files import Lazy, Tensors, open_folder, write_folder
-from jobs.model_files import DTYPES, PICKLES, find_folder, local_folder, read_pth, readable
+from jobs.model_files import PICKLES, dtype_of, find_folder, local_folder, read_pth, readable
 from jobs.recipes.train import LanguageChoice
 from modeling.language import DecoderLM, EncoderDecoderLM
 
@@ -33,7 +33,7 @@ def load_language(choice: LanguageChoice) -> Language:
     folder = find_folder("language model", choice.name)
     pair = checked_config(choice, folder).is_encoder_decoder
     family: Any = AutoModelForSeq2SeqLM if pair else AutoModelForCausalLM
-    dtype = DTYPES[choice.dtype]
+    dtype = dtype_of(choice.dtype)
     with readable("language model", choice.name):
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = family.from_pretrained(stored_as(folder, dtype), dtype=dtype)

@@ -9,12 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cluster.dist import place
 from jobs.interchange_files import first_line, open_folder, open_tensors
+from modeling.precision import DTYPES, chosen, multiplies_bf16
 
 ROOT = Path(__file__).resolve().parents[1]
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 CONFIGS = ("*.json", "*.txt", "*.model")
 SAFETENSORS, PICKLES = "*.safetensors", "pytorch_model*.bin"
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The number format of a name; ``auto`` is settled by this process's device."""
+    return DTYPES[chosen(name, multiplies_bf16(place().device))]
 
 
 def local_path(name: str) -> Path | None:

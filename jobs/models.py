@@ -14,7 +14,7 @@ from cluster import checkpoint
 from jobs import recipes
 from jobs.encoders import encoder_width, load_encoder
 from jobs.languages import Language, language_width, load_language
-from jobs.model_files import DTYPES, find_folder, local_folder, read_state, readable
+from jobs.model_files import dtype_of, find_folder, local_folder, read_state, readable
 from jobs.recipes.train import Stage1Recipe, Stage2Recipe
 from modeling.blip2 import Stage1, Stage2, WithEncoder, stage2_from_stage1
 from modeling.vision import ImageEncoder, freeze
@@ -86,7 +86,7 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Traine
     whole: nn.Module = WithEncoder(encoder, module) if trained else module
     checkpoint.load_weights(whole, found.trainable(), f"checkpoint {found.folder}")
     encoder.checkpoint_blocks(False)
-    freeze(encoder, DTYPES[recipe.encoder.dtype])
+    freeze(encoder, dtype_of(recipe.encoder.dtype))
     parts: dict[str, Any] = {"encoder": encoder.to(device), "module": module.to(device).eval()}
     if recipe.model.qformer.text:
         parts["tokenizer"] = load_bert_tokenizer(recipe.tokenizer)

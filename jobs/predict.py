@@ -16,7 +16,7 @@ import io
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import torch
 from PIL import Image
@@ -25,15 +25,16 @@ from torch import Tensor
 from jobs import interchange
 from jobs.interchange_huggingface import is_huggingface
 from jobs.languages import Language
-from jobs.model_files import DTYPES
 from jobs.models import Trained, load_trained, tokenise
 from modeling.blip2 import Stage1, Stage2
 from modeling.language import EncoderDecoderLM, GenerationSettings
+from modeling.precision import DTYPES, multiplies_bf16
 from modeling.prompts import vqa_zero_shot
 from modeling.qformer import select
 from pipeline.images import decode
 from pipeline.transforms import eval_transform
 
+PredictDtype = Literal["auto", "recipe", "bf16", "fp32"]
 Picture = str | Path | bytes | Image.Image
 
 CAPTION = GenerationSettings(beams=5, max_new_tokens=30)
@@ -47,7 +48,7 @@ _PNG_MODES = frozenset({"1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"})
 def load(
     checkpoint: str | Path,
     device: str = "cpu",
-    dtype: Literal["recipe", "bf16", "fp32"] = "recipe",
+    dtype: PredictDtype = "auto",
     batch_size: int = 64,
 ) -> "Predictor":
     """Load a checkpoint of stage 1 or 2 with its frozen models.
@@ -55,20 +56,23 @@ def load(
     Args:
         checkpoint: a run's folder (its latest checkpoint), one checkpoint's folder, or a Hugging
             Face BLIP-2 folder, which is converted in memory.
-        dtype: of the frozen models; ``recipe`` keeps what they were trained with.
+        dtype: number format of the frozen models. ``recipe`` is the one they were trained with;
+            ``auto`` is too, but fp32 in place of bf16 where the device multiplies that in software.
         batch_size: images or texts in one forward pass.
 
     Raises:
         ValueError: no checkpoint there, a damaged one, or an unknown dtype or device.
     """
-    if dtype != "recipe" and dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r}: choose recipe, {', '.join(DTYPES)}")
+    if dtype not in get_args(PredictDtype):
+        raise ValueError(f"dtype {dtype!r}: choose one of {', '.join(get_args(PredictDtype))}")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {device!r}: this machine has no CUDA device; use cpu")
     foreign = is_huggingface(Path(checkpoint))
     trained = (
         interchange.load(Path(checkpoint), device) if foreign else load_trained(checkpoint, device)
     )
+    if dtype == "auto":
+        dtype = "recipe" if multiplies_bf16(device) else "fp32"
     if dtype != "recipe":
         trained.encoder.to(DTYPES[dtype])
         if trained.language is not None:

@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
@@ -12,7 +11,8 @@ from torch import nn
 
 from cluster import zero
 from cluster.dist import place
-from jobs import dry_run, hardware, models, recipes, train_loop
+from jobs import dry_run, hardware, models, precision, recipes, train_loop
+from modeling.precision import multiplies_bf16
 
 RecipeT = TypeVar("RecipeT")
 INIT = {
@@ -87,12 +87,14 @@ def main(
         recipe = models.fit(given.config)
         if given.dry_run:
             gpu = hardware.gpu(given.gpu) if given.gpu else hardware.this_gpu()
-            print(dry_run.report(recipe, given.world or place().world, gpu, given.price))
+            settled = precision.resolve(recipe, gpu is not None or multiplies_bf16(place().device))
+            print(dry_run.report(settled, given.world or place().world, gpu, given.price))
             return 0
         plan = train_loop.prepare(recipe, given.data, given.out, given.epochs, open_data)
         if given.validate:
             plan = replace(plan, validation=open_data(given.validate, recipe.run.loader))
-        world, needed = place().world, (plan.recipe, dry_run.sketch(plan.recipe))
+        settled = precision.resolve(plan.recipe, multiplies_bf16(place().device))
+        world, needed = place().world, (settled, dry_run.sketch(settled))
         dry_run.check_room(*needed, world, *hardware.room(world))
         if not place().rank:
             print(*dry_run.table(*needed, world, hardware.this_gpu()), sep="\n", flush=True)
@@ -106,7 +108,7 @@ def main(
             return 2
         raise
     try:
-        code = train_loop.train(plan, partial(make_task, plan.recipe, module))
+        code = train_loop.train(plan, lambda recipe, device: make_task(recipe, module, device))
     except FloatingPointError as broken:
         if not place().rank:  # all ranks stop with the same words
             print(f"error: {broken}", file=sys.stderr, flush=True)

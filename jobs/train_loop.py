@@ -23,11 +23,12 @@ from cluster.guard import Guard
 from cluster.malloc import keep_freed_memory
 from cluster.runlog import RunLog
 from cluster.watchdog import Watchdog
-from jobs import hardware, recipes
+from jobs import hardware, precision, recipes
 from jobs.recipes.train import RunConfig
 from jobs.train_steps import Loop
 from jobs.train_task import Task
 from jobs.validation import Validation
+from modeling import linear
 from modeling.optim import parameter_groups
 from pipeline.loader import Batches, LoaderConfig, Samples, make_schedule
 from pipeline.reading import Shards, data_hash, open_shards
@@ -58,6 +59,7 @@ class Plan:
     """A run that has been checked and can start: recipe, data, order, and where it stands.
 
     Attributes:
+        recipe: the run's; formats that are ``auto`` are settled when all ranks are there.
         out: where the run's log is written: its folder, or one of this node's for ``s3://``.
         writer: saves its checkpoints.
         found: the one it goes on from.
@@ -124,6 +126,8 @@ def prepare(
     writer = checkpoint.Writer(store, recipe.run.keep, found.where if found else "")
     plan = Plan(recipe, store.folder, sources, schedule, writer, found)
     if found is not None:
+        recipe = precision.keep(recipe, _recipe_of(found, recipe))
+        plan = replace(plan, recipe=recipe)
         _check_same(found, plan)
     plan = replace(plan, recipe=_with_micro_batch(recipe, found))
     if dist.place().rank == 0:
@@ -154,8 +158,12 @@ def _with_micro_batch(recipe: Any, found: checkpoint.Checkpoint | None) -> Any:
     return replace(recipe, run=replace(run, micro_batch=micro))
 
 
-def train(plan: Plan, make_task: Callable[[torch.device], Task]) -> int:
+def train(plan: Plan, make_task: Callable[[Any, torch.device], Task]) -> int:
     """Run (or resume) a plan to its last step.
+
+    Args:
+        plan: the run; its formats are settled here, by the devices of all ranks.
+        make_task: (recipe, device) -> what the loop needs.
 
     Raises:
         ValueError: ranks that see different data, a batch that ranks do not divide, a checkpoint
@@ -173,9 +181,13 @@ def train(plan: Plan, make_task: Callable[[torch.device], Task]) -> int:
     supervise.start(run.zero.timeout_s)
     here = zero.start(run.zero.timeout_s)
     watchdog = Watchdog(run.zero.timeout_s, here.rank)
+    plan = replace(plan, recipe=precision.resolve(plan.recipe, precision.agreed(here.device)))
+    run = plan.run
+    if plan.found is not None:
+        linear.CHOICES.follow(plan.found.state.get("products", {}))
     if not dist.same_everywhere(plan.digest()):
         raise ValueError("ranks see different data or recipes; give all nodes the same --data")
-    task = make_task(here.device)
+    task = make_task(plan.recipe, here.device)
     micro, accumulation = batch_arithmetic(run, here.world)
     optimizer = torch.optim.AdamW(
         parameter_groups(task.module, run.optim),
@@ -191,6 +203,8 @@ def train(plan: Plan, make_task: Callable[[torch.device], Task]) -> int:
     guard = Guard(engine, run.guard, run.zero.clip, guarded)
     log = _log(plan, here)
     log.say(_opening(plan, here, micro, accumulation))
+    if warning := precision.slow_word(plan.recipe, here.device, plan.found is not None):
+        log.say(warning)
     validation = None
     if plan.validation:
         validation = Validation(plan.validation, run, here, accumulation)
@@ -260,6 +274,9 @@ def _state(plan: Plan, here: Place, step: int, guard: Guard) -> dict[str, Any]:
         "data": [source.name for source in plan.sources],
         "schedule": plan.schedule.fingerprint(),
         "world": here.world,
+        "precision": precision.formats(plan.recipe),
+        "processor": precision.processor(here.device),
+        "products": dict(sorted(linear.CHOICES.made.items())),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -296,15 +313,25 @@ def _opening(plan: Plan, here: Place, micro: int, accumulation: int) -> str:
         f"{plan.recipe.kind} {plan.recipe.name}: {start} at step {plan.done} of {plan.run.steps}; "
         f"global batch {plan.run.global_batch} = {here.world} ranks x {micro} x {accumulation} "
         f"accumulated; {samples:,} samples, {plan.run.global_batch * plan.run.steps / samples:.2f} "
-        f"epochs; ZeRO-{plan.run.zero.stage} {plan.run.zero.precision} on {here.device.type}"
+        f"epochs; ZeRO-{plan.run.zero.stage} on {here.device.type} "
+        f"({precision.processor(here.device)}); precision: {precision.described(plan.recipe)}"
     )
+
+
+def _recipe_of(found: checkpoint.Checkpoint, like: Any) -> Any:
+    """A checkpoint's recipe with defaults for what an older version lacked; ``like`` itself where
+    the checkpoint is of another kind, which is refused elsewhere.
+    """
+    if found.recipe.get("kind") != like.kind:
+        return like
+    return recipes.from_dict(type(like), found.recipe, f"checkpoint {found.folder}")
 
 
 def _check_same(found: checkpoint.Checkpoint, plan: Plan) -> None:
     """Refuse to continue a run with another recipe or other data."""
     mine, theirs, out = as_json(plan.recipe), found.recipe, plan.writer.url
-    if theirs.get("kind") == mine["kind"]:  # with defaults for what an older version lacked
-        theirs = as_json(recipes.from_dict(type(plan.recipe), theirs, f"checkpoint {found.folder}"))
+    if theirs.get("kind") == mine["kind"]:
+        theirs = as_json(_recipe_of(found, plan.recipe))
     for field in ("kind", "name"):
         if theirs.get(field) != mine[field]:
             raise ValueError(

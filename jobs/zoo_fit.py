@@ -1,4 +1,7 @@
-"""The training loop of the zoo's vision models: bf16 weights, fp32 copies, a stream per step."""
+"""The training loop of the zoo's vision models: a stream of random numbers per step.
+
+Weights are bf16 with fp32 copies where this CPU multiplies bf16 in hardware, else fp32.
+"""
 
 import math
 import random
@@ -10,10 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from cluster.malloc import keep_freed_memory
+from modeling.precision import DTYPES, chosen, multiplies_bf16
 from pipeline.tinyworld.scene import stream
 
 Report = Callable[[int, int, dict[str, float]], None]  # step, steps, running means
 Losses = Callable[[int, random.Random], tuple[Tensor, dict[str, float]]]  # loss, values to show
+
+
+def zoo_dtype() -> torch.dtype:
+    """The number format that the zoo's models train in on this machine's CPU."""
+    return DTYPES[chosen("auto", multiplies_bf16("cpu"))]
 
 
 class Plan(Protocol):
@@ -32,13 +41,15 @@ class Plan(Protocol):
 
 
 class MasterAdamW:
-    """AdamW on fp32 copies of bf16 weights; no decay of biases, norms and single vectors."""
+    """AdamW on fp32 copies of weights in ``dtype``; no decay of biases, norms, single vectors."""
 
-    def __init__(self, modules: Sequence[nn.Module], lr: float, weight_decay: float) -> None:
+    def __init__(
+        self, modules: Sequence[nn.Module], lr: float, weight_decay: float, dtype: torch.dtype
+    ) -> None:
         self.weights: list[Tensor] = [p for module in modules for p in module.parameters()]
         self.copies = [p.detach().float().clone() for p in self.weights]
         for module in modules:
-            module.to(torch.bfloat16)
+            module.to(dtype)
         decayed = [c for c in self.copies if c.ndim > 1]
         plain = [c for c in self.copies if c.ndim <= 1]
         groups = [
@@ -73,13 +84,13 @@ def fit(
     plan: Plan,
     report: Report,
 ) -> None:
-    """Train ``modules`` (turned to bf16) by the losses of each step, drawn from (seed, step).
+    """Train ``modules``, turned to `zoo_dtype`, by each step's losses, drawn from (seed, step).
 
     Raises:
         ValueError: the loss is not finite.
     """
     keep_freed_memory()
-    optimizer = MasterAdamW(modules, plan.lr, plan.weight_decay)
+    optimizer = MasterAdamW(modules, plan.lr, plan.weight_decay, zoo_dtype())
     running: dict[str, float] = {}
     for step in range(plan.steps):
         loss, values = losses(step, stream(plan.seed, name, step))

@@ -42,6 +42,7 @@ from jobs.zoo_plans import (
 )
 from jobs.zoo_rows import Encoder, Row, batches, opt_loss, t5_loss
 from jobs.zoo_tokenizers import write_tokenizers
+from modeling.precision import multiplies_bf16
 from pipeline.tinyworld.scene import sample_scene, stream
 from pipeline.tinyworld.text import describe, is_true
 
@@ -86,7 +87,7 @@ def fit(  # noqa: PLR0917
         examples = pool(f"{seed} phase {number}", phase.steps * plan.batch, phase.mix)
         for batch in batches(rows_of(examples), plan.batch, rng):
             _set_rates(optimizer, _rate(plan, step), plan.scaled)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bf16("cpu")):
                 loss = loss_of(model, batch, plan.power)
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"loss {loss.item()} at step {step}")

@@ -235,7 +235,7 @@ def speak(model: Any, tokenizer: Any, images: int = 200, seed: int = 0) -> Capti
 def check_clip(folder: Path) -> dict[str, float]:
     """Scores of the CLIP in ``folder``: ``probe NAME`` of the encoder, ``ranker NAME``."""
     encoder = load_encoder(EncoderChoice(str(folder), IMAGE_SIZE))
-    read = probe(lambda images_B3HW: encoder(images_B3HW.bfloat16()))
+    read = probe(encoder)
     model = CLIPModel.from_pretrained(folder, dtype=torch.float32)
     scorer = ClipScorer(model, AutoTokenizer.from_pretrained(folder), CLIP_MEAN, CLIP_STD)
     scores = {f"probe {name}": score for name, score in asdict(read).items()}

@@ -13,7 +13,8 @@ change that, and both leave no trace in the shipped models:
    include web noise. A caption of one that happens to hold for another picture of the batch is left
    out of that picture's softmax.
 
-Weights are bf16 with fp32 copies in the optimizer. Everything is drawn from the seed and the step.
+Weights are bf16 with fp32 copies in the optimizer, or fp32 where the CPU has no bf16 products, and
+bf16 when they are saved. Everything is drawn from the seed and the step.
 """
 
 import json
@@ -197,7 +198,7 @@ def train_clip(
         )
         batch = pair_batch(rng, groups, group, noise)
         seen = model.vision_model(
-            pixel_values=batch.images_B3HW.bfloat16(), output_hidden_states=True
+            pixel_values=batch.images_B3HW.to(model.dtype), output_hidden_states=True
         )
         loss, right = _survey_loss(head, seen.hidden_states[-2], batch.scenes)
         if alone:
@@ -301,7 +302,7 @@ def train_captioner(
 
     def losses(step: int, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
         scenes = [sample_scene(rng) for _ in range(plan.batch)]
-        tokens_BPD = model.vision_model(pixel_values=pixels(scenes, rng).bfloat16())[0]
+        tokens_BPD = model.vision_model(pixel_values=pixels(scenes, rng).to(model.dtype))[0]
         loss, right = _survey_loss(head, tokens_BPD, scenes)
         if step < plan.survey_steps:
             return loss, {"survey": loss.item(), "read": right}

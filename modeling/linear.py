@@ -1,17 +1,28 @@
-"""Linear layers whose products on CPU go through oneDNN.
+"""Linear layers whose fp32 products on CPU go to the faster of two libraries.
 
-torch gives fp32 products on CPU to MKL, which on AMD processors reaches less than half of what
-oneDNN does there, with the same AVX-512 units (2 cores of an EPYC: 79 against 185 GFLOP/s for 2056
-x 1408 by 1408 x 768; on Intel's the two are equal). bf16 goes to oneDNN already, other devices
-have libraries of their own.
+torch gives fp32 products to MKL, ours may give them to oneDNN. Which is faster depends on the
+processor, and by more than a factor of two: on AMD processors with AVX-512 oneDNN is (2 cores of an
+EPYC: 185 against 79 GFLOP/s for 2056 x 1408 by 1408 x 768), on Intel's and on those with AVX2 alone
+MKL is, and for some layouts oneDNN has no fast kernel at all (a fifth of MKL's rate). So both are
+timed: first on one shape for each of the three products of a layer, a few milliseconds; and where
+oneDNN is clearly ahead, on the shape in question. bf16 goes to oneDNN in torch already, and other
+devices have libraries of their own.
+
+A choice depends on the layer's shape and never on the number of rows, so that one library makes
+all of a layer's products at any batch size. `Choices` can be written down and taken over, so that a
+run that goes on, or another process, computes with the same libraries.
 
 Legend: N rows, D width in, O width out; leading dimensions are rows.
 """
 
-from collections.abc import Iterator
+import functools
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +30,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+Library = Literal["torch", "onednn"]
+Kind = Literal["forward", "input", "weight"]  # x W^T and its gradients g W, g^T x
 
 # What torch's own compiler emits for a linear layer on CPU; absent where torch has no oneDNN.
 _OP: Any = (
@@ -26,11 +39,41 @@ _OP: Any = (
     if torch.backends.mkldnn.is_available()
     else None
 )
-# Elements of a weight; below, the call costs more than the product. Rows have no say, so that one
-# library makes all of a model's products at any batch size (the oneDNN of torch 2.14 then gave a
-# row the same bits among any others, two or more; that of 2.11 among 33 or more).
-_WORTH_IT = 1 << 14
-_wanted = ContextVar("oneDNN is wanted", default=True)
+_WORTH_IT = 1 << 14  # elements of a weight; below, oneDNN's call costs more than the product
+_AHEAD = 1.25  # times torch's rate that oneDNN must reach: nothing near a tie may flip between runs
+_PROBE = (512, 512)  # the layer (O, D) that stands for all others of its kind
+_KINDS: tuple[Kind, ...] = ("forward", "input", "weight")
+_OVERRIDE = "ISTHMUS_PRODUCTS"
+_forced: ContextVar[Library | None] = ContextVar("the library that is wanted", default=None)
+
+
+class Choices:
+    """Which library makes a layer's products, found by timing when first asked.
+
+    Attributes:
+        made: ``KIND OxD`` of the layers asked for so far, and their library.
+    """
+
+    def __init__(self) -> None:
+        self.made: dict[str, Library] = {}
+
+    def library(self, kind: Kind, out: int, width: int) -> Library:
+        """The library for one of the products of a layer with a weight (out, width)."""
+        layer = f"{kind} {out}x{width}"
+        if layer not in self.made:
+            library = _faster(kind, *_PROBE, torch.get_num_threads())
+            if library == "onednn" and (out, width) != _PROBE:
+                library = _faster(kind, out, width, torch.get_num_threads())
+            self.made[layer] = library
+        return self.made[layer]
+
+    def follow(self, made: Mapping[str, Library]) -> None:
+        """Take over choices that were made before, by this run or by another process."""
+        self.made.update(made)
+
+
+CHOICES = Choices()
+"""This process's choices."""
 
 
 class Linear(nn.Linear):
@@ -41,32 +84,48 @@ class Linear(nn.Linear):
 
 
 def linear(x: Tensor, weight_OD: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """`F.linear`, by oneDNN where that is the faster library."""
-    if not by_onednn(x, weight_OD):
+    """`F.linear`, each of its three products by the faster library."""
+    if not _has_choice(x, weight_OD):
         return F.linear(x, weight_OD, bias_O)
-    out: Tensor = _Product.apply(x, weight_OD, bias_O)
+    libraries = tuple(library(kind, *weight_OD.shape) for kind in _KINDS)
+    if libraries == ("torch", "torch", "torch"):
+        return F.linear(x, weight_OD, bias_O)
+    out: Tensor = _Linear.apply(x, weight_OD, bias_O, libraries)
     return out
 
 
-def product(a_ND: Tensor, b_OD: Tensor) -> Tensor:
-    """a b^T (N, O) of matrices in any layout, without a gradient."""
-    if by_onednn(a_ND, b_OD):
-        return _product(a_ND, b_OD)
-    return a_ND @ b_OD.t()
+def product(x: Tensor, weight_OD: Tensor) -> Tensor:
+    """x W^T (..., O), without a gradient."""
+    if _has_choice(x, weight_OD) and library("forward", *weight_OD.shape) == "onednn":
+        return _onednn(x, weight_OD)
+    return x @ weight_OD.t()
 
 
-def by_onednn(x: Tensor, weight_OD: Tensor) -> bool:
-    """Whether `linear` takes oneDNN for these operands."""
-    return (
-        _OP is not None
-        and _wanted.get()
-        and x.dtype == weight_OD.dtype == torch.float32
-        and x.device.type == weight_OD.device.type == "cpu"
-        and weight_OD.numel() >= _WORTH_IT
-        and x.numel() > 0  # it has no products of nothing
-        and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
-    )
+def input_product(grad: Tensor, weight_OD: Tensor) -> Tensor:
+    """g W (..., D), the gradient of a layer's input, without one of its own."""
+    if _has_choice(grad, weight_OD) and library("input", *weight_OD.shape) == "onednn":
+        return _onednn(grad, weight_OD.t())
+    return grad @ weight_OD
+
+
+def weight_product(grad_NO: Tensor, x_ND: Tensor) -> Tensor:
+    """g^T x (O, D), the gradient of a layer's weight, without one of its own."""
+    shape = grad_NO.shape[1], x_ND.shape[1]
+    if _has_choice(x_ND, grad_NO, math.prod(shape)) and library("weight", *shape) == "onednn":
+        return _onednn(grad_NO.t(), x_ND.t())
+    return grad_NO.t() @ x_ND
+
+
+def library(kind: Kind, out: int, width: int) -> Library:
+    """The library for one of a layer's products: what is forced, else the faster one."""
+    return _forced.get() or _override() or CHOICES.library(kind, out, width)
+
+
+def forward_library() -> Library:
+    """The library for forward passes where all layers take the same one, by one timing."""
+    if _OP is None:
+        return "torch"
+    return _forced.get() or _override() or _faster("forward", *_PROBE, torch.get_num_threads())
 
 
 def faster_products(module: ModuleT) -> ModuleT:
@@ -78,38 +137,95 @@ def faster_products(module: ModuleT) -> ModuleT:
 
 
 @contextmanager
-def torchs_products() -> Iterator[None]:
-    """Inside, `linear` is `F.linear`: for comparisons."""
-    before = _wanted.set(False)
+def products_by(name: Library) -> Iterator[None]:
+    """Inside, one library makes all products that have a choice."""
+    before = _forced.set(name)
     try:
         yield
     finally:
-        _wanted.reset(before)
+        _forced.reset(before)
 
 
-class _Product(torch.autograd.Function):
+def _has_choice(x: Tensor, y: Tensor, elements: int = 0) -> bool:
+    """Whether two libraries can make a product with ``elements`` (those of y) in its weight."""
+    return (
+        _OP is not None
+        and x.dtype == y.dtype == torch.float32
+        and x.device.type == y.device.type == "cpu"
+        and (elements or y.numel()) >= _WORTH_IT
+        and x.numel() > 0  # oneDNN has no products of nothing
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+@functools.cache
+def _override() -> Library | None:
+    """What the environment asks for.
+
+    Raises:
+        ValueError: a name that is no library.
+    """
+    name = os.environ.get(_OVERRIDE, "auto")
+    if name in ("torch", "onednn"):
+        return "torch" if name == "torch" else "onednn"
+    if name != "auto":
+        raise ValueError(f"{_OVERRIDE}={name}: give auto, torch or onednn")
+    return None
+
+
+@functools.cache
+def _faster(kind: Kind, out: int, width: int, threads: int) -> Library:
+    """The faster library for a product of this kind and shape, with this many threads."""
+    rows = min(256, max(32, (1 << 27) // (out * width)))
+    x, weight, grad = torch.ones(rows, width), torch.ones(out, width), torch.ones(rows, out)
+    runs: dict[Kind, tuple[Callable[[], Tensor], Callable[[], Tensor]]] = {
+        "forward": (lambda: x @ weight.t(), lambda: _onednn(x, weight)),
+        "input": (lambda: grad @ weight, lambda: _onednn(grad, weight.t())),
+        "weight": (lambda: grad.t() @ x, lambda: _onednn(grad.t(), x.t())),
+    }
+    shortest = [float("inf"), float("inf")]
+    with torch.no_grad():
+        for _ in range(6):  # in turn, so that a busy machine slows both
+            for index, run in enumerate(runs[kind]):
+                begun = time.perf_counter()
+                run()
+                shortest[index] = min(shortest[index], time.perf_counter() - begun)
+    return "onednn" if shortest[0] > _AHEAD * shortest[1] else "torch"
+
+
+class _Linear(torch.autograd.Function):
+    """A layer one of whose products oneDNN makes; the backward pass takes the same libraries."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_OD: Tensor, bias_O: Tensor | None) -> Tensor:
-        of_x, of_weight, _ = ctx.needs_input_grad  # nothing is kept for a gradient nobody wants
-        ctx.save_for_backward(x if of_weight else None, weight_OD if of_x else None)
-        return _product(x, weight_OD, bias_O)
+    def forward(
+        ctx: Any, x: Tensor, weight_OD: Tensor, bias_O: Tensor | None, libraries: Sequence[Library]
+    ) -> Tensor:
+        forward, ctx.of_input, ctx.of_weight = libraries
+        needs_x, needs_weight = ctx.needs_input_grad[:2]  # nothing is kept for an unwanted gradient
+        ctx.save_for_backward(x if needs_weight else None, weight_OD if needs_x else None)
+        if forward == "onednn":
+            return _onednn(x, weight_OD, bias_O)
+        return F.linear(x, weight_OD, bias_O)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_OD = ctx.saved_tensors
         grad_NO = grad.flatten(0, -2)
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
-            of_x = _product(grad, weight_OD.t())
+            with products_by(ctx.of_input):
+                of_x = input_product(grad, weight_OD)
         if ctx.needs_input_grad[1]:
-            of_weight = _product(grad_NO.t(), x.flatten(0, -2).t())
+            with products_by(ctx.of_weight):
+                of_weight = weight_product(grad_NO, x.flatten(0, -2))
         if ctx.needs_input_grad[2]:
             of_bias = grad_NO.sum(0)
-        return of_x, of_weight, of_bias
+        return of_x, of_weight, of_bias, None
 
 
-def _product(x: Tensor, weight_OD: Tensor, bias_O: Tensor | None = None) -> Tensor:
+def _onednn(x: Tensor, weight_OD: Tensor, bias_O: Tensor | None = None) -> Tensor:
     out: Tensor = _OP(x, weight_OD, bias_O, "none", [], "")
     return out
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modeling.linear import product
+from modeling.linear import input_product, product, weight_product
 
 IGNORED = -100  # the target of a position that says nothing
 CHUNK = 1 << 24  # logits that may stand in memory at once
@@ -182,9 +182,9 @@ class _HeadLoss(torch.autograd.Function):
             total += _loss_then_gradient(logits, targets, smoothing)
             grad = logits.to(hidden.dtype)
             if wanted[0]:
-                parts.append(product(grad, weight_VD.t()))
+                parts.append(input_product(grad, weight_VD))
             if wanted[1]:
-                sums[0] = _add(sums[0], product(grad.t(), hidden.t()))
+                sums[0] = _add(sums[0], weight_product(grad, hidden))
             if wanted[2]:
                 sums[1] = _add(sums[1], logits.sum(0))
         ctx.gradients = (torch.cat(parts) if parts else None, *sums)

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
+from modeling.precision import Dtype
 from modeling.sampling import SamplingConfig
 from pipeline.filters import FilterConfig
 
@@ -20,7 +20,8 @@ class CapFiltRecipe:
         seed: part of every caption's key.
         shard_size: samples per shard where the source is a list (tars are shards already).
         batch_size: images the models see at once; part of what fixes the bits.
-        dtype: of both models' weights.
+        dtype: number format of both models' weights; ``auto`` is bf16 where the device multiplies
+            it in hardware, else fp32.
     """
 
     captioner: str
@@ -29,7 +30,7 @@ class CapFiltRecipe:
     seed: int = 0
     shard_size: int = 1_000
     batch_size: int = 32
-    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    dtype: Dtype = "auto"
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     filters: FilterConfig = field(default_factory=FilterConfig)
 
@@ -42,7 +43,7 @@ class CapFiltRecipe:
 def blip_large() -> CapFiltRecipe:
     """The paper's: BLIP-large captions, CLIP ViT-L/14 ranks, ten captions, the best two kept.
 
-    Top-p 0.95 is from public copies of the authors' script. In ``bf16`` for a GPU.
+    Top-p 0.95 is from public copies of the authors' script.
     """
     return CapFiltRecipe(
         captioner="Salesforce/blip-image-captioning-large",
@@ -53,7 +54,7 @@ def blip_large() -> CapFiltRecipe:
 
 
 def tinyworld() -> CapFiltRecipe:
-    """The shipped zoo, on CPUs; fp32 because most CPUs emulate bf16. Takes any real image too."""
+    """The shipped zoo, on CPUs, where its small layers gain nothing from bf16; takes any image."""
     return replace(
         blip_large(),
         captioner="modeling/zoo/captioner",

@@ -14,6 +14,7 @@ from cluster.guard import GuardConfig
 from cluster.zero import ZeroConfig
 from modeling.blip2 import Stage1Config, Stage2Config
 from modeling.optim import OptimConfig
+from modeling.precision import Dtype
 from modeling.qformer import QFormerConfig
 from pipeline.loader import LoaderConfig
 from pipeline.transforms import TransformConfig
@@ -27,7 +28,8 @@ class EncoderChoice:
         name: a Hugging Face folder of CLIP or BLIP-2 (relative to the clone), a hub id,
             ``timm:NAME``, or the reference's ``eva_vit_g.pth``.
         image_size: side in pixels of what it is shown, in training and after it.
-        dtype: of its weights where it is frozen.
+        dtype: number format of its weights where it is frozen; ``auto`` is bf16 where the device
+            multiplies it in hardware, else fp32.
         heads: attention heads, for a ``.pth`` file, whose shapes do not tell them; 0 takes heads of
             width 88.
         train: finetune it too; its weights are then part of every checkpoint.
@@ -39,7 +41,7 @@ class EncoderChoice:
 
     name: str
     image_size: int = 224
-    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    dtype: Dtype = "auto"
     heads: int = 0
     train: bool = False
     drop_path: float = 0.0
@@ -68,7 +70,8 @@ class LanguageChoice:
     Attributes:
         name: a Hugging Face folder (relative to the clone) or a hub id.
         family: what the recipe's objective is made for; a model of another one is refused.
-        dtype: of its weights; T5 never in fp16.
+        dtype: number format of its weights; ``auto`` is bf16 where the device multiplies it in
+            hardware, else fp32. T5 overflows in fp16.
         max_text: tokens a text is cut to.
         shard: each rank holds a part of its weights, and they are gathered block by block: for one
             that does not fit a GPU as a whole.
@@ -76,7 +79,7 @@ class LanguageChoice:
 
     name: str
     family: Literal["decoder", "encoder-decoder", "any"] = "any"
-    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    dtype: Dtype = "auto"
     max_text: int = 32
     shard: bool = False
 
@@ -173,8 +176,8 @@ class Stage2Recipe:
 # ------------------------------------------------------------------ the paper, sections 3.4 and 4
 
 BERT = "google-bert/bert-base-uncased"
-VIT_G = EncoderChoice("timm:eva_giant_patch14_clip_224")
-VIT_L = EncoderChoice("openai/clip-vit-large-patch14")
+VIT_G = EncoderChoice("timm:eva_giant_patch14_clip_224", dtype="bf16")
+VIT_L = EncoderChoice("openai/clip-vit-large-patch14", dtype="bf16")
 
 
 def vit_g() -> Stage1Recipe:
@@ -184,6 +187,7 @@ def vit_g() -> Stage1Recipe:
         steps=250_000,
         global_batch=1680,
         optim=optim,
+        zero=ZeroConfig(precision="bf16"),
         loader=LoaderConfig(workers=8),
         save_every=2000,
         log_every=50,
@@ -207,7 +211,7 @@ def vit_g_opt_2_7b() -> Stage2Recipe:
     return Stage2Recipe(
         name="vit-g-opt-2.7b",
         encoder=base.encoder,
-        language=LanguageChoice("facebook/opt-2.7b", "decoder"),
+        language=LanguageChoice("facebook/opt-2.7b", "decoder", "bf16"),
         model=Stage2Config(qformer, llm_width=2560),
         run=replace(base.run, steps=80_000, global_batch=1920, optim=optim),
     )
@@ -257,7 +261,8 @@ def _without_stage1(base: Stage2Recipe) -> Stage2Recipe:
 def _with_language(base: Stage2Recipe, name: str, language: str, width: int) -> Stage2Recipe:
     model = replace(base.model, llm_width=width)
     family: Any = "encoder-decoder" if "t5" in language else "decoder"
-    return replace(base, name=name, language=LanguageChoice(language, family), model=model)
+    chosen = replace(base.language, name=language, family=family)
+    return replace(base, name=name, language=chosen, model=model)
 
 
 def _with_vit_l(base: Stage2Recipe, name: str) -> Stage2Recipe:

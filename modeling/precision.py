@@ -1,0 +1,56 @@
+"""Number formats by name, and which of them a device multiplies in hardware.
+
+bf16 is the faster format on a GPU since Ampere and on a CPU with AVX512-BF16 or AMX. Any other
+CPU multiplies it in software, ten to forty times slower than fp32.
+"""
+
+import functools
+import time
+from typing import Literal
+
+import torch
+
+Dtype = Literal["auto", "bf16", "fp16", "fp32"]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def chosen(dtype: str, fast_bf16: bool) -> str:
+    """The format that ``auto`` stands for; any other name as it is.
+
+    Args:
+        fast_bf16: whether the device multiplies bf16 in hardware, see `multiplies_bf16`.
+    """
+    if dtype != "auto":
+        return dtype
+    return "bf16" if fast_bf16 else "fp32"
+
+
+def multiplies_bf16(device: torch.device | str) -> bool:
+    """Whether a device multiplies bf16 matrices in hardware, and so at least as fast as fp32.
+
+    A GPU answers by its generation. A CPU is asked through oneDNN, and then has to be faster in
+    one small product, since oneDNN also says yes where AVX-512 alone emulates bf16.
+    """
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return kind == "cpu" and _cpu_multiplies_bf16()
+
+
+@functools.cache
+def _cpu_multiplies_bf16() -> bool:
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    if supported is None or not torch.backends.mkldnn.is_available() or not supported():
+        return False
+    return seconds_of_product(torch.bfloat16) < seconds_of_product(torch.float32)
+
+
+def seconds_of_product(dtype: torch.dtype, size: int = 256, repeats: int = 8) -> float:
+    """Shortest time of a product of two square matrices on this CPU, in seconds."""
+    left, right = torch.ones(2, size, size, dtype=dtype)
+    shortest = float("inf")
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        left @ right
+        shortest = min(shortest, time.perf_counter() - begun)
+    return shortest
