@@ -223,7 +223,8 @@ def _settle(
     """
     begun = json.loads(storage.read(PLAN))["fingerprint"] if storage.exists(PLAN) else {}
     on_cpu = resources.device == "cpu"
-    dtype, products = args.config.dtype, begun.get("products")
+    dtype: Any = args.config.dtype
+    products = begun.get("products")
     if dtype == "auto":
         dtype = begun.get("recipe", {}).get("dtype") or chosen(
             dtype, not on_cpu or multiplies_bf16("cpu")

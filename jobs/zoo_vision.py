@@ -215,7 +215,7 @@ def train_clip(
         return loss + contrastive, values
 
     fit("clip", [model, head], losses, plan, report or printer("clip"))
-    model.save_pretrained(folder)
+    model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     CLIPImageProcessor(
         size={"shortest_edge": IMAGE_SIZE},
@@ -318,7 +318,7 @@ def train_captioner(
         return loss + spoken, {"survey": loss.item(), "read": right, "caption": spoken.item()}
 
     fit("captioner", [model, head], losses, plan, report or printer("captioner"))
-    model.save_pretrained(folder)
+    model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     BlipImageProcessor(
         size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
