@@ -137,6 +137,44 @@ class FeedForward(nn.Module):
         return self.norm(self.dropout(self.down(F.gelu(self.up(x_BSD)))) + x_BSD)
 
 
+@dataclass(frozen=True)
+class RealText:
+    """Where a batch's text is not padding, so that padding need not be fed forward.
+
+    Attributes:
+        length: L.
+        among_all_N: Flat positions of the N real tokens among the B x S of queries and text.
+        among_text_N: The same among the B x L of the text.
+    """
+
+    length: int
+    among_all_N: Tensor
+    among_text_N: Tensor
+
+    def gather(self, x_BSD: Tensor) -> Tensor:
+        """The real tokens (N, D)."""
+        return x_BSD.flatten(0, 1).index_select(0, self.among_all_N)
+
+    def scatter(self, x_ND: Tensor, batch: int) -> Tensor:
+        """The text (B, L, D) with zeros for padding, which nothing attends to."""
+        text = x_ND.new_zeros(batch * self.length, x_ND.shape[1])
+        return text.index_copy_(0, self.among_text_N, x_ND).unflatten(0, (batch, self.length))
+
+
+def real_text(mask_BL: Tensor, queries: int) -> RealText | None:
+    """Where text is real; None where there is no padding, and on devices that would have to be
+    waited for to learn it.
+    """
+    if mask_BL.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    real_N = mask_BL.flatten().nonzero().squeeze(1)
+    if len(real_N) == mask_BL.numel():
+        return None
+    length = mask_BL.shape[1]
+    skipped_N = queries * (real_N // length + 1)
+    return RealText(length, real_N + skipped_N, real_N)
+
+
 class Layer(nn.Module):
     """Self-attention over queries and text; cross-attention (every second layer) and an own FFN
     for the queries.
@@ -161,6 +199,7 @@ class Layer(nn.Module):
         image: KeyValue | None = None,
         past: KeyValue | None = None,
         keep: int | None = None,
+        text: RealText | None = None,
     ) -> tuple[Tensor, KeyValue]:
         """One block.
 
@@ -171,6 +210,7 @@ class Layer(nn.Module):
             image: Projected image, for the layers that have cross-attention.
             past: Self-attention keys and values that stand before this sequence's own.
             keep: Compute only this many leading rows; the last layer needs no others.
+            text: Where the text is not padding; None feeds all of it forward.
 
         Returns:
             New hidden states and this sequence's own self-attention keys and values.
@@ -192,7 +232,10 @@ class Layer(nn.Module):
                 query_BQD = self.cross_attn(query_BQD, image)
             parts.append(self.query_ffn(query_BQD))
         if x_BSD.shape[1] > queries or not queries:
-            parts.append(self.text_ffn(x_BSD[:, queries:]))
+            if text is None or keep is not None:
+                parts.append(self.text_ffn(x_BSD[:, queries:]))
+            else:
+                parts.append(text.scatter(self.text_ffn(text.gather(x_BSD)), x_BSD.shape[0]))
         return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)), own
 
 
@@ -245,17 +288,17 @@ class QFormer(nn.Module):
 
     def encode_text(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """Text alone (ITC): the output (B, D) at the first token, [CLS]."""
-        mask = contrastive_mask(mask_BL, 0)
+        mask, text = contrastive_mask(mask_BL, 0), real_text(mask_BL, 0)
         x_BLD = self._embed(self._embed_text(ids_BL))
         for index, layer in enumerate(self.layers):
             last = index == len(self.layers) - 1
-            x_BLD, _ = layer(x_BLD, 0, mask=mask, keep=1 if last else None)
+            x_BLD, _ = layer(x_BLD, 0, mask=mask, keep=1 if last else None, text=text)
         return x_BLD[:, 0]
 
     def encode_pair(self, image: list[KeyValue], ids_RL: Tensor, mask_RL: Tensor) -> Tensor:
         """Queries and text that see each other (ITM, instructions): queries' output (R, Q, D)."""
         queries = self.config.queries
-        mask = matching_mask(mask_RL, queries)
+        mask, text = matching_mask(mask_RL, queries), real_text(mask_RL, queries)
         text_RLD = self._embed_text(ids_RL)
         query_RQD = self.query_tokens.expand(ids_RL.shape[0], -1, -1)
         x_RSD = self._embed(torch.cat((query_RQD, text_RLD), 1))
@@ -263,9 +306,8 @@ class QFormer(nn.Module):
             zip(self.layers, self._per_layer(image), strict=True)
         ):
             last = index == len(self.layers) - 1
-            x_RSD, _ = layer(
-                x_RSD, queries, mask=mask, image=layer_image, keep=queries if last else None
-            )
+            keep = queries if last else None
+            x_RSD, _ = layer(x_RSD, queries, mask=mask, image=layer_image, keep=keep, text=text)
         return x_RSD
 
     def decode(self, cache: list[KeyValue], ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
@@ -276,9 +318,10 @@ class QFormer(nn.Module):
         """
         queries = self.config.queries
         mask = generation_mask(mask_BL, queries)[:, :, queries:]
+        text = real_text(mask_BL, 0)
         x_BLD = self._embed(self._embed_text(ids_BL))
         for layer, past in zip(self.layers, cache, strict=True):
-            x_BLD, _ = layer(x_BLD, 0, mask=mask, past=past)
+            x_BLD, _ = layer(x_BLD, 0, mask=mask, past=past, text=text)
         return x_BLD
 
     def _embed_queries(self, batch: int) -> Tensor:
