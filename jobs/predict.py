@@ -12,7 +12,6 @@ encoded once.
 Shape suffixes: B images or texts, R pairs, Q queries, P patches, D width, E shared embedding.
 """
 
-import io
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,7 +30,7 @@ from modeling.blip2 import Stage1, Stage2
 from modeling.language import EncoderDecoderLM, GenerationSettings
 from modeling.prompts import vqa_zero_shot
 from modeling.qformer import select
-from pipeline.images import decode
+from pipeline.images import decode, pixels
 from pipeline.transforms import eval_transform
 
 Picture = str | Path | bytes | Image.Image
@@ -40,8 +39,6 @@ CAPTION = GenerationSettings(beams=5, max_new_tokens=30)
 """Captioning (paper, table 7); a minimum length, where one is wanted, is the caller's."""
 VQA = GenerationSettings(beams=5, max_new_tokens=10, length_penalty=-1.0)
 """Zero-shot VQA (paper, section 4.1): a length penalty of -1 asks for short answers."""
-
-_PNG_MODES = frozenset({"1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"})
 
 
 def load(
@@ -207,6 +204,7 @@ class Predictor:
         """Say something for every pair; an image is encoded once, and few are held at a time."""
         _same_length(images, texts, name)
         different, row_of = _unique(images)
+        self._check(different)
         of_image: dict[int, list[int]] = {}
         for pair, row in enumerate(row_of):
             of_image.setdefault(row, []).append(pair)
@@ -263,6 +261,7 @@ class Predictor:
         _same_length(images, texts, "texts")
         self._stage1()
         different, row_of = _unique(images)
+        self._check(different)
         tokens_BPD = self._batched(different, lambda batch: self._encode(batch).cpu())
         rows_R = torch.tensor(row_of)
         scores = []
@@ -302,6 +301,13 @@ class Predictor:
 
     # ------------------------------------------------------------------------- images
 
+    def _check(self, images: Sequence[Picture]) -> None:
+        """Read all images before the first batch, where one of a later batch could end the call
+        and take the batches before it along.
+        """
+        if len(images) > self.batch_size:
+            check_pictures(images)
+
     def _encode(self, images: Iterable[Picture]) -> Tensor:
         pixels_B3HW = torch.stack([self._transform(read_picture(image)) for image in images])
         return self.trained.encoder(pixels_B3HW.to(self.device))
@@ -323,11 +329,7 @@ def read_picture(picture: Picture) -> Tensor:
     if isinstance(picture, bytes):
         return decode(picture)
     if isinstance(picture, Image.Image):
-        # Through the one decoder, so that transparency and depth are treated as in training.
-        plain = picture if picture.mode in _PNG_MODES else picture.convert("RGB")
-        encoded = io.BytesIO()
-        plain.save(encoded, "PNG", compress_level=1)
-        return decode(encoded.getvalue())
+        return pixels(picture)
     path = Path(picture)
     if not path.is_file():
         raise FileNotFoundError(f"no such image file: {path}")
@@ -335,6 +337,23 @@ def read_picture(picture: Picture) -> Tensor:
         return decode(path.read_bytes())
     except ValueError as broken:
         raise ValueError(f"{path}: {broken}") from broken
+
+
+def check_pictures(pictures: Sequence[Picture]) -> None:
+    """Decode every image once, so that those which cannot be read are named before any work.
+
+    Raises:
+        ValueError: says how many cannot be read, and names the first of them.
+    """
+    broken = []
+    for place, picture in enumerate(pictures):
+        try:
+            read_picture(picture)
+        except (ValueError, OSError) as why:
+            broken.append(f"image {place}: {why}")
+    if broken:
+        shown = "; ".join(broken[:5]) + ("; ..." if len(broken) > 5 else "")
+        raise ValueError(f"{len(broken)} of {len(pictures)} images cannot be read: {shown}")
 
 
 def _unique(images: Sequence[Picture]) -> tuple[list[Picture], list[int]]:

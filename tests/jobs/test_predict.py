@@ -34,10 +34,13 @@ def test_paths_bytes_and_pil_are_one_image(pictures: list[Path]) -> None:
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "1", "CMYK", "I;16", "HSV"])
 def test_every_pil_mode_becomes_rgb(mode: str) -> None:
-    shown = read_picture(Image.new(mode, (5, 4)))
+    image = Image.new(mode, (5, 4))
+    shown = read_picture(image)
     assert (shown.shape, shown.dtype) == ((3, 4, 5), torch.uint8)
     if mode in {"RGBA", "LA"}:
-        assert (shown == 255).all()  # nothing over white
+        assert (shown == 0).all()  # alpha is blank: black, as stored
+        image.putpixel((0, 0), (9,) * (len(mode) - 1) + (255,))
+        assert (read_picture(image)[:, 1:] == 255).all()  # nothing over white
 
 
 def test_what_is_no_image_is_named(tmp_path: Path) -> None:
@@ -46,6 +49,20 @@ def test_what_is_no_image_is_named(tmp_path: Path) -> None:
         read_picture(tmp_path / "page.jpg")
     with pytest.raises(FileNotFoundError, match=r"gone\.jpg"):
         read_picture(tmp_path / "gone.jpg")
+
+
+def test_damaged_images_are_named_before_any_work(
+    stage2_run: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = tmp_path / "half.png"
+    half.write_bytes(pictures[0].read_bytes()[:60])
+    model = load(stage2_run, dtype="fp32", batch_size=2)
+    encoded: list[int] = []
+    monkeypatch.setattr(model, "encode", lambda images: encoded.append(len(images)))
+    images = [*pictures[:3], half, tmp_path / "gone.png"]
+    with pytest.raises(ValueError, match=r"2 of 5 images .* image 3: .*half\.png.*gone\.png"):
+        model.caption(images)
+    assert not encoded
 
 
 def test_texts_do_not_depend_on_batch_or_order(stage2_run: Path, pictures: list[Path]) -> None:
