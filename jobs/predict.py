@@ -31,6 +31,7 @@ from modeling.language import EncoderDecoderLM, GenerationSettings
 from modeling.prompts import vqa_zero_shot
 from modeling.qformer import select
 from pipeline.images import decode, pixels
+from pipeline.text import caption_text, question_text
 from pipeline.transforms import eval_transform
 
 Picture = str | Path | bytes | Image.Image
@@ -143,6 +144,7 @@ class Predictor:
 
     def vqa_prompt(self, question: str) -> str:
         """The prompt of finetuning where there was one, else the paper's zero-shot prompt."""
+        question = self._question(question)
         if self._asks:
             return self.trained.recipe.prompt.replace("{}", question.strip())
         return vqa_zero_shot(question, isinstance(self._language(), EncoderDecoderLM))
@@ -192,7 +194,12 @@ class Predictor:
     ) -> list[str]:
         """Answers to questions about encoded images, as one batch."""
         prompts = [self.vqa_prompt(question) for question in questions]
-        return self.speak(encoded, prompts, settings, read=questions if self._asks else None)
+        read = [self._question(question) for question in questions] if self._asks else None
+        return self.speak(encoded, prompts, settings, read=read)
+
+    def _question(self, question: str) -> str:
+        """A question as the checkpoint's recipe has them."""
+        return question_text(question, self.trained.recipe.text)
 
     def _each(
         self,
@@ -294,7 +301,9 @@ class Predictor:
             )
 
         def read(texts: list[str]) -> tuple[Tensor, Tensor]:
-            rows = tokenise(self.trained.tokenizer, texts, self.trained.recipe.max_text)
+            recipe = self.trained.recipe
+            texts = [caption_text(text, recipe.text) for text in texts]
+            rows = tokenise(self.trained.tokenizer, texts, recipe.max_text)
             return rows["ids"].to(self.device), rows["mask"].to(self.device)
 
         return cast(Stage1, self.trained.module), read

@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,25 @@ def test_embeddings_and_match(stage1_run: Path, pictures: list[Path]) -> None:
     with torch.no_grad():
         expected = module.match(model.trained.encoder(pixels), rows["ids"], rows["mask"])
     assert torch.allclose(pairs, expected, atol=1e-5)
+
+
+def test_questions_and_captions_follow_the_checkpoint_s_rule(
+    stage1_run: Path, stage2_run: Path, pictures: list[Path]
+) -> None:
+    question, read = "Is it (the) STAR?", "is it the star?"
+    model = load(stage2_run, dtype="fp32")
+    assert question in model.vqa_prompt(question)
+    recipe = replace(model.trained.recipe, text="reference")
+    model.trained = replace(model.trained, recipe=recipe)
+    assert read in model.vqa_prompt(question)
+    assert model.answer(pictures[:1], [question]) == model.answer(pictures[:1], [read])
+    ranker = load(stage1_run, dtype="fp32")
+    texts = ["A red star.", "a red star"]
+    assert not torch.equal(*ranker.text_embeds(texts))
+    recipe = replace(ranker.trained.recipe, text="reference")
+    ranker.trained = replace(ranker.trained, recipe=recipe)
+    assert torch.equal(*ranker.text_embeds(texts))
+    assert torch.equal(*ranker.match(pictures[:1] * 2, texts))
 
 
 def test_over_long_texts_keep_their_end() -> None:
