@@ -37,8 +37,11 @@ class ImageError(ValueError):
     """Bytes that do not become an image; ``reason`` is the word counted in the parquet."""
 
     def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
+        super().__init__(reason, detail)  # both: so that it can be sent between processes
         self.reason = reason
+
+    def __str__(self) -> str:
+        return ": ".join(self.args)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Mutants of every format that is decoded: whatever a decoder raises, one exception comes out."""
 
+import copy
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,8 +103,10 @@ def tiff_with_a_broken_tag() -> bytes:
     [(avif_without_planes(), "RuntimeError"), (tiff_with_a_broken_tag(), "TypeError")],
 )
 def test_a_decoder_s_own_exception_is_a_reason(data: bytes, raised: str):
-    with pytest.raises(ImageError, match=f"undecodable_image: {raised}"):
+    with pytest.raises(ImageError, match=f"undecodable_image: {raised}") as told:
         decode(data)
+    sent = copy.copy(told.value)  # as between processes
+    assert (str(sent), sent.reason) == (str(told.value), "undecodable_image")
 
 
 def test_a_short_memory_is_a_reason(monkeypatch: pytest.MonkeyPatch):
