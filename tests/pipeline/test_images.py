@@ -104,6 +104,16 @@ def test_sixteen_bit_grey_is_scaled_not_clipped():
     grey = Image.fromarray(np.full((3, 2), 257 * 100, dtype=np.uint16))
     assert pixel(encode(grey)) == [100, 100, 100]
     assert pixel(encode(grey, "TIFF")) == [100, 100, 100]
+    assert pixel(encode(Image.new("I;16B", (2, 2), 257 * 100), "TIFF")) == [100, 100, 100]
+
+
+def test_twelve_bit_grey_is_scaled_by_its_own_white():
+    """A TIFF of 2 x 1 by hand: 4095, its white, and 819, a fifth of it."""
+    tags = ((256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 98), (278, 1))
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    data = b"II*\0" + struct.pack("<IH", 8, 7) + entries + bytes(4)
+    assert len(data) == 98
+    assert decode(data + bytes.fromhex("fff333"))[0, 0].tolist() == [255, 51]
 
 
 def test_integers_of_32_bits_are_8_bit_grey_or_refused():
