@@ -129,6 +129,7 @@ def evaluate(args: EvaluateArgs, model: Predictor | None = None) -> dict[str, An
         "checkpoint": str(args.checkpoint),
         "step": model.trained.step,
         "recipe": model.trained.recipe.name,
+        "text": model.trained.recipe.text,
         "data": str(args.data.resolve()),
         "split": args.split,
         "seconds": {},

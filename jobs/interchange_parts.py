@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from jobs.recipes.train import (
 )
 from modeling.blip2 import Stage1, Stage1Config, Stage2, Stage2Config
 from modeling.weights import compare_shapes
+from pipeline.text import TextRule
 
 Recipe = Stage1Recipe | Stage2Recipe
 SHORT: dict[torch.dtype, Any] = {
@@ -48,7 +49,8 @@ class Options:
         language: folder or hub id of the frozen language model.
         tokenizer: folder or hub id of BERT's tokenizer.
         config: fields of a Q-Former's configuration, under our names or BERT's; and of the run:
-            ``image_size``, ``max_txt_len``, ``encoder_heads``.
+            ``image_size``, ``max_txt_len``, ``encoder_heads``, and ``text``, the rule for its
+            texts (``pipeline.text``), which is the reference's unless the recipe has another.
     """
 
     recipe: str = ""
@@ -197,15 +199,21 @@ def check_language(frozen: Frozen, where: str) -> None:
 
 
 def run_fields(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Separate the fields of a run (image size, text length, encoder heads) from a model's."""
+    """Separate the fields of a run (image size, text length and rule, encoder heads) from a
+    model's.
+    """
     synonyms = {
         **dict.fromkeys(("image_size", "img_size"), "image_size"),
         **dict.fromkeys(("max_text", "max_txt_len"), "max_text"),
         "encoder_heads": "encoder_heads",
+        "text": "text",
     }
     run = {synonyms[name]: value for name, value in config.items() if name in synonyms}
+    rules = get_args(TextRule)
     for name, value in run.items():
-        if not isinstance(value, int) or value < 1:
+        if name == "text" and value not in rules:
+            raise ValueError(f"--config: text = {value!r}; choose {' or '.join(rules)}")
+        if name != "text" and (not isinstance(value, int) or value < 1):
             raise ValueError(f"--config: {name} = {value!r} must be a whole number above 0")
     return run, {name: value for name, value in config.items() if name not in synonyms}
 
@@ -260,7 +268,7 @@ def build_recipe(
     max_text = run.get("max_text")
     name = "./tokenizer" if tokenizer else options.tokenizer or base.tokenizer
     # Its weights are here: it starts from no BERT.
-    base = replace(base, model=model, tokenizer=name, bert="")
+    base = replace(base, model=model, tokenizer=name, bert="", text=run.get("text", base.text))
     if kind == "stage1":
         return replace(base, max_text=max_text or base.max_text)
     if model.qformer.text and not name:

@@ -12,7 +12,6 @@ encoded once.
 Shape suffixes: B images or texts, R pairs, Q queries, P patches, D width, E shared embedding.
 """
 
-import io
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,7 +30,8 @@ from modeling.language import EncoderDecoderLM, GenerationSettings
 from modeling.precision import DTYPES, multiplies_bf16
 from modeling.prompts import vqa_zero_shot
 from modeling.qformer import select
-from pipeline.images import decode
+from pipeline.images import decode, pixels
+from pipeline.text import caption_text, question_text
 from pipeline.transforms import eval_transform
 
 PredictDtype = Literal["auto", "recipe", "bf16", "fp32"]
@@ -41,8 +41,6 @@ CAPTION = GenerationSettings(beams=5, max_new_tokens=30)
 """Captioning (paper, table 7); a minimum length, where one is wanted, is the caller's."""
 VQA = GenerationSettings(beams=5, max_new_tokens=10, length_penalty=-1.0)
 """Zero-shot VQA (paper, section 4.1): a length penalty of -1 asks for short answers."""
-
-_PNG_MODES = frozenset({"1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"})
 
 
 def load(
@@ -150,6 +148,7 @@ class Predictor:
 
     def vqa_prompt(self, question: str) -> str:
         """The prompt of finetuning where there was one, else the paper's zero-shot prompt."""
+        question = self._question(question)
         if self._asks:
             return self.trained.recipe.prompt.replace("{}", question.strip())
         return vqa_zero_shot(question, isinstance(self._language(), EncoderDecoderLM))
@@ -199,7 +198,12 @@ class Predictor:
     ) -> list[str]:
         """Answers to questions about encoded images, as one batch."""
         prompts = [self.vqa_prompt(question) for question in questions]
-        return self.speak(encoded, prompts, settings, read=questions if self._asks else None)
+        read = [self._question(question) for question in questions] if self._asks else None
+        return self.speak(encoded, prompts, settings, read=read)
+
+    def _question(self, question: str) -> str:
+        """A question as the checkpoint's recipe has them."""
+        return question_text(question, self.trained.recipe.text)
 
     def _each(
         self,
@@ -211,6 +215,7 @@ class Predictor:
         """Say something for every pair; an image is encoded once, and few are held at a time."""
         _same_length(images, texts, name)
         different, row_of = _unique(images)
+        self._check(different)
         of_image: dict[int, list[int]] = {}
         for pair, row in enumerate(row_of):
             of_image.setdefault(row, []).append(pair)
@@ -267,6 +272,7 @@ class Predictor:
         _same_length(images, texts, "texts")
         self._stage1()
         different, row_of = _unique(images)
+        self._check(different)
         tokens_BPD = self._batched(different, lambda batch: self._encode(batch).cpu())
         rows_R = torch.tensor(row_of)
         scores = []
@@ -299,12 +305,21 @@ class Predictor:
             )
 
         def read(texts: list[str]) -> tuple[Tensor, Tensor]:
-            rows = tokenise(self.trained.tokenizer, texts, self.trained.recipe.max_text)
+            recipe = self.trained.recipe
+            texts = [caption_text(text, recipe.text) for text in texts]
+            rows = tokenise(self.trained.tokenizer, texts, recipe.max_text)
             return rows["ids"].to(self.device), rows["mask"].to(self.device)
 
         return cast(Stage1, self.trained.module), read
 
     # ------------------------------------------------------------------------- images
+
+    def _check(self, images: Sequence[Picture]) -> None:
+        """Read all images before the first batch, where one of a later batch could end the call
+        and take the batches before it along.
+        """
+        if len(images) > self.batch_size:
+            check_pictures(images)
 
     def _encode(self, images: Iterable[Picture]) -> Tensor:
         pixels_B3HW = torch.stack([self._transform(read_picture(image)) for image in images])
@@ -327,11 +342,7 @@ def read_picture(picture: Picture) -> Tensor:
     if isinstance(picture, bytes):
         return decode(picture)
     if isinstance(picture, Image.Image):
-        # Through the one decoder, so that transparency and depth are treated as in training.
-        plain = picture if picture.mode in _PNG_MODES else picture.convert("RGB")
-        encoded = io.BytesIO()
-        plain.save(encoded, "PNG", compress_level=1)
-        return decode(encoded.getvalue())
+        return pixels(picture)
     path = Path(picture)
     if not path.is_file():
         raise FileNotFoundError(f"no such image file: {path}")
@@ -339,6 +350,23 @@ def read_picture(picture: Picture) -> Tensor:
         return decode(path.read_bytes())
     except ValueError as broken:
         raise ValueError(f"{path}: {broken}") from broken
+
+
+def check_pictures(pictures: Sequence[Picture]) -> None:
+    """Decode every image once, so that those which cannot be read are named before any work.
+
+    Raises:
+        ValueError: says how many cannot be read, and names the first of them.
+    """
+    broken = []
+    for place, picture in enumerate(pictures):
+        try:
+            read_picture(picture)
+        except (ValueError, OSError) as why:
+            broken.append(f"image {place}: {why}")
+    if broken:
+        shown = "; ".join(broken[:5]) + ("; ..." if len(broken) > 5 else "")
+        raise ValueError(f"{len(broken)} of {len(pictures)} images cannot be read: {shown}")
 
 
 def _unique(images: Sequence[Picture]) -> tuple[list[Picture], list[int]]:

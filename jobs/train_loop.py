@@ -207,7 +207,7 @@ def train(plan: Plan, make_task: Callable[[Any, torch.device], Task]) -> int:
         log.say(warning)
     validation = None
     if plan.validation:
-        validation = Validation(plan.validation, run, here, accumulation)
+        validation = Validation(plan.validation, run, here, accumulation, plan.recipe.text)
 
     def write(step: int, last: bool, metric: float | None) -> None:
         state = _state(plan, here, step, guard)
@@ -230,7 +230,7 @@ def train(plan: Plan, make_task: Callable[[Any, torch.device], Task]) -> int:
     transform = TrainTransform(run.transform)
     steps = range(plan.done, run.steps)
     with Batches(
-        Samples(plan.sources, plan.schedule, transform, run.loader.captions),
+        Samples(plan.sources, plan.schedule, transform, run.loader.captions, text=plan.recipe.text),
         run.loader,
         steps,
         rank=here.rank,

@@ -15,6 +15,7 @@ from jobs.recipes.train import RunConfig
 from jobs.train_task import Micro, Task
 from pipeline.loader import Batches, Samples, make_schedule
 from pipeline.reading import Shards
+from pipeline.text import TextRule
 from pipeline.transforms import TrainTransform
 
 
@@ -23,13 +24,19 @@ class Validation:
 
     Args:
         sources: of ``--validate``.
+        text: rule for captions and questions, the recipe's.
 
     Raises:
         ValueError: they hold fewer samples than a global batch has.
     """
 
     def __init__(
-        self, sources: Sequence[Shards], run: RunConfig, here: Place, accumulation: int
+        self,
+        sources: Sequence[Shards],
+        run: RunConfig,
+        here: Place,
+        accumulation: int,
+        text: TextRule = "plain",
     ) -> None:
         self._run, self._here, self._accumulation = run, here, accumulation
         held = sum(sum(source.sizes) for source in sources)
@@ -43,7 +50,7 @@ class Validation:
             sources, replace(run.loader, weights=()), seed=0, global_batch=run.global_batch
         )
         whole = replace(run.transform, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
-        self._samples = Samples(sources, schedule, TrainTransform(whole), "top1")
+        self._samples = Samples(sources, schedule, TrainTransform(whole), "top1", text)
 
     def due(self, made: int) -> bool:
         """Whether the losses are measured after step ``made``."""

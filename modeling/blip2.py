@@ -102,7 +102,8 @@ class Stage1(nn.Module):
 
         Returns:
             fp32 scalars `itc`, `itm`, `itg` and their sum `loss`. Averaged over ranks and
-            micro-batches they are the joined batch's.
+            micro-batches they are the joined batch's. So every token weighs alike in ITG; the
+            reference averages over each rank's tokens first, and agrees on one rank only.
 
         Raises:
             ValueError: Unequal batches over ranks, or one pair in all.

@@ -18,6 +18,7 @@ from pipeline.images import decode
 from pipeline.reading import BadSample, Shards
 from pipeline.sample import make_uid
 from pipeline.schedule import Draw, Schedule
+from pipeline.text import TextRule, caption_text, question_text
 from pipeline.transforms import TrainTransform
 
 MAX_REPLACED_IN_A_ROW = 100
@@ -52,9 +53,10 @@ class Samples:
         schedule: Schedule,
         transform: TrainTransform,
         captions: str = "random_top2",
+        text: TextRule = "plain",
     ) -> None:
         self.sources, self.schedule, self.transform = sources, schedule, transform
-        self.captions = captions
+        self.captions, self.text = captions, text
 
     def fill(self, draws: Sequence[Draw], squares: Tensor) -> list[Item]:
         """The samples of draws, their squares written into ``squares`` (uint8 B3SS).
@@ -104,6 +106,11 @@ class Samples:
         text = choose_caption(
             record, members, policy=self.captions, seed=seed, uid=uid, visit=draw.visit
         )
+        asked = str(record.get("question", ""))
+        if not asked:  # what answers a question stays as people wrote it, as in the reference
+            text = caption_text(text, self.text)
+        if not text:
+            raise BadSample("its caption holds no words")
         image = next((members[ext] for ext in members if ext in _IMAGES), None)
         if image is None:
             raise BadSample(f"no image among its members {sorted(members)}")
@@ -112,7 +119,7 @@ class Samples:
             text,
             uid,
             image_id=_image_id(record, image),
-            question=str(record.get("question", "")),
+            question=question_text(asked, self.text),
             augment=derive_seed("augment", *place),
             draws=(uniform("first draw", *place), uniform("second draw", *place)),
         )

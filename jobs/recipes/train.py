@@ -17,6 +17,7 @@ from modeling.optim import OptimConfig
 from modeling.precision import Dtype
 from modeling.qformer import QFormerConfig
 from pipeline.loader import LoaderConfig
+from pipeline.text import TextRule
 from pipeline.transforms import TransformConfig
 
 
@@ -136,6 +137,9 @@ class Stage1Recipe:
         max_text: tokens a text is cut to.
         image_ids: samples may show the same image, and then are no negatives of each other
             (retrieval finetuning).
+        text: rule for captions, in training and after it: ``reference`` lower-cases them, takes
+            ten punctuation marks out and keeps 50 words, as the reference does; ``plain`` leaves
+            them as they are.
     """
 
     name: Annotated[str, Suppress]
@@ -146,6 +150,7 @@ class Stage1Recipe:
     bert: str = ""
     max_text: int = 32
     image_ids: bool = False
+    text: TextRule = "plain"
     kind: Annotated[str, Suppress] = "stage1"
 
 
@@ -159,6 +164,9 @@ class Stage2Recipe:
         tokenizer: folder or hub id of BERT's tokenizer, for a Q-Former that reads questions.
         bert: of the weights that the Q-Former starts from where no checkpoint is given.
         max_question: tokens a question is cut to for the Q-Former.
+        text: rule for captions and questions, in training and after it: ``reference`` lower-cases
+            them, takes ten punctuation marks out and keeps 50 words, as the reference does;
+            ``plain`` leaves them as they are.
     """
 
     name: Annotated[str, Suppress]
@@ -170,6 +178,7 @@ class Stage2Recipe:
     tokenizer: str = ""
     bert: str = ""
     max_question: int = 32
+    text: TextRule = "plain"
     kind: Annotated[str, Suppress] = "stage2"
 
 
@@ -192,7 +201,7 @@ def vit_g() -> Stage1Recipe:
         save_every=2000,
         log_every=50,
     )
-    return Stage1Recipe("vit-g", VIT_G, BERT, Stage1Config(), run, bert=BERT)
+    return Stage1Recipe("vit-g", VIT_G, BERT, Stage1Config(), run, bert=BERT, text="reference")
 
 
 def vit_l() -> Stage1Recipe:
@@ -214,6 +223,7 @@ def vit_g_opt_2_7b() -> Stage2Recipe:
         language=LanguageChoice("facebook/opt-2.7b", "decoder", "bf16"),
         model=Stage2Config(qformer, llm_width=2560),
         run=replace(base.run, steps=80_000, global_batch=1920, optim=optim),
+        text=base.text,
     )
 
 

@@ -1,7 +1,7 @@
 """A LAVIS stage-1 file of odd sizes: its losses and gradient norms, from the file's own tensors.
 
 The other side is the reference's algorithm in plain torch under LAVIS's names: nothing of ours, and
-nothing of Hugging Face's, is in it.
+nothing of Hugging Face's, is in it. One rank: on several the reference's ITG is another mean.
 """
 
 from pathlib import Path

@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,13 @@ def test_paths_bytes_and_pil_are_one_image(pictures: list[Path]) -> None:
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "1", "CMYK", "I;16", "HSV"])
 def test_every_pil_mode_becomes_rgb(mode: str) -> None:
-    shown = read_picture(Image.new(mode, (5, 4)))
+    image = Image.new(mode, (5, 4))
+    shown = read_picture(image)
     assert (shown.shape, shown.dtype) == ((3, 4, 5), torch.uint8)
     if mode in {"RGBA", "LA"}:
-        assert (shown == 255).all()  # nothing over white
+        assert (shown == 0).all()  # alpha is blank: black, as stored
+        image.putpixel((0, 0), (9,) * (len(mode) - 1) + (255,))
+        assert (read_picture(image)[:, 1:] == 255).all()  # nothing over white
 
 
 def test_what_is_no_image_is_named(tmp_path: Path) -> None:
@@ -46,6 +50,20 @@ def test_what_is_no_image_is_named(tmp_path: Path) -> None:
         read_picture(tmp_path / "page.jpg")
     with pytest.raises(FileNotFoundError, match=r"gone\.jpg"):
         read_picture(tmp_path / "gone.jpg")
+
+
+def test_damaged_images_are_named_before_any_work(
+    stage2_run: Path, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = tmp_path / "half.png"
+    half.write_bytes(pictures[0].read_bytes()[:60])
+    model = load(stage2_run, dtype="fp32", batch_size=2)
+    encoded: list[int] = []
+    monkeypatch.setattr(model, "encode", lambda images: encoded.append(len(images)))
+    images = [*pictures[:3], half, tmp_path / "gone.png"]
+    with pytest.raises(ValueError, match=r"2 of 5 images .* image 3: .*half\.png.*gone\.png"):
+        model.caption(images)
+    assert not encoded
 
 
 def test_texts_do_not_depend_on_batch_or_order(stage2_run: Path, pictures: list[Path]) -> None:
@@ -96,6 +114,25 @@ def test_embeddings_and_match(stage1_run: Path, pictures: list[Path]) -> None:
     with torch.no_grad():
         expected = module.match(model.trained.encoder(pixels), rows["ids"], rows["mask"])
     assert torch.allclose(pairs, expected, atol=1e-5)
+
+
+def test_questions_and_captions_follow_the_checkpoint_s_rule(
+    stage1_run: Path, stage2_run: Path, pictures: list[Path]
+) -> None:
+    question, read = "Is it (the) STAR?", "is it the star?"
+    model = load(stage2_run, dtype="fp32")
+    assert question in model.vqa_prompt(question)
+    recipe = replace(model.trained.recipe, text="reference")
+    model.trained = replace(model.trained, recipe=recipe)
+    assert read in model.vqa_prompt(question)
+    assert model.answer(pictures[:1], [question]) == model.answer(pictures[:1], [read])
+    ranker = load(stage1_run, dtype="fp32")
+    texts = ["A red star.", "a red star"]
+    assert not torch.equal(*ranker.text_embeds(texts))
+    recipe = replace(ranker.trained.recipe, text="reference")
+    ranker.trained = replace(ranker.trained, recipe=recipe)
+    assert torch.equal(*ranker.text_embeds(texts))
+    assert torch.equal(*ranker.match(pictures[:1] * 2, texts))
 
 
 def test_over_long_texts_keep_their_end() -> None:

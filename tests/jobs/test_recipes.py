@@ -28,6 +28,15 @@ def test_every_recipe_survives_json(job, name):
 
 
 @pytest.mark.parametrize(("job", "name"), RECIPES)
+def test_the_paper_s_recipes_read_texts_as_the_reference(job, name):
+    made = recipes.recipe(job, name)
+    assert made.text == ("reference" if (job, name) in PAPER else "plain")
+    older = dataclasses.asdict(made)
+    del older["text"]  # written before there was a rule: its texts were plain
+    assert recipes.from_dict(type(made), older).text == "plain"
+
+
+@pytest.mark.parametrize(("job", "name"), RECIPES)
 def test_dry_run_of_every_recipe(job, name, capsys):
     """By the job's own command line; nothing is downloaded and no weight is made."""
     main = import_module(f"jobs.{job}").main

@@ -291,6 +291,8 @@ def test_mistakes_end_with_one_line(world, undisturbed, tmp_path, capsys):
     assert f"optim.lr = {usual}, this run has 0.5" in line
     line = mistake(capsys, stage1.main, [*good, "--out", str(out), "--seed", "9"])
     assert "seed = 0, this run has 9" in line
+    line = mistake(capsys, stage1.main, [*good, "--out", str(out), "--text", "reference"])
+    assert "text = 'plain', this run has 'reference'" in line
     line = mistake(capsys, stage1.main, [*good, "--init", str(out)])
     assert "starts from nothing" in line
 

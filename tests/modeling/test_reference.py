@@ -1,5 +1,8 @@
 """Stage 1 beside the reference's algorithm, built from Hugging Face's parts (jobs.bench_reference):
 four Q-Former passes, image keys and values recomputed in each, text padded to the full length.
+
+Equal on one rank. On several, ITG is the one difference: a mean over all tokens here, a mean of the
+ranks' means there.
 """
 
 import pytest
@@ -50,6 +53,23 @@ def test_losses_and_gradients_are_the_references(both, size, monkeypatch):
         gradient = pairs[name].grad
         gap = (parameter.grad.reshape(gradient.shape) - gradient).norm()
         assert gap / gradient.norm().clamp(min=1e-6) < 1e-5, name
+
+
+def test_itg_weighs_tokens_alike_where_the_reference_weighs_ranks(both):
+    """Two ranks' samples: ITG of one does not depend on the other's, so no process is needed."""
+    reference, ours = (model.double() for model in both)
+    tokens, ids, mask = batch(4, seed=4)
+    order = mask.sum(1).argsort()  # the short texts on the first rank, the long ones on the second
+    tokens, ids, mask = tokens[order].double(), ids[order], mask[order]
+    means, counts = [], []
+    for rank in (slice(0, 2), slice(2, 4)):
+        means.append(reference(tokens[rank], ids[rank], mask[rank])["itg"].item())
+        counts.append(mask[rank, 1:].sum().item())
+    assert counts[0] < counts[1]
+    found = ours(tokens, ids, mask)["itg"].item()
+    weighted = sum(m * n for m, n in zip(means, counts, strict=True)) / sum(counts)
+    assert found == pytest.approx(weighted, rel=1e-5)
+    assert found != pytest.approx(sum(means) / 2, rel=1e-4)
 
 
 def test_the_benchmarks_reference_takes_a_stages_weights(monkeypatch):

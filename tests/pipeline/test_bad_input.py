@@ -16,6 +16,7 @@ from pipeline.output import assemble
 from pipeline.shards import Row, index_tar, read_parquet
 from pipeline.sources import open_source
 from tests.pipeline.test_capfilt import SPECS, captions, scores
+from tests.pipeline.test_damaged_images import avif_without_planes, tiff_with_a_broken_tag
 from tests.pipeline.test_images import encode, png_claiming
 from tests.pipeline.test_sources import tar
 
@@ -35,6 +36,9 @@ INPUTS: list[tuple[str, list[tuple[str, bytes]], str]] = [
     ("grey16", [("png", encode(GREY16)), ("txt", b"t")], ""),
     ("palette", [("png", encode(PALETTE)), ("txt", b"t")], ""),
     ("rgba", [("png", encode(Image.new("RGBA", (20, 10)))), ("txt", b"t")], ""),
+    ("avif", [("avif", avif_without_planes()), ("txt", b"t")], "undecodable_image"),
+    ("tiff", [("tif", tiff_with_a_broken_tag()), ("txt", b"t")], "undecodable_image"),
+    ("line", [("png", encode(Image.new("RGB", (1, 60_000)))), ("txt", b"t")], ""),
     ("animated", [("gif", ANIMATED), ("txt", b"t")], ""),
     ("bomb", [("png", png_claiming(60_000, 60_000)), ("txt", b"t")], "too_many_pixels"),
     ("speechless", [("png", GOOD)], "no_caption"),
