@@ -21,8 +21,8 @@ if not __package__:  # run as a script: import from the clone, not from jobs/
 import torch
 from torch import Tensor, nn
 
+from evaluation.benchmark import read_questions
 from jobs import cli, models, train_cli, train_models
-from jobs.evaluate import read_questions
 from jobs.recipes.train import Stage2Recipe
 from jobs.train_task import Task
 from pipeline.loader import Batch, LoaderConfig

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 import tyro
 
 from evaluation.audit import audit_capfilt
+from evaluation.benchmark import read_captions, read_questions
 from evaluation.metrics import vqa_accuracy
 from evaluation.plots import Chart, log_series, read_log
 from evaluation.report import (
@@ -52,7 +53,6 @@ from evaluation.report import (
     write_report,
 )
 from jobs.cli import run
-from jobs.evaluate import read_captions, read_questions
 from pipeline.manifest import Commit, committed
 from pipeline.shards import read_span
 from pipeline.tinyworld.scene import Scene

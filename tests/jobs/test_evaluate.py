@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.evaluate import EvaluateArgs, evaluate, paper_metrics, print_results, true_captions
-from jobs.evaluate import read_questions as read
+from evaluation.benchmark import read_questions as read
+from evaluation.benchmark import true_captions
+from jobs.evaluate import EvaluateArgs, evaluate, paper_metrics, print_results
 from jobs.predict import load
 
 ROOT = Path(__file__).parents[2]
