@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from evaluation import plots
 from evaluation.plots import Chart
@@ -146,10 +146,10 @@ class Captions:
 
 @dataclass(frozen=True)
 class Answer:
-    """One question: what each model answers, with its accuracy, and the references."""
+    """One question: what each model answers, with its accuracy where known, and the references."""
 
     question: str
-    predicted: Mapping[str, tuple[str, float]]
+    predicted: Mapping[str, tuple[str, float | None]]
     references: Sequence[str] = ()
 
 
@@ -306,7 +306,7 @@ def picture_uri(picture: Picture) -> str:
             if mime and len(content) <= _MOST_BYTES:
                 return _uri(mime, content)
             return _thumbnail(opened)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError):
+    except Exception:  # decoders raise errors of every kind on damaged files
         return ""
 
 

@@ -40,7 +40,7 @@ def print_results(results: dict[str, Any], notes: bool = True) -> None:
             print(f"{task + '.' + key:44}{number}")
     for task in TASKS if notes else ():
         for note in results.get(task, {}).get("notes", []):
-            print(f"note: {task}: {note}")
+            print(f"note: {note} ({task})")
 
 
 def shown(scores: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Embedders:
     """Texts -> unit features ``B E``."""
     match: Callable[[Tensor, Tensor, Sequence[str]], Tensor]
     """Tokens ``B P D`` of different images, for each pair the row of its image ``R``, and ``R``
-    texts -> match logits ``R``; the model projects an image's keys once for all its pairs."""
+    texts -> logits ``R`` of "match"; the model projects an image's keys once for all its pairs."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ fractions between 0 and 1, and CIDEr 1.0 is what papers print as 100. See docs/e
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ if not __package__:  # run as a script: import from the clone, not from jobs/
     import jobs.environment  # noqa: F401  a line, not a traceback, where packages are missing
 
 import tyro
+from torch import Tensor
 
 from evaluation import tables
 from evaluation.benchmark import (
@@ -260,7 +261,12 @@ def evaluate_retrieval(
     args: EvaluateArgs, model: Predictor, items: list[CaptionedImage], out: Outputs
 ) -> dict[str, Any]:
     """Retrieve among the images; writes ``retrieval_SPLIT_examples.json``."""
-    embed = Embedders(model.embed_images, model.text_embeds, model.match_tokens)
+
+    def match(tokens_BPD: Tensor, rows_R: Tensor, texts: Sequence[str]) -> Tensor:
+        # The logit of "match" alone, as in the reference, and not its lead over "no match".
+        return model.match_tokens(tokens_BPD, rows_R, texts)[:, 1]
+
+    embed = Embedders(model.embed_images, model.text_embeds, match)
     scores, rankings = retrieve(
         items,
         embed,

@@ -60,7 +60,7 @@ def test_test_sets_are_predicted_and_not_scored(
     names = {"results.json", *(f"{t}_test_results.json" for t in ("captions", "vqa", "gqa"))}
     assert {path.name for path in out.iterdir()} == names  # no control, which is only for scores
     print_results(results)
-    assert "note: gqa: nothing was scored" in capsys.readouterr().out
+    assert "no question has a reference answer (gqa)" in capsys.readouterr().out
 
 
 def test_what_has_a_reference_is_scored_and_the_rest_told(model: Predictor, data: Path) -> None:
