@@ -97,6 +97,8 @@ class EvaluateArgs:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {value}: give at least 1")
+        if self.out is not None and self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"--out {self.out} is a file; name a folder")
         if not self.tasks:
             raise ValueError("--tasks: name at least one of caption, vqa, gqa, retrieval")
         if (self.table is None) != (self.row is None):
@@ -141,9 +143,11 @@ def evaluate(args: EvaluateArgs, model: Predictor | None = None) -> dict[str, An
     for task in args.tasks:
         started = time.monotonic()
         scores = _run(args, model, task, data[task].without(broken), out)
-        mine = {path: broken[path] for path in data[task].paths() if path in broken}
+        paths = data[task].paths()
+        mine = {path: broken[path] for path in paths if path in broken}
         if mine:
-            told = f"{len(mine)} images cannot be decoded and were left out: {name_some(mine)}"
+            few = f"{len(mine)} of {len(paths)} images"
+            told = f"{few} cannot be decoded and were left out: {name_some(mine)}"
             scores["notes"] = [told, *scores["notes"]]
         results[task] = scores
         results["seconds"][task] = round(time.monotonic() - started, 1)

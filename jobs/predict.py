@@ -336,7 +336,7 @@ def read_picture(picture: Picture) -> Tensor:
         raise FileNotFoundError(f"no such image file: {path}")
     try:
         return decode(path.read_bytes())
-    except ValueError as broken:
+    except (ValueError, OSError) as broken:
         raise ValueError(f"{path}: {broken}") from broken
 
 

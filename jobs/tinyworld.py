@@ -262,7 +262,7 @@ def _flat(prefix: str, values: dict[str, Any]) -> list[tuple[str, float]]:
     for key, value in values.items():
         if isinstance(value, dict) and key != "domains" and not key.startswith("by_"):
             rows += _flat(f"{prefix}.{key}", value)
-        elif isinstance(value, float):
+        elif isinstance(value, float) and not key.startswith("exact_match"):
             rows.append((f"{prefix}.{key}", value))
     return rows
 

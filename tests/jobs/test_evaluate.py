@@ -117,6 +117,7 @@ def test_ours_under_the_papers_names(capsys: pytest.CaptureFixture) -> None:
     [
         ({"limit": 0}, "--limit 0"),
         ({"tasks": ()}, "--tasks"),
+        ({"out": Path(__file__)}, "is a file; name a folder"),
         ({"table": 2}, "belong together"),
         ({"table": 2, "row": "vit-h"}, "no row 'vit-h'"),
     ],

@@ -133,7 +133,7 @@ def test_a_broken_image_is_named_before_anything_is_begun(
     assert not (data.parent / "out").exists()
     results, out = run(model, data, "vqa", "gqa", skip_unreadable=True)
     assert (results["vqa"]["count"], results["gqa"]["count"]) == (10, 5)
-    assert "1 images cannot be decoded and were left out" in results["vqa"]["notes"][0]
+    assert "1 of 6 images cannot be decoded and were left out" in results["vqa"]["notes"][0]
     assert "000004.jpg: " in results["gqa"]["notes"][0]
     assert len(read(out / "vqa_test_results.json")) == 10
     for path in (data / "images/test").iterdir():
