@@ -65,15 +65,15 @@ def read_evaluation(folder: Path) -> Evaluated:
 
 def caption_section(evaluations: Sequence[Evaluated]) -> list[Section]:
     """What each model says of some test images, beside what people said."""
-    said = {e.folder.name: e.read("captions_{split}_results.json") for e in evaluations}
+    captioned = [e for e in evaluations if "caption" in e.results]
     texts = {
-        name: {str(row["image_id"]): row["caption"] for row in rows}
-        for name, rows in said.items()
-        if rows is not None
+        e.folder.name: {str(row["image_id"]): row["caption"] for row in rows}
+        for e in captioned
+        if (rows := e.read("captions_{split}_results.json")) is not None
     }
     if not texts:
         return []
-    items = read_captions(evaluations[0].data, evaluations[0].split)
+    items = read_captions(captioned[0].data, captioned[0].split)
     shown = [i for i in items if all(str(i.image_id) in t for t in texts.values())][:SHOWN_TESTS]
     samples = [
         CaptionSample(
@@ -150,7 +150,7 @@ def _by_type(e: Evaluated) -> Grid:
 def retrieval_section(e: Evaluated) -> list[Section]:
     """Recalls before and after re-ranking, and examples of both directions after it."""
     found = e.read("retrieval_{split}_examples.json")
-    if found is None:
+    if found is None or "retrieval" not in e.results:
         return []
     paths = {item.image_id: item.path for item in read_captions(e.data, e.split)}
     queries = [
