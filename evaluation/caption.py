@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation.caption_metrics import caption_metrics, cider, tokenise_captions
+from evaluation.caption_metrics import CIDER_ON_ONE, caption_metrics, cider, tokenise_captions
 from evaluation.data import CaptionedImage, derangement
 
 Encode = Callable[[Sequence[Path]], Tensor]
@@ -16,7 +16,14 @@ Encode = Callable[[Sequence[Path]], Tensor]
 Generate = Callable[[Tensor | None, Sequence[str]], list[str]]
 """Encoded images (None: text only) and ``B`` text prompts -> ``B`` texts."""
 
+Keep = Callable[[list[dict[str, Any]]], None]
+"""A writer of predictions, called with each batch of them as soon as it is there."""
+
 _Item = TypeVar("_Item")
+
+
+def keep_nothing(batch: list[dict[str, Any]]) -> None:
+    """Write nothing."""
 
 
 def chunks(items: Sequence[_Item], size: int) -> Iterator[list[_Item]]:
@@ -38,17 +45,24 @@ def caption_images(
     generate: Generate,
     prompt: str = "",
     batch_size: int = 64,
+    *,
+    keep: Keep = keep_nothing,
 ) -> list[dict[str, Any]]:
-    """One caption an image, in COCO's results format ``[{"image_id", "caption"}]``."""
+    """One caption an image, in COCO's results format ``[{"image_id", "caption"}]``.
+
+    ``keep`` is given the captions of each batch as they come.
+    """
     results: list[dict[str, Any]] = []
     with tqdm(total=len(items), desc="caption", unit="image") as progress:
         for batch in chunks(items, batch_size):
             encoded = encode([item.path for item in batch])
             texts = generate(encoded, [prompt] * len(batch))
-            results += [
+            captions = [
                 {"image_id": item.image_id, "caption": text.strip()}
                 for item, text in zip(batch, texts, strict=True)
             ]
+            keep(captions)
+            results += captions
             progress.update(len(batch))
     return results
 
@@ -63,9 +77,9 @@ def score_captions(
         "cider_per_image"}``, and ``"domains": {name: {"cider", "count"}}`` where images have them.
 
     Raises:
-        ValueError: an image has no prediction or two, or Java is missing.
+        ValueError: an image has no prediction or two, or no reference, or Java is missing.
     """
-    references = {str(item.image_id): item.captions for item in items}
+    references = {str(item.image_id): item.references for item in items}
     predictions = _by_id(results)
     metrics, each, notes = caption_metrics(references, predictions)
     scores: dict[str, Any] = {**metrics, "count": len(items), "notes": notes}
@@ -78,7 +92,31 @@ def score_captions(
             name: _domain([item for item in items if item.domain == name], predictions)
             for name in sorted(domains)
         }
+        alone = [name for name, domain in scores["domains"].items() if domain["count"] == 1]
+        notes += [f"domain {name}: {CIDER_ON_ONE}" for name in alone]
     return scores
+
+
+def reference_notes(items: Sequence[CaptionedImage]) -> list[str]:
+    """What a reader of the scores must know about the references, a sentence each."""
+    counts = [len(item.references) for item in items if item.references]
+    if not counts:
+        return ["nothing was scored: no image has a reference caption"]
+    notes = []
+    if len(counts) < len(items):
+        notes.append(
+            f"{len(items) - len(counts)} of {len(items)} images have no reference caption; they "
+            "were captioned and not scored"
+        )
+    blank = sum(len(item.captions) - len(item.references) for item in items)
+    if blank:
+        notes.append(f"{blank} reference captions are blank and were left out")
+    if max(counts) == 1:
+        notes.append(
+            "every image has one reference caption; published scores are against 5 (COCO) or 10 "
+            "(NoCaps) and not comparable"
+        )
+    return notes
 
 
 def shuffled_cider(
@@ -91,7 +129,7 @@ def shuffled_cider(
 
 
 def _domain(items: Sequence[CaptionedImage], predictions: Mapping[str, str]) -> dict[str, Any]:
-    gold = tokenise_captions({str(item.image_id): item.captions for item in items})
+    gold = tokenise_captions({str(item.image_id): item.references for item in items})
     ours = tokenise_captions({key: [predictions[key]] for key in gold})
     return {"cider": cider(gold, ours)[0], "count": len(items)}
 

@@ -3,15 +3,18 @@
 The PTB tokenizer, METEOR and SPICE are Java programs. They are started here and not by
 pycocoevalcap's wrappers, because those wait for ever when Java dies in the middle of a score, write
 into the installed package, and find Java only on PATH. The jars and their options are the same.
+Java is told its language and encoding, since these programs write and read numbers and fold case by
+the machine's: in Italian METEOR dies of "0,5", in Turkish "I" becomes another letter.
 """
 
 import importlib.util
 import os
 import shutil
 import subprocess
+import tempfile
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -33,10 +36,24 @@ _SPICE_MODELS = "spice/lib/stanford-corenlp-3.6.0-models.jar"
 # Upper case on purpose: pycocoevalcap compares with these after lower-casing, so brackets stay.
 _PUNCTUATION = "'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;"
 _DROPPED_TOKENS = frozenset(_PUNCTUATION.split())
+_LOCALE = (
+    *("-Duser.language=en", "-Duser.country=US", "-Duser.variant="),
+    *("-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8"),
+)
+# Options that a user gives to every Java program; some would go before ours, some after.
+_USERS_OPTIONS = ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS")
+CIDER_ON_ONE = (
+    "CIDEr weighs words by how few of the images they describe, and is 0 for any caption where all "
+    "images have the same references, as where there is one image"
+)
 SPICE_MISSING = (
     "SPICE is left out: its CoreNLP models are not installed; run "
     "`python -m pycocoevalcap.spice.get_stanford_models` on a machine with a network (400 MB)"
 )
+
+
+class ScorerFailed(RuntimeError):
+    """A Java program of the caption metrics ended early, ran out of time or lost a line."""
 
 
 def find_java() -> str:
@@ -59,6 +76,16 @@ def find_java() -> str:
     )
 
 
+def _java(*words: str) -> list[str]:
+    """A command line of Java that means the same on every machine."""
+    return [find_java(), *_LOCALE, *words]
+
+
+def _environment() -> dict[str, str]:
+    """The environment without what would change Java's options."""
+    return {name: value for name, value in os.environ.items() if name not in _USERS_OPTIONS}
+
+
 def _jar(relative: str) -> Path:
     spec = importlib.util.find_spec("pycocoevalcap")
     assert spec is not None and spec.submodule_search_locations
@@ -74,26 +101,26 @@ def ptb_tokenize(texts: Sequence[str]) -> list[str]:
 
     Raises:
         ValueError: there is no Java.
-        RuntimeError: the tokenizer failed, ran out of time or lost a line.
+        ScorerFailed: the tokenizer failed, ran out of time or lost a line.
     """
     if not texts:
         return []
-    command = [find_java(), "-Dfile.encoding=UTF-8", "-cp", str(_jar(_PTB_JAR))]
+    command = _java("-cp", str(_jar(_PTB_JAR)))
     command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
     # One text must stay one line whatever line break it holds.
     lines = "".join(" ".join(text.split()) + "\n" for text in texts)
     try:
         done = subprocess.run(
             command, input=lines.encode(), capture_output=True, timeout=_limit(len(texts)),
-            check=True,
+            check=True, env=_environment(),
         )  # fmt: skip
     except subprocess.CalledProcessError as failure:
-        raise RuntimeError(f"PTB tokenizer failed: {failure.stderr.decode()[-300:]}") from failure
+        raise ScorerFailed(f"PTB tokenizer failed: {failure.stderr.decode()[-300:]}") from failure
     except subprocess.TimeoutExpired as late:
-        raise RuntimeError(f"PTB tokenizer gave no result in {late.timeout:.0f} s") from late
+        raise ScorerFailed(f"PTB tokenizer gave no result in {late.timeout:.0f} s") from late
     tokenised = done.stdout.decode().split("\n")[:-1]
     if len(tokenised) != len(texts):
-        raise RuntimeError(f"PTB tokenizer returned {len(tokenised)} lines for {len(texts)} texts")
+        raise ScorerFailed(f"PTB tokenizer returned {len(tokenised)} lines for {len(texts)} texts")
     return [" ".join(w for w in line.split() if w not in _DROPPED_TOKENS) for line in tokenised]
 
 
@@ -109,24 +136,31 @@ class Meteor(AbstractContextManager["Meteor"]):
 
     def __init__(self, seconds: float) -> None:
         # A heap that starts large and a collector of one thread: the tables load 3 times faster.
-        machine = ["-Dfile.encoding=UTF-8", "-XX:+UseSerialGC", "-Xms1G", "-Xmx2G"]
-        command = [find_java(), *machine, "-jar", str(_jar(_METEOR_JAR))]
+        machine = ["-XX:+UseSerialGC", "-Xms1G", "-Xmx2G"]
+        command = _java(*machine, "-jar", str(_jar(_METEOR_JAR)))
         command += ["-", "-", "-stdio", "-l", "en", "-norm"]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self._process = subprocess.Popen(command, text=True, encoding="utf-8", **pipes)  # type: ignore[call-overload]
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed by __exit__
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors}
+        self._process = subprocess.Popen(  # type: ignore[call-overload]
+            command, text=True, encoding="utf-8", env=_environment(), **pipes
+        )
         self._deadline = threading.Timer(seconds, self._process.kill)
         self._deadline.daemon = True
         self._deadline.start()
 
     def score(self, references: Captions, results: Captions) -> tuple[float, list[float]]:
-        """Corpus METEOR and METEOR per image, in ``results``' order (tokenised captions)."""
+        """Corpus METEOR and METEOR per image, in ``results``' order (tokenised captions).
+
+        Raises:
+            ScorerFailed: the process ended early, ran out of time or answered no number.
+        """
         statistics = [
             self._ask(" ||| ".join(["SCORE", *map(_bare, references[key]), _bare(result[0])]))
             for key, result in results.items()
         ]
         self._send(" ||| ".join(["EVAL", *statistics]))
-        each = [float(self._receive()) for _ in statistics]
-        return float(self._receive()), each
+        each = [self._number() for _ in statistics]
+        return self._number(), each
 
     def _ask(self, line: str) -> str:
         self._send(line)
@@ -137,13 +171,28 @@ class Meteor(AbstractContextManager["Meteor"]):
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
         except (BrokenPipeError, ValueError) as gone:
-            raise RuntimeError("METEOR's Java process ended early") from gone
+            raise ScorerFailed(f"METEOR's Java process ended early{self._said()}") from gone
 
     def _receive(self) -> str:
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError("METEOR's Java process ended early or ran out of time")
+            why = f"METEOR's Java process ended early or ran out of time{self._said()}"
+            raise ScorerFailed(why)
         return line.strip()
+
+    def _number(self) -> float:
+        line = self._receive()
+        try:
+            return float(line)
+        except ValueError as other:
+            raise ScorerFailed(f"METEOR answered {line!r:.80}, which is no number") from other
+
+    def _said(self) -> str:
+        """The first line of what the process wrote about its end."""
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").split("\n")
+        first = next((line.strip() for line in lines if line.strip()), "")
+        return f" ({first[:200]})" if first else ""
 
     def __exit__(
         self,
@@ -155,6 +204,7 @@ class Meteor(AbstractContextManager["Meteor"]):
         self._process.kill()
         self._process.wait()
         self._process.stdout.close()
+        self._errors.close()
         # Broken where the child died before the last line left the buffer: the score has failed.
         with suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -167,12 +217,22 @@ def _bare(text: str) -> str:
 def _spice(references: Captions, results: Captions) -> float:
     from pycocoevalcap.spice.spice import Spice
 
-    before = os.environ.get("PATH", "")
-    os.environ["PATH"] = str(Path(find_java()).parent) + os.pathsep + before
-    try:
+    with _ours(PATH=str(Path(find_java()).parent) + os.pathsep + os.environ.get("PATH", "")):
         return float(Spice().compute_score(references, results)[0])
+
+
+@contextmanager
+def _ours(**variables: str) -> Iterator[None]:
+    """Give pycocoevalcap's own calls of Java our options, by the environment."""
+    before = dict(os.environ)
+    ours = _environment() | {"JAVA_TOOL_OPTIONS": " ".join(_LOCALE)} | variables
+    try:
+        os.environ.clear()
+        os.environ.update(ours)
+        yield
     finally:
-        os.environ["PATH"] = before
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def cider(references: Captions, results: Captions) -> tuple[float, list[float]]:
@@ -196,6 +256,7 @@ def caption_metrics(
 
     Raises:
         ValueError: an image has no prediction or no reference, or there is no Java.
+        ScorerFailed: the tokenizer that all metrics need failed.
     """
     require_predictions(references, predictions, "image")
     for key, texts in references.items():
@@ -206,15 +267,19 @@ def caption_metrics(
     bleu, _ = Bleu(4).compute_score(gold, ours, verbose=0)
     cider_score, each = cider(gold, ours)
     metrics = {f"bleu{n + 1}": float(value) for n, value in enumerate(bleu)}
-    with Meteor(_limit(len(ours))) as meteor:
-        metrics["meteor"] = meteor.score(gold, ours)[0]
     metrics |= {"rouge_l": float(Rouge().compute_score(gold, ours)[0]), "cider": cider_score}
-    notes = []
-    if _jar(_SPICE_MODELS).exists():
-        try:
-            metrics["spice"] = _spice(gold, ours)
-        except subprocess.CalledProcessError as failure:
-            notes.append(f"SPICE is left out: its Java program ended with {failure.returncode}")
-    else:
-        notes.append(SPICE_MISSING)
+    notes = (
+        [CIDER_ON_ONE] if len({tuple(sorted(set(texts))) for texts in gold.values()}) == 1 else []
+    )
+    try:
+        with Meteor(_limit(len(ours))) as meteor:
+            metrics["meteor"] = meteor.score(gold, ours)[0]
+    except ScorerFailed as failure:
+        notes.append(f"METEOR is left out: {failure}")
+    if not _jar(_SPICE_MODELS).exists():
+        return metrics, dict(zip(ours, each, strict=True)), [*notes, SPICE_MISSING]
+    try:
+        metrics["spice"] = _spice(gold, ours)
+    except (subprocess.CalledProcessError, OSError, ValueError) as failure:
+        notes.append(f"SPICE is left out: {failure}")
     return metrics, dict(zip(ours, each, strict=True)), notes

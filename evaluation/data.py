@@ -1,30 +1,35 @@
 """Readers of benchmark files: COCO captions, Karpathy splits, VQAv2 and GQA questions.
 
 Each reader gives plain records with the path of every image, and refuses a file that lacks a field
-or an image with one line that names both. Nothing is decoded here.
+or an image, or gives an id twice, with one line that names both. Nothing is decoded here.
 """
 
 import json
 import random
-import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-ImageId = int | str
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
+from evaluation.image_files import ImageId, index_images
+
 _Key = TypeVar("_Key", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionedImage:
-    """One image with its reference captions (NoCaps: also its domain, in/near/out)."""
+    """One image with its reference captions (test sets: none; NoCaps: also its domain)."""
 
     image_id: ImageId
     path: Path
     captions: tuple[str, ...]
     domain: str = ""
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The captions that say something: those that are not blank."""
+        return tuple(text for text in self.captions if text.strip())
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,11 @@ class Question:
     question_type: str = ""
     answer_type: str = ""
 
+    @property
+    def answered(self) -> bool:
+        """Whether there is a reference answer that says something."""
+        return any(answer.strip() for answer in self.answers)
+
 
 @dataclass(frozen=True)
 class QuestionSet:
@@ -48,7 +58,18 @@ class QuestionSet:
 
     def first(self, limit: int | None) -> "QuestionSet":
         """The first ``limit`` questions (all of them for None) and their images only."""
-        questions = self.questions[:limit]
+        return self._only(self.questions[:limit])
+
+    def answered(self) -> "QuestionSet":
+        """The questions that have a reference answer, which are those that can be scored."""
+        return self._only(tuple(question for question in self.questions if question.answered))
+
+    def without(self, paths: Container[Path]) -> "QuestionSet":
+        """The questions about other images than these."""
+        kept = [q for q in self.questions if self.images[q.image_id] not in paths]
+        return self._only(tuple(kept))
+
+    def _only(self, questions: tuple[Question, ...]) -> "QuestionSet":
         wanted = {question.image_id for question in questions}
         return QuestionSet(
             questions, {key: self.images[key] for key in self.images if key in wanted}
@@ -90,49 +111,34 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not JSON: {wrong}") from wrong
 
 
-def index_images(folder: Path) -> dict[ImageId, Path]:
-    """Every image below ``folder`` by stem and by the number its stem ends with.
-
-    So id 42 finds ``42.jpg``, ``000000000042.png`` and ``COCO_val2014_000000000042.jpg``. A key
-    that two images answer to is left out.
-
-    Raises:
-        FileNotFoundError: the folder is not there.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no such image folder: {folder}")
-    found: dict[ImageId, Path] = {}
-    ambiguous: set[ImageId] = set()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in _SUFFIXES:
-            continue
-        number = re.search(r"\d+$", path.stem)
-        keys: list[ImageId] = [path.stem, *([int(number.group())] if number else [])]
-        for key in keys:
-            if found.setdefault(key, path) != path:
-                ambiguous.add(key)
-    return {key: path for key, path in found.items() if key not in ambiguous}
-
-
 def read_coco_captions(annotations: Path, images: Path) -> list[CaptionedImage]:
     """COCO caption JSON (NoCaps too: ``domain`` per image), images in the file's order.
 
+    A test set has no annotations: its images then have no captions.
+
     Raises:
         FileNotFoundError: the file or an image is not there.
-        ValueError: a field is missing, or an image has no caption.
+        ValueError: a field is missing, an id is given twice, or others have captions but one image
+            has none.
     """
     content = read_json(annotations)
-    captions: dict[ImageId, list[str]] = {}
-    for entry in _field(content, "annotations", list, annotations):
-        key = _field(entry, "image_id", (int, str), annotations)
-        captions.setdefault(key, []).append(_field(entry, "caption", str, annotations))
+    captions: dict[str, list[str]] = {}
+    if isinstance(content, dict) and "annotations" in content:
+        entries = _field(content, "annotations", list, annotations)
+        for entry in entries:
+            key = _field(entry, "image_id", (int, str), annotations)
+            captions.setdefault(str(key), []).append(_field(entry, "caption", str, annotations))
+        _refuse_doubled([entry["id"] for entry in entries if "id" in entry], "caption", annotations)
+    entries = _field(content, "images", list, annotations)
+    keys = [_field(entry, "id", (int, str), annotations) for entry in entries]
+    _refuse_doubled(keys, "image", annotations)
     items = []
-    for entry in _field(content, "images", list, annotations):
-        key = _field(entry, "id", (int, str), annotations)
-        if key not in captions:
+    for key, entry in zip(keys, entries, strict=True):
+        if captions and str(key) not in captions:
             raise ValueError(f"{annotations}: image {key} has no caption")
         path = _existing(images, _field(entry, "file_name", str, annotations), annotations)
-        items.append(CaptionedImage(key, path, tuple(captions[key]), str(entry.get("domain", ""))))
+        texts = tuple(captions.get(str(key), ()))
+        items.append(CaptionedImage(key, path, texts, str(entry.get("domain", ""))))
     return _some(items, annotations)
 
 
@@ -141,16 +147,17 @@ def read_karpathy(annotations: Path, images: Path, split: str) -> list[Captioned
 
     Raises:
         FileNotFoundError: the file or an image is not there.
-        ValueError: a field is missing or the split is not in the file.
+        ValueError: a field is missing, an id is given twice, or the split is not in the file.
     """
     entries = _field(read_json(annotations), "images", list, annotations)
-    items, splits = [], set()
+    items, splits, sentence_ids = [], set(), []
     for entry in entries:
         splits.add(_field(entry, "split", str, annotations))
         if entry["split"] != split:
             continue
         sentences = _field(entry, "sentences", list, annotations)
         captions = tuple(_field(sentence, "raw", str, annotations) for sentence in sentences)
+        sentence_ids += [sentence["sentid"] for sentence in sentences if "sentid" in sentence]
         name = _field(entry, "filename", str, annotations)
         folder = entry.get("filepath", "")
         path = _existing(images, f"{folder}/{name}" if folder else name, annotations, name)
@@ -158,6 +165,8 @@ def read_karpathy(annotations: Path, images: Path, split: str) -> list[Captioned
     if not items:
         known = ", ".join(sorted(splits)) or "none"
         raise ValueError(f"{annotations}: no image of split {split!r}; its splits: {known}")
+    _refuse_doubled([item.image_id for item in items], "image", annotations)
+    _refuse_doubled(sentence_ids, "caption", annotations)
     return items
 
 
@@ -166,18 +175,23 @@ def read_vqa(questions: Path, annotations: Path | None, images: Path) -> Questio
 
     Raises:
         FileNotFoundError: a file or an image is not there.
-        ValueError: a field is missing or a question has no annotation.
+        ValueError: a field is missing, a question id is given twice, or a question has no
+            annotation.
     """
-    notes: dict[ImageId, dict] = {}
+    entries = _field(read_json(questions), "questions", list, questions)
+    keys = [_field(entry, "question_id", (int, str), questions) for entry in entries]
+    _refuse_doubled(keys, "question", questions)
+    notes: dict[str, dict] = {}
     if annotations is not None:
-        for note in _field(read_json(annotations), "annotations", list, annotations):
-            notes[_field(note, "question_id", (int, str), annotations)] = note
+        given = _field(read_json(annotations), "annotations", list, annotations)
+        note_keys = [_field(note, "question_id", (int, str), annotations) for note in given]
+        _refuse_doubled(note_keys, "question", annotations)
+        notes = dict(zip(map(str, note_keys), given, strict=True))
     records = []
-    for entry in _field(read_json(questions), "questions", list, questions):
-        key = _field(entry, "question_id", (int, str), questions)
-        if annotations is not None and key not in notes:
+    for key, entry in zip(keys, entries, strict=True):
+        if annotations is not None and str(key) not in notes:
             raise ValueError(f"{annotations}: no annotation for question {key} of {questions}")
-        records.append(_vqa_question(entry, notes.get(key, {}), questions, annotations))
+        records.append(_vqa_question(entry, notes.get(str(key), {}), questions, annotations))
     return _with_images(_some(records, questions), images, questions)
 
 
@@ -197,37 +211,65 @@ def _vqa_question(entry: dict, note: dict, questions: Path, annotations: Path | 
 
 
 def read_gqa(questions: Path, images: Path) -> QuestionSet:
-    """GQA questions: ``{id: {imageId, question, answer, types}}``.
+    """GQA questions: ``{id: {imageId, question, answer, types}}``; test sets have no answer.
 
     Raises:
         FileNotFoundError: the file or an image is not there.
-        ValueError: a field is missing.
+        ValueError: a field is missing or a question id is given twice.
     """
     content = read_json(questions)
     if not isinstance(content, dict):
         raise ValueError(f"{questions}: GQA questions are an object keyed by question id")
+    _refuse_doubled(_keys(questions), "question", questions)
     records = []
     for key, entry in content.items():
-        answer = _field(entry, "answer", str, questions)
-        types = entry.get("types") or {}
         image_id = _field(entry, "imageId", (int, str), questions)
         text = _field(entry, "question", str, questions)
+        answers: tuple[str, ...] = ()
+        if entry.get("answer") is not None:
+            answers = (_field(entry, "answer", str, questions),)
+        types = entry.get("types") or {}
         kinds = (str(types.get("semantic", "")), str(types.get("structural", "")))
-        records.append(Question(key, image_id, text, (answer,), *kinds))
+        records.append(Question(key, image_id, text, answers, *kinds))
     return _with_images(_some(records, questions), images, questions)
 
 
+def _keys(path: Path) -> list[str]:
+    """The keys of a file's outermost object as they are written, a doubled one twice."""
+    objects: list[list[str]] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> None:
+        objects.append([key for key, _ in pairs])
+        del objects[:-1]  # the outermost object ends last
+
+    json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=note)
+    return objects[-1]
+
+
+def _refuse_doubled(ids: Iterable[Any], what: str, source: Path) -> None:
+    """Refuse ids that occur twice; 7 and "7" are one id, since servers and files mix them."""
+    doubled = [key for key, times in Counter(map(str, ids)).items() if times > 1]
+    if doubled:
+        named = ", ".join(doubled[:5]) + (f" and {len(doubled) - 5} more" if doubled[5:] else "")
+        raise ValueError(
+            f"{source}: {what} id {named} is given more than once; give each {what} an id of its "
+            "own, or remove the repetition"
+        )
+
+
 def _with_images(questions: Sequence[Question], folder: Path, source: Path) -> QuestionSet:
-    index, images = index_images(folder), {}
+    index = index_images(folder)
+    images: dict[ImageId, Path] = {}
     for question in questions:
         key = question.image_id
-        path = index.get(key) or index.get(int(key) if str(key).isdigit() else str(key))
-        if path is None:
-            raise FileNotFoundError(
-                f"{source}: question {question.question_id} asks about image {key}, "
-                f"which is not in {folder} or not under one name only"
-            )
-        images[key] = path
+        found = index.candidates(key)
+        asks = f"{source}: question {question.question_id} asks about image {key}"
+        if not found:
+            raise FileNotFoundError(f"{asks}, which is not in {folder}")
+        if len(found) > 1:
+            named = ", ".join(str(path.relative_to(folder)) for path in found[:5])
+            raise ValueError(f"{asks}, which may be any of {named} in {folder}; rename the others")
+        images[key] = found[0]
     return QuestionSet(tuple(questions), images)
 
 

@@ -66,8 +66,15 @@ def _flatten(answer: str) -> str:
     return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
+FEWEST_ANSWERS = 4
+"""Reference answers that VQA accuracy needs: with fewer, three others can never agree."""
+
+
 def vqa_accuracy(predicted: str, answers: Sequence[str]) -> float:
     """Official VQA accuracy of one answer: leave-one-out min(1, n/3), averaged over annotators.
+
+    With fewer than ``FEWEST_ANSWERS`` references the right answer scores less than 1: 0, 1/3, 2/3
+    of 1, 2, 3. ``matches_any`` is for such data.
 
     Raises:
         ValueError: there is no reference answer.
@@ -86,6 +93,13 @@ def vqa_accuracy(predicted: str, answers: Sequence[str]) -> float:
 def exact_match(predicted: str, answer: str) -> float:
     """GQA: 1.0 where both answers have the same normal form."""
     return float(normalise_answer(_flatten(predicted)) == normalise_answer(_flatten(answer)))
+
+
+def matches_any(predicted: str, answers: Sequence[str]) -> float:
+    """1.0 where the answer has the normal form of any reference answer that is not blank."""
+    return max(
+        (exact_match(predicted, answer) for answer in answers if answer.strip()), default=0.0
+    )
 
 
 @dataclass
@@ -156,7 +170,9 @@ def recalls(
         image_of_text: for each text the row of its image.
         image_scores_IT: the scores of image retrieval, where they are not those of text retrieval.
 
-    Ties count against the right answer, so that a constant score cannot look like a hit.
+    Where the best right answer has the score of wrong ones, the share of their orders in which it
+    is found is counted: two images that share a caption word for word find each other in half of
+    the cases, and a constant score is worth chance.
 
     Returns:
         ``tr_r1, tr_r5, … ir_r10``. TR counts an image as found where any of its texts is.
@@ -175,16 +191,42 @@ def recalls(
     if not right_IT.any(dim=1).all():
         empty = int((~right_IT.any(dim=1)).nonzero()[0])
         raise ValueError(f"image {empty} has no text; each image needs at least one caption")
-    text_ranks, image_ranks = _ranks(scores_IT, right_IT), _ranks(by_text_IT.T, right_IT.T)
+    sides = (
+        ("tr", _Places.of(scores_IT, right_IT)),
+        ("ir", _Places.of(by_text_IT.T, right_IT.T)),
+    )
     return {
-        f"{side}_r{cutoff}": float((ranks < cutoff).double().mean())
-        for side, ranks in (("tr", text_ranks), ("ir", image_ranks))
+        f"{side}_r{cutoff}": float(places.hits(cutoff).mean())
+        for side, places in sides
         for cutoff in cutoffs
     }
 
 
-def _ranks(scores: Tensor, right: Tensor) -> Tensor:
-    """Per row the place (from 0) of its best right column; a large number where not retrieved."""
-    best = scores.masked_fill(~right, float("-inf")).amax(dim=1, keepdim=True)
-    better_wrong = ((scores >= best) & ~right).sum(dim=1)
-    return torch.where(best.squeeze(1).isneginf(), torch.iinfo(torch.int64).max, better_wrong)
+@dataclass(frozen=True)
+class _Places:
+    """Per query: wrong answers above the best right one, and what shares its score."""
+
+    above: Tensor
+    tied_wrong: Tensor
+    tied_right: Tensor
+    retrieved: Tensor
+
+    @classmethod
+    def of(cls, scores: Tensor, right: Tensor) -> "_Places":
+        best = scores.masked_fill(~right, float("-inf")).amax(dim=1, keepdim=True)
+        tied = scores == best
+        return cls(
+            above=(scores > best).sum(dim=1),
+            tied_wrong=(tied & ~right).sum(dim=1),
+            tied_right=(tied & right).sum(dim=1),
+            retrieved=~best.squeeze(1).isneginf(),
+        )
+
+    def hits(self, cutoff: int) -> Tensor:
+        """Per query the probability that a right answer is among the first ``cutoff``, fp64."""
+        missed = torch.ones(len(self.above), dtype=torch.float64)
+        for place in range(cutoff):  # that this place of the tied ones is a wrong one too
+            left_wrong = (self.tied_wrong - place).clamp(min=0)
+            share = left_wrong / (left_wrong + self.tied_right).double()
+            missed = torch.where(self.above + place < cutoff, missed * share, missed)
+        return torch.where(self.retrieved, 1 - missed, 0.0)

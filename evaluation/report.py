@@ -146,10 +146,10 @@ class Captions:
 
 @dataclass(frozen=True)
 class Answer:
-    """One question: what each model answers, with its accuracy, and the references."""
+    """One question: what each model answers, with its accuracy where known, and the references."""
 
     question: str
-    predicted: Mapping[str, tuple[str, float]]
+    predicted: Mapping[str, tuple[str, float | None]]
     references: Sequence[str] = ()
 
 

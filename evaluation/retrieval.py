@@ -31,7 +31,7 @@ class Embedders:
     """Texts -> unit features ``B E``."""
     match: Callable[[Tensor, Tensor, Sequence[str]], Tensor]
     """Tokens ``B P D`` of different images, for each pair the row of its image ``R``, and ``R``
-    texts -> match logits ``R``; the model projects an image's keys once for all its pairs."""
+    texts -> logits ``R`` of "match"; the model projects an image's keys once for all its pairs."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,15 @@ def retrieve(
         the rankings.
 
     Raises:
-        ValueError: there are no items, or k is below 1.
+        ValueError: there are no items, one without a caption, k is below 1, or the model's numbers
+            are NaN.
     """
     if not items or k < 1:
         raise ValueError(f"retrieval needs images and k of at least 1; got {len(items)}, k {k}")
-    captions = [item.captions[:captions_per_image] for item in items]
+    captions = [item.references[:captions_per_image] for item in items]
+    if not all(captions):
+        mute = items[captions.index(())].image_id
+        raise ValueError(f"image {mute} has no caption; retrieval needs at least one of each image")
     texts = tuple(text for group in captions for text in group)
     owner = tuple(row for row, group in enumerate(captions) for _ in group)
     tokens_IPD, scores_IT = _similarities(items, texts, embed, batch_size)
@@ -112,17 +116,25 @@ def _similarities(
     progress = tqdm(total=len(items) + len(texts), desc="retrieval: embed", unit="item")
     text_feats = []
     for text_batch in chunks(texts, batch_size):
-        text_feats.append(embed.texts(text_batch).float().cpu())
+        text_feats.append(_numbers(embed.texts(text_batch), "text features"))
         progress.update(len(text_batch))
     text_feats_TE = torch.cat(text_feats)
     tokens, scores = [], []
     for image_batch in chunks(items, batch_size):
         feats_BQE, tokens_BPD = embed.images([item.path for item in image_batch])
         tokens.append(tokens_BPD.cpu())
-        scores.append(_best_query(feats_BQE.float().cpu(), text_feats_TE))
+        scores.append(_best_query(_numbers(feats_BQE, "image features"), text_feats_TE))
         progress.update(len(image_batch))
     progress.close()
     return torch.cat(tokens), torch.cat(scores)
+
+
+def _numbers(values: Tensor, what: str) -> Tensor:
+    """The values in fp32 on the CPU; NaN is refused at once and not after the last batch."""
+    plain = values.float().cpu()
+    if torch.isnan(plain).any():
+        raise ValueError(f"the checkpoint's {what} are NaN; it is broken")
+    return plain
 
 
 def _best_query(feats_BQE: Tensor, text_feats_TE: Tensor) -> Tensor:
@@ -157,5 +169,50 @@ def _rerank(
         pairs = zip(rows.split(batch_size), columns.split(batch_size), strict=True)
         for row_R, column_R in pairs:
             logits_R = match(row_R, [texts[column] for column in column_R.tolist()])
-            scores_IT[row_R, column_R] += logits_R.float().cpu()
+            scores_IT[row_R, column_R] += _numbers(logits_R, "match logits")
             progress.update(len(row_R))
+
+
+def size_notes(items: Sequence[CaptionedImage], cutoffs: Sequence[int] = (1, 5, 10)) -> list[str]:
+    """What a reader of the scores must know about the number of images, a sentence each."""
+    sure = [f"R@{cutoff}" for cutoff in cutoffs if len(items) <= cutoff]
+    if not sure:
+        return []
+    return [f"among {len(items)} images {', '.join(sure)} of image retrieval is 1 for any model"]
+
+
+def examples(
+    items: Sequence[CaptionedImage], rankings: Rankings, count: int = 8, best: int = 5
+) -> dict[str, Any]:
+    """The best texts of the first images and the best images of their first texts, for a report."""
+    text_queries = [rankings.image_of_text.index(row) for row in range(min(count, len(items)))]
+    return {
+        "image_to_text": [
+            {
+                "image_id": items[row].image_id,
+                "results": [
+                    {
+                        "text": rankings.texts[text],
+                        "score": float(rankings.text_scores_IT[row, text]),
+                        "right": rankings.image_of_text[text] == row,
+                    }
+                    for text in rankings.top_texts(row, best)
+                ],
+            }
+            for row in range(min(count, len(items)))
+        ],
+        "text_to_image": [
+            {
+                "text": rankings.texts[text],
+                "results": [
+                    {
+                        "image_id": items[row].image_id,
+                        "score": float(rankings.image_scores_IT[row, text]),
+                        "right": rankings.image_of_text[text] == row,
+                    }
+                    for row in rankings.top_images(text, best)
+                ],
+            }
+            for text in text_queries
+        ],
+    }

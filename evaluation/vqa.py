@@ -11,9 +11,17 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation.caption import Encode, Generate, chunks
+from evaluation.caption import Encode, Generate, Keep, chunks, keep_nothing
 from evaluation.data import ImageId, Question, QuestionSet
-from evaluation.metrics import GroupedMean, exact_match, require_predictions, vqa_accuracy
+from evaluation.metrics import (
+    FEWEST_ANSWERS,
+    GroupedMean,
+    Mean,
+    exact_match,
+    matches_any,
+    require_predictions,
+    vqa_accuracy,
+)
 
 Prompt = Callable[[str], str]
 """A question -> the text after the visual prompt."""
@@ -30,10 +38,12 @@ def answer_questions(
     batch_size: int = 64,
     image_batch_size: int = 64,
     title: str = "vqa",
+    keep: Keep = keep_nothing,
 ) -> list[dict[str, Any]]:
     """One answer a question, in VQAv2's format ``[{"question_id", "answer"}]`` and its order.
 
     At most ``image_batch_size`` images are held at a time, whatever the number of questions.
+    ``keep`` is given the answers of each batch as they come.
     """
     asked = _by_image(questions.questions)
     answers: dict[ImageId, str] = {}
@@ -48,7 +58,7 @@ def answer_questions(
                 texts = respond(
                     encoded[[row for row, _ in batch]], [question.text for question in batch_asked]
                 )
-                answers |= _named(batch_asked, texts)
+                answers |= _named(batch_asked, texts, keep)
                 progress.update(len(batch))
     return _in_order(questions, answers)
 
@@ -59,6 +69,8 @@ def answer_from_text(
     generate: Generate,
     prompt: Prompt,
     batch_size: int = 64,
+    *,
+    keep: Keep = keep_nothing,
 ) -> list[dict[str, Any]]:
     """The text-only ceiling: ``"<caption> <prompt>"`` to the language model, and no image.
 
@@ -75,7 +87,7 @@ def answer_from_text(
     with tqdm(total=len(order), desc="vqa text only", unit="question") as progress:
         for batch in chunks(order, batch_size):
             texts = generate(None, [reading(question) for question in batch])
-            answers |= _named(batch, texts)
+            answers |= _named(batch, texts, keep)
             progress.update(len(batch))
     return _in_order(questions, answers)
 
@@ -84,6 +96,9 @@ def score_answers(
     questions: QuestionSet, results: Sequence[Mapping[str, Any]], metric: Metric = vqa_accuracy
 ) -> dict[str, Any]:
     """Accuracy overall and per question type and answer type, as fractions.
+
+    Beside VQA accuracy: ``exact_match``, the share of answers that match any reference, and
+    ``fewest_answers``, the references of the question that has the fewest.
 
     Raises:
         ValueError: a question has no prediction, or two, or no reference answer.
@@ -94,7 +109,7 @@ def score_answers(
             raise ValueError(f"question {result['question_id']} has two predictions; keep one")
         given[result["question_id"]] = result["answer"]
     require_predictions((q.question_id for q in questions.questions), given, "question")
-    mean = GroupedMean()
+    mean, matching = GroupedMean(), Mean()
     for question in questions.questions:
         if not question.answers:
             raise ValueError(
@@ -104,7 +119,32 @@ def score_answers(
         groups = {"question_type": question.question_type, "answer_type": question.answer_type}
         score = metric(given[question.question_id], question.answers)
         mean.add(score, **{kind: name for kind, name in groups.items() if name})
-    return mean.as_dict()
+        matching.add(matches_any(given[question.question_id], question.answers))
+    if metric is not vqa_accuracy:
+        return mean.as_dict()
+    fewest = min((len(question.answers) for question in questions.questions), default=0)
+    return mean.as_dict() | {"exact_match": matching.value, "fewest_answers": fewest}
+
+
+def scoring_notes(questions: QuestionSet, metric: Metric = vqa_accuracy) -> list[str]:
+    """What a reader of the scores must know about the references, a sentence each."""
+    asked, answered = len(questions.questions), questions.answered().questions
+    if not answered:
+        return ["nothing was scored: no question has a reference answer"]
+    notes = []
+    if len(answered) < asked:
+        notes.append(
+            f"{asked - len(answered)} of {asked} questions have no reference answer; they were "
+            "answered and not scored"
+        )
+    few = sum(len(question.answers) < FEWEST_ANSWERS for question in answered)
+    if few and metric is vqa_accuracy:
+        notes.append(
+            f"{few} of {len(answered)} questions have fewer than {FEWEST_ANSWERS} reference "
+            "answers, with which VQA accuracy gives a right answer less than 1 (0, 1/3, 2/3 for "
+            "1, 2, 3 references); read exact_match instead"
+        )
+    return notes
 
 
 def gqa_accuracy(predicted: str, answers: Sequence[str]) -> float:
@@ -119,11 +159,17 @@ def _by_image(questions: Sequence[Question]) -> dict[ImageId, list[Question]]:
     return grouped
 
 
-def _named(questions: Sequence[Question], texts: Sequence[str]) -> dict[ImageId, str]:
+def _named(questions: Sequence[Question], texts: Sequence[str], keep: Keep) -> dict[ImageId, str]:
     pairs = zip(questions, texts, strict=True)
-    return {question.question_id: text.strip() for question, text in pairs}
+    answers = {question.question_id: text.strip() for question, text in pairs}
+    keep([_row(*answer) for answer in answers.items()])
+    return answers
+
+
+def _row(question_id: ImageId, answer: str) -> dict[str, Any]:
+    return {"question_id": question_id, "answer": answer}
 
 
 def _in_order(questions: QuestionSet, answers: Mapping[ImageId, str]) -> list[dict[str, Any]]:
     order = [question.question_id for question in questions.questions]
-    return [{"question_id": key, "answer": answers[key]} for key in order]
+    return [_row(key, answers[key]) for key in order]

@@ -13,10 +13,12 @@ all.
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 if not __package__:  # run as a script: import from the clone, not from jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import jobs.environment  # noqa: F401  a line, not a traceback, where packages are missing
+
+from typing import Annotated
 
 import tyro
 

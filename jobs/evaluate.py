@@ -6,13 +6,13 @@
 DIR holds ``images/SPLIT`` and ``annotations/`` with ``captions_SPLIT.json`` (COCO), or
 ``dataset_karpathy.json``; ``vqa_SPLIT_questions.json`` and ``vqa_SPLIT_annotations.json`` (VQAv2);
 ``gqa_SPLIT_questions.json``. OUT gets ``results.json`` and the predictions in the formats that the
-official servers take. All scores are fractions between 0 and 1, and CIDEr 1.0 is what papers print
-as 100.
+official servers take. A test set without references is predicted and not scored. All scores are
+fractions between 0 and 1, and CIDEr 1.0 is what papers print as 100. See docs/evaluation.md.
 """
 
-import json
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,36 +20,39 @@ from typing import Any, Literal
 
 if not __package__:  # run as a script: import from the clone, not from jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import jobs.environment  # noqa: F401  a line, not a traceback, where packages are missing
 
 import tyro
+from torch import Tensor
 
 from evaluation import tables
-from evaluation.caption import caption_images, score_captions
-from evaluation.data import (
-    CaptionedImage,
-    ImageId,
-    QuestionSet,
-    read_coco_captions,
-    read_gqa,
-    read_karpathy,
-    read_vqa,
+from evaluation.benchmark import (
+    Asked,
+    Captioned,
+    read_asking,
+    read_captioning,
+    read_retrieval,
 )
+from evaluation.caption import caption_images, reference_notes, score_captions
+from evaluation.data import CaptionedImage, QuestionSet
+from evaluation.image_files import name_some, unreadable
 from evaluation.metrics import vqa_accuracy
-from evaluation.retrieval import Embedders, Rankings, retrieve
+from evaluation.outputs import Outputs
+from evaluation.results import paper_metrics, print_results
+from evaluation.retrieval import Embedders, examples, retrieve, size_notes
 from evaluation.vqa import (
     Metric,
     answer_from_text,
     answer_questions,
     gqa_accuracy,
     score_answers,
+    scoring_notes,
 )
 from jobs.cli import run
 from jobs.predict import CAPTION, VQA, PredictDtype, Predictor, load
 
 Task = Literal["caption", "vqa", "gqa", "retrieval"]
-# The paper's metric that a task's score stands for; which one of a table depends on the data given.
-_PAPER_METRIC = {(2, "vqa"): "vqav2.val", (2, "gqa"): "gqa.test-dev", (4, "vqa"): "vqav2.test-dev"}
-_CAPTION_METRICS = {"coco.bleu4": "bleu4", "coco.cider": "cider"}
+Data = Captioned | Asked
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,8 @@ class EvaluateArgs:
     """also score VQA with images shuffled, and the language model reading a true caption"""
     seed: int = 0
     """of the shuffled controls"""
+    skip_unreadable: bool = False
+    """leave out images that cannot be decoded; without it they are named and nothing is begun"""
     device: str = "cpu"
     dtype: PredictDtype = "auto"
     """number format of the frozen models: recipe is the one they were trained with, and so is auto,
@@ -94,6 +99,8 @@ class EvaluateArgs:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {value}: give at least 1")
+        if self.out is not None and self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"--out {self.out} is a file; name a folder")
         if not self.tasks:
             raise ValueError("--tasks: name at least one of caption, vqa, gqa, retrieval")
         if (self.table is None) != (self.row is None):
@@ -109,22 +116,23 @@ def evaluate(args: EvaluateArgs, model: Predictor | None = None) -> dict[str, An
     accuracy, blind, text_only, and each ``by_question_type``. ``retrieval``: tr_r1 … ir_r10, itc,
     chance. ``seconds``: per task.
 
+    All data are read and all images decoded once before the first of them is shown to a model, and
+    ``results.json`` is written anew after each task. ``notes`` of a task are what a reader must
+    know, a sentence each.
+
     Args:
         model: the checkpoint, where the caller has loaded it already.
 
     Raises:
-        ValueError, FileNotFoundError: a checkpoint or data file is missing or not what it must be.
+        ValueError, FileNotFoundError: a checkpoint or data file is missing or not what it must be,
+            or an image cannot be decoded.
     """
     if not args.data.is_dir():
         raise FileNotFoundError(f"--data {args.data}: no such folder")
+    data = {task: _read(args, task) for task in args.tasks}
     model = model or load(args.checkpoint, args.device, args.dtype, args.batch_size)
     _check_stage(args, model)
-    runners = {
-        "caption": evaluate_caption,
-        "vqa": partial(evaluate_questions, task="vqa"),
-        "gqa": partial(evaluate_questions, task="gqa"),
-        "retrieval": evaluate_retrieval,
-    }
+    broken = _check_images(args, data)
     results: dict[str, Any] = {
         "checkpoint": str(args.checkpoint),
         "step": model.trained.step,
@@ -134,69 +142,138 @@ def evaluate(args: EvaluateArgs, model: Predictor | None = None) -> dict[str, An
         "split": args.split,
         "seconds": {},
     }
+    out = Outputs(args.out)
     for task in args.tasks:
         started = time.monotonic()
-        results[task] = runners[task](args, model)  # type: ignore[operator]
+        scores = _run(args, model, task, data[task].without(broken), out)
+        paths = data[task].paths()
+        mine = {path: broken[path] for path in paths if path in broken}
+        if mine:
+            few = f"{len(mine)} of {len(paths)} images"
+            told = f"{few} cannot be decoded and were left out: {name_some(mine)}"
+            scores["notes"] = [told, *scores["notes"]]
+        results[task] = scores
         results["seconds"][task] = round(time.monotonic() - started, 1)
-    _write(args, "results.json", results)
+        out.write("results.json", results, indent=1)
     return results
 
 
-def evaluate_caption(args: EvaluateArgs, model: Predictor) -> dict[str, Any]:
-    """Caption the split's images; writes ``captions_SPLIT_results.json`` in COCO's format."""
-    items = read_captions(args.data, args.split)[: args.limit]
-    predictions = caption_images(
-        items,
-        model.encode,
-        partial(model.speak, settings=CAPTION),
-        prompt=model.caption_prompt if args.caption_prompt is None else args.caption_prompt,
-        batch_size=args.batch_size,
-    )
-    _write(args, f"captions_{args.split}_results.json", predictions)
-    scores = score_captions(items, predictions, args.seed)
-    _write(args, f"captions_{args.split}_scores.json", scores.pop("cider_per_image"))
+def _read(args: EvaluateArgs, task: Task) -> Data:
+    if task == "caption":
+        return read_captioning(args.data, args.split, args.limit)
+    if task == "retrieval":
+        return read_retrieval(args.data, args.split, args.retrieval_images or args.limit)
+    return read_asking(args.data, args.split, task, args.limit, args.controls)
+
+
+def _check_images(args: EvaluateArgs, data: Mapping[Task, Data]) -> dict[Path, str]:
+    """The images that are left out because they cannot be decoded, with their reasons."""
+    paths = {path for one in data.values() for path in one.paths()}
+    broken = unreadable(sorted(paths))
+    if broken and not args.skip_unreadable:
+        raise ValueError(
+            f"{len(broken)} of {len(paths)} images cannot be decoded: {name_some(broken)}; repair "
+            "them, or leave them out with --skip-unreadable"
+        )
+    for task, one in data.items():
+        if broken.keys() >= set(one.paths()):
+            raise ValueError(f"--tasks {task}: no image can be decoded: {name_some(broken)}")
+    return broken
+
+
+def _run(
+    args: EvaluateArgs, model: Predictor, task: Task, data: Data, out: Outputs
+) -> dict[str, Any]:
+    if isinstance(data, Asked):
+        return evaluate_questions(args, model, data, out, "gqa" if task == "gqa" else "vqa")
+    evaluate_task = evaluate_caption if task == "caption" else evaluate_retrieval
+    return evaluate_task(args, model, list(data.items), out)
+
+
+def evaluate_caption(
+    args: EvaluateArgs, model: Predictor, items: list[CaptionedImage], out: Outputs
+) -> dict[str, Any]:
+    """Caption the images; writes ``captions_SPLIT_results.json`` in COCO's format."""
+    name = f"captions_{args.split}_results.json"
+    with out.keeping(name) as keep:
+        predictions = caption_images(
+            items,
+            model.encode,
+            partial(model.speak, settings=CAPTION),
+            prompt=model.caption_prompt if args.caption_prompt is None else args.caption_prompt,
+            batch_size=args.batch_size,
+            keep=keep,
+        )
+        out.write(name, predictions)
+    scored = [item for item in items if item.references]
+    notes = reference_notes(items)
+    if not scored:
+        return {"count": 0, "notes": notes}
+    scores = score_captions(scored, predictions, args.seed)
+    out.write(f"captions_{args.split}_scores.json", scores.pop("cider_per_image"))
     if "shuffled" in scores:
         scores["shuffled_cider"] = scores.pop("shuffled")["cider"]
-    return scores
+    return scores | {"notes": [*notes, *scores["notes"]]}
 
 
 def evaluate_questions(
-    args: EvaluateArgs, model: Predictor, task: Literal["vqa", "gqa"] = "vqa"
+    args: EvaluateArgs, model: Predictor, asked: Asked, out: Outputs, task: Literal["vqa", "gqa"]
 ) -> dict[str, Any]:
-    """Answer the split's questions; writes ``TASK_SPLIT_results.json`` in VQAv2's format."""
-    questions = read_questions(args.data, args.split, task).first(args.limit)
+    """Answer the questions; writes ``TASK_SPLIT_results.json`` in VQAv2's format."""
     metric: Metric = vqa_accuracy if task == "vqa" else gqa_accuracy
-    ask = partial(
-        answer_questions,
-        encode=model.encode,
-        respond=model.respond,
-        batch_size=args.batch_size,
-    )
-    predictions = ask(questions, title=task)
-    _write(args, f"{task}_{args.split}_results.json", predictions)
-    scores = score_answers(questions, predictions, metric)
-    if not args.controls:
-        return scores
-    if len(questions.images) > 1:
-        blind = ask(questions.shuffled(args.seed), title=f"{task} blind")
-        _write(args, f"{task}_{args.split}_blind_results.json", blind)
-        _add_control(scores, "blind", score_answers(questions, blind, metric))
-    contexts = true_captions(args.data, args.split, questions)
-    if contexts is not None:
-        generate = partial(model.speak, settings=VQA)
-        read = answer_from_text(
-            questions, contexts, generate, model.vqa_prompt, batch_size=args.batch_size
+    answered = asked.questions.answered()
+    predictions = _answer(args, model, asked.questions, out, task)
+    notes = scoring_notes(asked.questions, metric)
+    if not answered.questions:
+        return {"count": 0, "notes": notes}
+    scores = score_answers(answered, predictions, metric)
+    if args.controls and len(answered.images) > 1:
+        blind = _answer(args, model, answered.shuffled(args.seed), out, f"{task}_blind")
+        _add_control(scores, "blind", score_answers(answered, blind, metric))
+    if args.controls and asked.contexts is not None:
+        name = f"{task}_{args.split}_text_only_results.json"
+        with out.keeping(name) as keep:
+            read = answer_from_text(
+                answered,
+                asked.contexts,
+                partial(model.speak, settings=VQA),
+                model.vqa_prompt,
+                batch_size=args.batch_size,
+                keep=keep,
+            )
+            out.write(name, read)
+        _add_control(scores, "text_only", score_answers(answered, read, metric))
+    return scores | {"notes": notes}
+
+
+def _answer(
+    args: EvaluateArgs, model: Predictor, questions: QuestionSet, out: Outputs, title: str
+) -> list[dict[str, Any]]:
+    task, _, control = title.partition("_")
+    name = "_".join(filter(None, (task, args.split, control, "results.json")))
+    with out.keeping(name) as keep:
+        predictions = answer_questions(
+            questions,
+            model.encode,
+            model.respond,
+            batch_size=args.batch_size,
+            title=title.replace("_", " "),
+            keep=keep,
         )
-        _write(args, f"{task}_{args.split}_text_only_results.json", read)
-        _add_control(scores, "text_only", score_answers(questions, read, metric))
-    return scores
+        out.write(name, predictions)
+    return predictions
 
 
-def evaluate_retrieval(args: EvaluateArgs, model: Predictor) -> dict[str, Any]:
-    """Retrieve among the split's images; writes ``retrieval_SPLIT_examples.json``."""
-    limit = args.retrieval_images or args.limit
-    items = read_captions(args.data, args.split)[:limit]
-    embed = Embedders(model.embed_images, model.text_embeds, model.match_tokens)
+def evaluate_retrieval(
+    args: EvaluateArgs, model: Predictor, items: list[CaptionedImage], out: Outputs
+) -> dict[str, Any]:
+    """Retrieve among the images; writes ``retrieval_SPLIT_examples.json``."""
+
+    def match(tokens_BPD: Tensor, rows_R: Tensor, texts: Sequence[str]) -> Tensor:
+        # The logit of "match" alone, as in the reference, and not its lead over "no match".
+        return model.match_tokens(tokens_BPD, rows_R, texts)[:, 1]
+
+    embed = Embedders(model.embed_images, model.text_embeds, match)
     scores, rankings = retrieve(
         items,
         embed,
@@ -204,84 +281,14 @@ def evaluate_retrieval(args: EvaluateArgs, model: Predictor) -> dict[str, Any]:
         captions_per_image=args.retrieval_captions,
         batch_size=args.batch_size,
     )
-    _write(args, f"retrieval_{args.split}_examples.json", examples(items, rankings))
-    return scores
-
-
-def examples(
-    items: list[CaptionedImage], rankings: Rankings, count: int = 8, best: int = 5
-) -> dict[str, Any]:
-    """The best texts of the first images and the best images of their first texts, for a report."""
-    text_queries = [rankings.image_of_text.index(row) for row in range(min(count, len(items)))]
-    return {
-        "image_to_text": [
-            {
-                "image_id": items[row].image_id,
-                "results": [
-                    {
-                        "text": rankings.texts[text],
-                        "score": float(rankings.text_scores_IT[row, text]),
-                        "right": rankings.image_of_text[text] == row,
-                    }
-                    for text in rankings.top_texts(row, best)
-                ],
-            }
-            for row in range(min(count, len(items)))
-        ],
-        "text_to_image": [
-            {
-                "text": rankings.texts[text],
-                "results": [
-                    {
-                        "image_id": items[row].image_id,
-                        "score": float(rankings.image_scores_IT[row, text]),
-                        "right": rankings.image_of_text[text] == row,
-                    }
-                    for row in rankings.top_images(text, best)
-                ],
-            }
-            for text in text_queries
-        ],
-    }
-
-
-def read_captions(data: Path, split: str) -> list[CaptionedImage]:
-    """The split's captioned images, from COCO's format or else Karpathy's."""
-    annotations, images = data / "annotations", data / "images" / split
-    coco, karpathy = annotations / f"captions_{split}.json", annotations / "dataset_karpathy.json"
-    if coco.is_file() or not karpathy.is_file():
-        return read_coco_captions(coco, images)
-    folder = images if images.is_dir() else data / "images"
-    return read_karpathy(karpathy, folder, split)
-
-
-def read_questions(data: Path, split: str, task: Literal["vqa", "gqa"]) -> QuestionSet:
-    """The split's questions in VQAv2's or GQA's format."""
-    annotations, images = data / "annotations", data / "images" / split
-    if task == "gqa":
-        return read_gqa(annotations / f"gqa_{split}_questions.json", images)
-    answers = annotations / f"vqa_{split}_annotations.json"
-    return read_vqa(annotations / f"vqa_{split}_questions.json", answers, images)
-
-
-def true_captions(data: Path, split: str, questions: QuestionSet) -> dict[ImageId, str] | None:
-    """For each image its first reference caption (TinyWorld's complete one); None without captions.
-
-    Raises:
-        ValueError: there are captions, but not for an image that is asked about.
-    """
-    if not (data / "annotations" / f"captions_{split}.json").is_file():
-        return None
-    # Joined by file: GQA writes the id 42 as "42", or with zeros in front.
-    by_file = {item.path: item.captions for item in read_captions(data, split)}
-    missing = [key for key, path in questions.images.items() if path not in by_file]
-    if missing:
-        raise ValueError(f"captions_{split}.json has no caption for image {missing[0]}")
-    return {key: by_file[path][0] for key, path in questions.images.items()}
+    out.write(f"retrieval_{args.split}_examples.json", examples(items, rankings))
+    return scores | {"notes": size_notes(items)}
 
 
 def _add_control(scores: dict[str, Any], name: str, control: dict[str, Any]) -> None:
     scores[name] = control["accuracy"]
+    if "exact_match" in control:
+        scores[f"exact_match_{name}"] = control["exact_match"]
     for key, value in control.items():
         if key.startswith("by_"):
             scores[f"{key}_{name}"] = value
@@ -294,53 +301,6 @@ def _check_stage(args: EvaluateArgs, model: Predictor) -> None:
             raise ValueError(
                 f"--tasks {task} needs a {needed} checkpoint; {args.checkpoint} is {model.kind}"
             )
-
-
-def _write(args: EvaluateArgs, name: str, content: Any) -> None:
-    if args.out is None:
-        return
-    args.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content, indent=1 if name == "results.json" else None, ensure_ascii=False)
-    (args.out / name).write_text(text + "\n", encoding="utf-8")
-
-
-def paper_metrics(table: int, results: dict[str, Any]) -> dict[str, float]:
-    """Our scores under the names of the paper's metrics, as far as they were measured."""
-    ours: dict[str, float] = {}
-    for task in ("vqa", "gqa"):
-        if task in results and (table, task) in _PAPER_METRIC:
-            ours[_PAPER_METRIC[table, task]] = results[task]["accuracy"]
-    if table == 3 and "caption" in results:
-        domains = results["caption"].get("domains")
-        if domains:
-            short = {name: name.removesuffix("-domain") for name in domains}
-            ours = {f"nocaps.{short[name]}.cider": domains[name]["cider"] for name in domains}
-            ours["nocaps.overall.cider"] = results["caption"]["cider"]
-        else:
-            ours = {name: results["caption"][key] for name, key in _CAPTION_METRICS.items()}
-    if table == 5 and "retrieval" in results:
-        scores = results["retrieval"]
-        ours = {f"coco.{key}": scores[key] for key in scores if key[:4] in ("tr_r", "ir_r")}
-    return ours
-
-
-def print_results(results: dict[str, Any], notes: bool = True) -> None:
-    """Every scalar as a line of a table, then what was left out."""
-    for task in ("caption", "vqa", "gqa", "retrieval"):
-        for key, value in _flat(results.get(task, {})):
-            print(f"{task + '.' + key:44}{value:>10.3f}")
-    for note in results.get("caption", {}).get("notes", []) if notes else []:
-        print(f"note: {note}")
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    lines: list[tuple[str, float]] = []
-    for key, value in values.items():
-        if isinstance(value, dict):
-            lines += _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, int | float):
-            lines.append((prefix + key, value))
-    return lines
 
 
 def main() -> int:

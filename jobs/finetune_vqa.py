@@ -16,12 +16,13 @@ from pathlib import Path
 
 if not __package__:  # run as a script: import from the clone, not from jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import jobs.environment  # noqa: F401  a line, not a traceback, where packages are missing
 
 import torch
 from torch import Tensor, nn
 
+from evaluation.benchmark import read_questions
 from jobs import cli, models, train_cli, train_models
-from jobs.evaluate import read_questions
 from jobs.recipes.train import Stage2Recipe
 from jobs.train_task import Task
 from pipeline.loader import Batch, LoaderConfig

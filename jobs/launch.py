@@ -9,10 +9,12 @@ from every machine. ``ray job stop`` lets the ranks save and end, and the same c
 
 import sys
 from pathlib import Path
-from typing import Annotated
 
 if not __package__:  # run as a script: import from the clone, not from jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import jobs.environment  # noqa: F401  a line, not a traceback, where packages are missing
+
+from typing import Annotated
 
 import tyro
 

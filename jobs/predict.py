@@ -9,7 +9,8 @@
 Images are paths, encoded bytes or PIL images. An image that is given several times in a call is
 encoded once.
 
-Shape suffixes: B images or texts, R pairs, Q queries, P patches, D width, E shared embedding.
+Shape suffixes: B images or texts, R pairs, C classes, Q queries, P patches, D width, E shared
+embedding.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -280,11 +281,13 @@ class Predictor:
             needed, row_R = rows_R[part_R].unique(return_inverse=True)
             pair_texts = [texts[i] for i in part_R.tolist()]
             scores.append(self.match_tokens(tokens_BPD[needed], row_R, pair_texts))
-        return torch.cat(scores)
+        logits_RC = torch.cat(scores)
+        return logits_RC[:, 1] - logits_RC[:, 0]
 
     @torch.inference_mode()
     def match_tokens(self, tokens_BPD: Tensor, rows_R: Tensor, texts: Sequence[str]) -> Tensor:
-        """ITM score ``R`` of pairs, as one batch; an image's keys are projected once.
+        """ITM logits ``R 2`` of pairs, as one batch, for "no match" and "match"; an image's keys
+        are projected once.
 
         Args:
             tokens_BPD: tokens of different images, from ``embed_images``.
@@ -293,8 +296,8 @@ class Predictor:
         """
         module, read = self._stage1()
         image = module.project_image(tokens_BPD.to(self.device))
-        logits_RC = module.match_logits(select(image, rows_R.to(self.device)), *read(list(texts)))
-        return (logits_RC[:, 1] - logits_RC[:, 0]).cpu()
+        pairs = select(image, rows_R.to(self.device))
+        return module.match_logits(pairs, *read(list(texts))).cpu()
 
     def _stage1(self) -> tuple[Stage1, Callable[[list[str]], tuple[Tensor, Tensor]]]:
         """The module, and a reader of texts for it."""
@@ -348,7 +351,7 @@ def read_picture(picture: Picture) -> Tensor:
         raise FileNotFoundError(f"no such image file: {path}")
     try:
         return decode(path.read_bytes())
-    except ValueError as broken:
+    except (ValueError, OSError) as broken:
         raise ValueError(f"{path}: {broken}") from broken
 
 

@@ -5,7 +5,6 @@
 Nothing is computed again: the page shows what the stages wrote beside their results.
 """
 
-import json
 import os
 import platform
 import random
@@ -20,38 +19,34 @@ from typing import Any
 
 if not __package__:  # run as a script: import from the clone, not from jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import jobs.environment  # noqa: F401  a line, not a traceback, where packages are missing
 
 import pyarrow.parquet as pq
 import tyro
 
 from evaluation.audit import audit_capfilt
-from evaluation.metrics import vqa_accuracy
 from evaluation.plots import Chart, log_series, read_log
 from evaluation.report import (
-    Answer,
-    Answers,
-    AnswerSample,
     CapFilt,
-    Captions,
-    CaptionSample,
     Curves,
     Dropped,
     Facts,
     Failures,
     FilteredImage,
-    Grid,
-    Query,
     RankedCaption,
     Report,
-    Result,
-    Results,
-    Retrieval,
-    Retrieved,
     Section,
     write_report,
 )
+from evaluation.sections import (
+    Evaluated,
+    answer_sections,
+    caption_section,
+    read_evaluation,
+    retrieval_section,
+    scores,
+)
 from jobs.cli import run
-from jobs.evaluate import read_captions, read_questions
 from pipeline.manifest import Commit, committed
 from pipeline.shards import read_span
 from pipeline.tinyworld.scene import Scene
@@ -62,7 +57,6 @@ PACKAGES = ("torch", "deepspeed", "transformers", "timm", "ray", "webdataset")
 LOSSES = ("loss", "itc", "itm", "itg")
 SHOWN_IMAGES = 12
 SHOWN_DROPPED = 50
-SHOWN_TESTS = 12
 
 
 @dataclass(frozen=True)
@@ -178,153 +172,6 @@ def curves(runs: Sequence[Path]) -> Curves:
         for name, records in logs.items()
     ]
     return Curves("Training", charts)
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """One evaluation folder: its name, its results and where its data are."""
-
-    folder: Path
-    results: dict[str, Any]
-
-    @property
-    def data(self) -> Path:
-        return Path(self.results["data"])
-
-    @property
-    def split(self) -> str:
-        return self.results["split"]
-
-    def read(self, name: str) -> Any:
-        """A file of predictions, or None where the task was not run."""
-        path = self.folder / name.format(split=self.split)
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def read_evaluation(folder: Path) -> Evaluated:
-    """Open an output folder of ``jobs/evaluate.py``.
-
-    Raises:
-        FileNotFoundError: it holds no ``results.json``.
-    """
-    path = folder / "results.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"--eval {folder} holds no results.json: not an evaluation")
-    return Evaluated(folder, json.loads(path.read_text(encoding="utf-8")))
-
-
-def caption_section(evaluations: Sequence[Evaluated]) -> list[Section]:
-    """What each model says of some test images, beside what people said."""
-    said = {e.folder.name: e.read("captions_{split}_results.json") for e in evaluations}
-    texts = {
-        name: {str(row["image_id"]): row["caption"] for row in rows}
-        for name, rows in said.items()
-        if rows is not None
-    }
-    if not texts:
-        return []
-    items = read_captions(evaluations[0].data, evaluations[0].split)
-    shown = [i for i in items if all(str(i.image_id) in t for t in texts.values())][:SHOWN_TESTS]
-    samples = [
-        CaptionSample(
-            item.path,
-            str(item.image_id),
-            {name: text[str(item.image_id)] for name, text in texts.items()},
-            item.captions,
-        )
-        for item in shown
-    ]
-    return [Captions("Captions of test images", samples)]
-
-
-def answer_sections(evaluations: Sequence[Evaluated]) -> list[Section]:
-    """Accuracy per question type with its controls, and answers beside their references."""
-    sections: list[Section] = []
-    given: dict[str, dict[Any, str]] = {}
-    for e in evaluations:
-        if "vqa" not in e.results:
-            continue
-        sections.append(_by_type(e))
-        rows = e.read("vqa_{split}_results.json")
-        given[e.folder.name] = {row["question_id"]: row["answer"] for row in rows}
-    if not given:
-        return []
-    questions = read_questions(evaluations[0].data, evaluations[0].split, "vqa")
-    samples: dict[Any, list[Answer]] = {}
-    for q in questions.questions:
-        if not all(q.question_id in answers for answers in given.values()):
-            continue
-        predicted = {
-            name: (answers[q.question_id], vqa_accuracy(answers[q.question_id], q.answers))
-            for name, answers in given.items()
-        }
-        samples.setdefault(q.image_id, []).append(
-            Answer(q.text, predicted, [_most_common(q.answers)])
-        )
-    shown = [
-        AnswerSample(questions.images[image_id], str(image_id), answers)
-        for image_id, answers in list(samples.items())[:SHOWN_TESTS]
-    ]
-    return [*sections, Answers("Questions about test images, never asked in training", shown)]
-
-
-def _most_common(answers: Sequence[str]) -> str:
-    return Counter(answers).most_common(1)[0][0]
-
-
-def _by_type(e: Evaluated) -> Grid:
-    scores = e.results["vqa"]
-    columns = [("", "with the image"), ("_blind", "blind"), ("_text_only", "text only")]
-    tables = [(title, scores.get(f"by_question_type{key}")) for key, title in columns]
-    present = [(title, table) for title, table in tables if table is not None]
-    rows = [
-        [kind, *(f"{table.get(kind, 0.0):.3f}" for _, table in present)]
-        for kind in sorted(present[0][1])
-    ]
-    overall = [scores["accuracy"], scores.get("blind"), scores.get("text_only")]
-    rows.append(["all", *(f"{value:.3f}" for value in overall if value is not None)])
-    return Grid(
-        f"VQA accuracy by question type: {e.folder.name}",
-        ["question", *(title for title, _ in present)],
-        rows,
-        "blind: the same model, shown another image. text only: the language model alone, "
-        "reading a true caption in place of the image; the ceiling of what it can answer.",
-    )
-
-
-def retrieval_section(e: Evaluated) -> list[Section]:
-    """Examples of both directions, after re-ranking."""
-    found = e.read("retrieval_{split}_examples.json")
-    if found is None:
-        return []
-    paths = {item.image_id: item.path for item in read_captions(e.data, e.split)}
-    queries = [
-        Query(
-            [Retrieved(r["right"], r["score"], text=r["text"]) for r in query["results"]],
-            image=paths[query["image_id"]],
-        )
-        for query in found["image_to_text"][:4]
-    ]
-    queries += [
-        Query(
-            [Retrieved(r["right"], r["score"], image=paths[r["image_id"]]) for r in q["results"]],
-            text=q["text"],
-        )
-        for q in found["text_to_image"][:4]
-    ]
-    return [Retrieval("Retrieval among test images", queries)]
-
-
-def scores(evaluations: Sequence[Evaluated]) -> Results:
-    """Every overall score of every evaluation."""
-    rows = [
-        Result(f"{e.folder.name}: {task}.{key}", float(value))
-        for e in evaluations
-        for task in ("caption", "vqa", "gqa", "retrieval")
-        for key, value in e.results.get(task, {}).items()
-        if isinstance(value, int | float)
-    ]
-    return Results("Results", rows)
 
 
 def sections_of(

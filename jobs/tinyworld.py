@@ -22,6 +22,7 @@ from typing import Any
 
 if not __package__:  # run as a script: import from the clone, not from jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import jobs.environment  # noqa: F401  a line, not a traceback, where packages are missing
 
 import psutil
 import tyro
@@ -261,7 +262,7 @@ def _flat(prefix: str, values: dict[str, Any]) -> list[tuple[str, float]]:
     for key, value in values.items():
         if isinstance(value, dict) and key != "domains" and not key.startswith("by_"):
             rows += _flat(f"{prefix}.{key}", value)
-        elif isinstance(value, float):
+        elif isinstance(value, float) and not key.startswith("exact_match"):
             rows.append((f"{prefix}.{key}", value))
     return rows
 

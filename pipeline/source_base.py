@@ -8,6 +8,8 @@ from typing import Any, Protocol
 from pipeline.sample import Rejected, Sample
 
 IMAGE_EXTS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
+IMAGE_SUFFIXES = (*IMAGE_EXTS, "jpe", "jfif", "mpo", "apng", "avifs")
+"""Suffixes of the image files that the decoder takes, in lower case, without the dot."""
 TEXT_EXTS = ("txt", "caption", "text")
 IMAGE_FIELDS = ("file", "file_name", "image", "path")
 TEXT_FIELDS = ("caption", "text", "TEXT")
@@ -68,3 +70,19 @@ def is_unsafe(name: str) -> bool:
         or any(ord(character) < 32 for character in name)
         or has_lone_surrogate(name)
     )
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file is not the user's own but a file system's: ``._a.jpg``, ``__MACOSX/a.jpg``.
+
+    Args:
+        name: a path with slashes, relative to the folder that was given or as a tar has it.
+    """
+    parts = name.split("/")
+    dotted = any(part.startswith(".") and part not in (".", "..") for part in parts)
+    return dotted or "__MACOSX" in parts
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name is that of an image (``IMAGE_SUFFIXES``, in any case), not hidden."""
+    return name.rpartition(".")[2].lower() in IMAGE_SUFFIXES and not is_hidden(name)

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from evaluation.data import (
+    Question,
     derangement,
-    index_images,
     read_coco_captions,
     read_gqa,
     read_karpathy,
@@ -27,21 +27,6 @@ def write(path: Path, content: object) -> Path:
     return path
 
 
-def test_images_by_stem_and_number(images: Path) -> None:
-    index = index_images(images)
-    assert index[1] == images / "000001.jpg"
-    assert index[2] == images / "COCO_val2014_000000000002.jpg"
-    assert index["n3"] == index[3] == images / "n3.png"
-    assert "notes" not in index
-
-
-def test_an_ambiguous_number_is_nobodys(images: Path) -> None:
-    (images / "other_1.jpg").write_bytes(b"x")
-    index = index_images(images)
-    assert 1 not in index
-    assert index["other_1"] == images / "other_1.jpg"
-
-
 def test_coco_captions(tmp_path: Path, images: Path) -> None:
     content = {
         "images": [{"id": 1, "file_name": "000001.jpg", "domain": "out"}],
@@ -55,9 +40,14 @@ def test_coco_captions(tmp_path: Path, images: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
-        ({"images": []}, ValueError, "'annotations' is missing"),
+        ({"annotations": []}, ValueError, "'images' is missing"),
+        ({"images": []}, ValueError, "no entries"),
         ({"images": [], "annotations": []}, ValueError, "no entries"),
-        ({"images": [{"id": 1}], "annotations": []}, ValueError, "image 1 has no caption"),
+        (
+            {"images": [{"id": 1}], "annotations": [{"image_id": 2, "caption": "a"}]},
+            ValueError,
+            "image 1 has no caption",
+        ),
         ({"annotations": [{"image_id": 1, "caption": 5}]}, ValueError, "must be str, got 5"),
         ([], ValueError, "missing"),
         (
@@ -145,8 +135,99 @@ def test_gqa(tmp_path: Path, images: Path) -> None:
     assert asked.questions[0].answers == ("yes",)
     assert asked.questions[0].question_type == "rel"
     assert asked.images["1"] == images / "000001.jpg"
-    with pytest.raises(ValueError, match="'answer' is missing"):
+    with pytest.raises(ValueError, match="'imageId' is missing"):
         read_gqa(write(tmp_path / "g.json", {"77": {"question": "Is it?"}}), images)
+    with pytest.raises(ValueError, match="'answer' must be str, got 5"):
+        read_gqa(write(tmp_path / "g.json", {"77": entry | {"answer": 5}}), images)
+
+
+def test_test_sets_have_no_references(tmp_path: Path, images: Path) -> None:
+    entry = {"imageId": "1", "question": "Is it?"}
+    for one in (entry, entry | {"answer": None}):
+        asked = read_gqa(write(tmp_path / "g.json", {"77": one}), images)
+        assert asked.questions[0].answers == ()
+        assert asked.answered().questions == ()
+    shown = {"images": [{"id": 1, "file_name": "000001.jpg"}]}
+    for content in (shown, shown | {"annotations": []}):
+        (item,) = read_coco_captions(write(tmp_path / "c.json", content), images)
+        assert item.captions == item.references == ()
+
+
+def test_blank_references_are_none(tmp_path: Path, images: Path) -> None:
+    content = {
+        "images": [{"id": 1, "file_name": "000001.jpg"}],
+        "annotations": [{"image_id": "1", "caption": text} for text in ("", "a", " \n")],
+    }
+    (item,) = read_coco_captions(write(tmp_path / "c.json", content), images)
+    assert (len(item.captions), item.references) == (3, ("a",))
+    assert Question(1, 1, "?", ("", "red")).answered
+    assert not Question(1, 1, "?", ("", " ")).answered
+
+
+CAPTIONS = [{"id": 5, "image_id": 1, "caption": "a"}, {"id": 6, "image_id": 2, "caption": "b"}]
+SHOWN = [
+    {"id": 1, "file_name": "000001.jpg"},
+    {"id": 2, "file_name": "COCO_val2014_000000000002.jpg"},
+]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            {"images": [*SHOWN, SHOWN[0] | {"id": "1"}], "annotations": CAPTIONS},
+            "image id 1 is given more",
+        ),
+        ({"images": [*SHOWN, SHOWN[1]]}, "image id 2 is given more"),
+        ({"images": SHOWN, "annotations": [*CAPTIONS, CAPTIONS[1]]}, "caption id 6 is given more"),
+    ],
+)
+def test_doubled_ids_of_captions(
+    tmp_path: Path, images: Path, content: object, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_coco_captions(write(tmp_path / "c.json", content), images)
+
+
+def test_doubled_ids_of_karpathy(tmp_path: Path, images: Path) -> None:
+    entry = {"filename": "000001.jpg", "split": "test", "cocoid": 1}
+    one = entry | {"sentences": [{"raw": "A star.", "sentid": 3}]}
+    other = entry | {"sentences": [{"raw": "A dot.", "sentid": 4}], "split": "val"}
+    path = write(tmp_path / "k.json", {"images": [one, other]})
+    assert len(read_karpathy(path, images, "test")) == 1  # another split has ids of its own
+    write(path, {"images": [one, other | {"split": "test"}]})
+    with pytest.raises(ValueError, match="image id 1 is given more than once"):
+        read_karpathy(path, images, "test")
+    write(path, {"images": [one, one | {"cocoid": 2}]})
+    with pytest.raises(ValueError, match="caption id 3 is given more than once"):
+        read_karpathy(path, images, "test")
+
+
+def test_doubled_ids_of_questions(tmp_path: Path, images: Path) -> None:
+    questions, notes = vqa_files(tmp_path)
+    asked = json.loads(questions.read_text())["questions"]
+    write(questions, {"questions": [*asked, asked[0] | {"question_id": "11"}]})
+    with pytest.raises(ValueError, match=r"q\.json: question id 11 is given more than once"):
+        read_vqa(questions, None, images)
+    questions, notes = vqa_files(tmp_path)
+    given = json.loads(notes.read_text())["annotations"]
+    write(notes, {"annotations": given * 2})
+    with pytest.raises(ValueError, match=r"a\.json: question id 11, 12 is given more than once"):
+        read_vqa(questions, notes, images)
+    entry = json.dumps({"imageId": "1", "question": "Is it?", "answer": "yes", "types": {}})
+    (tmp_path / "g.json").write_text(f'{{"7": {entry}, "8": {entry}, "7": {entry}}}')
+    with pytest.raises(ValueError, match=r"g\.json: question id 7 is given more than once"):
+        read_gqa(tmp_path / "g.json", images)
+
+
+def test_an_image_that_may_be_several_is_named(tmp_path: Path, images: Path) -> None:
+    (images / "n3.jpg").write_bytes(b"x")
+    ask = {"questions": [{"question_id": 9, "image_id": "n3", "question": "What?"}]}
+    with pytest.raises(ValueError, match=r"question 9 .* any of n3\.jpg, n3\.png in"):
+        read_vqa(write(tmp_path / "q.json", ask), None, images)
+    ask["questions"][0]["image_id"] = "n3.png"
+    found = read_vqa(write(tmp_path / "q.json", ask), None, images)
+    assert found.images == {"n3.png": images / "n3.png"}
 
 
 def test_derangement_moves_everything_and_repeats() -> None:

@@ -2,9 +2,11 @@ import pytest
 import torch
 
 from evaluation.metrics import (
+    FEWEST_ANSWERS,
     GroupedMean,
     Mean,
     exact_match,
+    matches_any,
     normalise_answer,
     recalls,
     require_predictions,
@@ -67,6 +69,18 @@ def test_vqa_accuracy_needs_references() -> None:
         vqa_accuracy("red", [])
 
 
+def test_fewer_than_four_references_cannot_score_one() -> None:
+    for count, perfect in ((1, 0.0), (2, 1 / 3), (3, 2 / 3), (FEWEST_ANSWERS, 1.0)):
+        assert vqa_accuracy("red", ["red"] * count) == pytest.approx(perfect)
+        assert matches_any("Red.", ["red"] * count) == 1.0
+
+
+def test_any_reference_matches_and_a_blank_one_does_not() -> None:
+    assert matches_any("two", ["dog", "2"]) == 1.0
+    assert matches_any("cat", ["dog", "2"]) == 0.0
+    assert matches_any("", ["dog", " "]) == matches_any("", []) == 0.0
+
+
 def test_exact_match_is_on_the_normal_form() -> None:
     assert exact_match("The Two.", "2") == 1.0
     assert exact_match("twos", "2") == 0.0
@@ -109,8 +123,31 @@ def test_recalls_by_hand() -> None:
     assert got["ir_r2"] == 1.0
 
 
-def test_a_constant_score_is_no_hit() -> None:
-    assert recalls(torch.zeros(20, 20), list(range(20)))["tr_r10"] == 0.0
+def test_a_constant_score_is_worth_chance() -> None:
+    got = recalls(torch.zeros(20, 20), list(range(20)))
+    assert got["tr_r1"] == got["ir_r1"] == pytest.approx(1 / 20)
+    assert got["tr_r10"] == got["ir_r10"] == pytest.approx(10 / 20)
+
+
+def test_a_caption_that_two_images_share_is_found_in_half_of_the_orders() -> None:
+    # Texts 0 and 2 are the same words, and the best of both images.
+    scores = torch.tensor([[0.9, 0.5, 0.9, 0.1], [0.9, 0.1, 0.9, 0.5]])
+    got = recalls(scores, [0, 0, 1, 1], cutoffs=(1, 2))
+    assert (got["tr_r1"], got["tr_r2"]) == (0.5, 1.0)
+    assert (got["ir_r1"], got["ir_r2"]) == (0.75, 1.0)
+
+
+def test_ties_by_hand() -> None:
+    # One wrong text above, then two right and two wrong ones tied: of the 6 orders of right (R) and
+    # wrong (W) on the tied places 2 to 5, R comes first in 3 and WR.. in 2.
+    scores = torch.tensor([[0.9, 0.5, 0.5, 0.5, 0.5, 0.1]])
+    rows = torch.cat([scores, scores.flip(1)])
+    owner = [1, 0, 1, 0, 1, 1]
+    got = recalls(rows, owner, cutoffs=(1, 2, 3, 4))
+    image = {1: 0.0, 2: 3 / 6, 3: 5 / 6, 4: 1.0}
+    # Image 1 finds its text 0.9 (text 5 flipped is 0.9, its own) at once.
+    for cutoff, hit in image.items():
+        assert got[f"tr_r{cutoff}"] == pytest.approx((hit + 1) / 2)
 
 
 def test_what_was_not_retrieved_is_no_hit() -> None:

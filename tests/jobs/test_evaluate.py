@@ -4,9 +4,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from jobs.evaluate import EvaluateArgs, evaluate, paper_metrics, print_results, true_captions
-from jobs.evaluate import read_questions as read
+from evaluation.benchmark import read_questions as read
+from evaluation.benchmark import true_captions
+from jobs.evaluate import EvaluateArgs, evaluate, paper_metrics, print_results
 from jobs.predict import load
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +47,29 @@ def test_retrieval(stage1_run: Path, benchmark_data: Path, tmp_path: Path) -> No
     shown = json.loads((tmp_path / "retrieval_test_examples.json").read_text())
     assert len(shown["image_to_text"]) == len(shown["text_to_image"]) == 5
     assert all(len(query["results"]) == 5 for query in shown["text_to_image"])
+
+
+def test_reranking_adds_the_logit_of_match_to_the_similarity(
+    stage1_run: Path, benchmark_data: Path, tmp_path: Path
+) -> None:
+    """The reference's score: the mean over queries of class 1's logit, plus the best query's cosine
+    similarity, which no temperature divides.
+    """
+    args = EvaluateArgs(stage1_run, benchmark_data, ("retrieval",), out=tmp_path, dtype="fp32")
+    model = load(stage1_run, dtype="fp32")
+    evaluate(args, model)
+    shown = json.loads((tmp_path / "retrieval_test_examples.json").read_text())
+    query = shown["image_to_text"][2]
+    texts = [result["text"] for result in query["results"]]
+    feats, tokens = model.embed_images([benchmark_data / "images/test/000002.jpg"])
+    similarity = (feats[0] @ model.text_embeds(texts).T).amax(0)
+    logits = model.match_tokens(tokens, torch.zeros(len(texts), dtype=torch.long), texts)
+    assert logits.shape == (5, 2)
+    assert torch.allclose(
+        torch.tensor([result["score"] for result in query["results"]]),
+        logits[:, 1] + similarity,
+        atol=1e-5,
+    )
 
 
 def test_limit_and_no_controls(stage2_run: Path, benchmark_data: Path) -> None:
@@ -92,6 +117,7 @@ def test_ours_under_the_papers_names(capsys: pytest.CaptureFixture) -> None:
     [
         ({"limit": 0}, "--limit 0"),
         ({"tasks": ()}, "--tasks"),
+        ({"out": Path(__file__)}, "is a file; name a folder"),
         ({"table": 2}, "belong together"),
         ({"table": 2, "row": "vit-h"}, "no row 'vit-h'"),
     ],
