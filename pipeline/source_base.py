@@ -7,7 +7,12 @@ from typing import Any, Protocol
 
 from pipeline.sample import Rejected, Sample
 
-IMAGE_EXTS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
+IMAGE_SUFFIXES = (
+    *("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"),
+    *("jpe", "jfif", "mpo", "apng", "avifs"),
+)
+"""Suffixes of the image files that the decoder takes, in lower case, without the dot."""
+_MEMBER_SUFFIXES = IMAGE_SUFFIXES[:9]  # those that readers of tars know
 TEXT_EXTS = ("txt", "caption", "text")
 IMAGE_FIELDS = ("file", "file_name", "image", "path")
 TEXT_FIELDS = ("caption", "text", "TEXT")
@@ -56,6 +61,39 @@ def field_captions(record: dict[str, Any]) -> tuple[tuple[str, ...], str]:
 
 def has_lone_surrogate(text: str) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+_SYSTEM_FOLDERS = ("__macosx", "@eadir", "$recycle.bin", "system volume information")
+_SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file is not the user's own but a file system's or a tool's.
+
+    Args:
+        name: a path with slashes, relative to the folder that was given or as a tar has it.
+
+    Returns:
+        True for a file or folder whose name starts with a dot (macOS's ``._1.jpg``,
+        ``.DS_Store``), for what is in ``__MACOSX`` and the like, for ``Thumbs.db`` and the like.
+
+    >>> [is_hidden(name) for name in ("a/._1.jpg", "__MACOSX/1.jpg", "./1.jpg", "../1.jpg")]
+    [True, True, False, False]
+    """
+    *folders, base = name.lower().split("/")
+    dotted = any(part.startswith(".") and part not in (".", "..") for part in (*folders, base))
+    return dotted or base in _SYSTEM_FILES or any(part in _SYSTEM_FOLDERS for part in folders)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name is that of an image (``IMAGE_SUFFIXES``, in any case), not hidden."""
+    return name.rpartition(".")[2].lower() in IMAGE_SUFFIXES and not is_hidden(name)
+
+
+def member_suffix(suffix: str) -> str:
+    """The suffix under which an image file goes into a tar: its own where readers know it."""
+    suffix = suffix.lower().removeprefix(".")
+    return suffix if suffix in _MEMBER_SUFFIXES else "jpg"
 
 
 def is_unsafe(name: str) -> bool:

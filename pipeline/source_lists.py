@@ -9,14 +9,15 @@ from pathlib import Path
 from cluster.storage import Storage
 from pipeline.sample import Rejected, Sample, make_uid
 from pipeline.source_base import (
-    IMAGE_EXTS,
     IMAGE_FIELDS,
     TEXT_FIELDS,
     InputShard,
     Item,
     Source,
     field_captions,
+    is_image,
     is_unsafe,
+    member_suffix,
 )
 
 
@@ -69,8 +70,7 @@ class ListSource:
                 reason = "unreadable_file"
         if reason:
             return Rejected(uid, key, self.name, shard, reason, caption)
-        ext = Path(item.file).suffix.lstrip(".").lower()
-        ext = ext if ext in IMAGE_EXTS else "jpg"
+        ext = member_suffix(Path(item.file).suffix)
         return Sample(
             uid, key, self.name, shard, image, caption, item.captions, item.meta, ext, self.human
         )
@@ -133,5 +133,5 @@ def image_files(pictures: Storage) -> set[str]:
     return {
         name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         for name in names
-        if name.rpartition(".")[2].lower() in IMAGE_EXTS
+        if is_image(name)
     }

@@ -15,12 +15,13 @@ from cluster.storage import Entry, Storage
 from pipeline.sample import Rejected, Sample, make_uid
 from pipeline.shards import Member, TarError, group_members, split_name, walk_tar
 from pipeline.source_base import (
-    IMAGE_EXTS,
+    IMAGE_SUFFIXES,
     TEXT_EXTS,
     InputShard,
     Source,
     field_captions,
     is_unsafe,
+    member_suffix,
 )
 
 _PROBE = 1 << 16  # bytes of a tar's two ends that go into its etag
@@ -132,7 +133,7 @@ class _TarReader:
         for member in group:
             file.seek(member.data)
             data[split_name(member.name)[1]] = file.read(member.size)
-        ext = next((ext for ext in data if ext in IMAGE_EXTS), None)
+        ext = next((ext for ext in data if ext in IMAGE_SUFFIXES), None)
         if ext is None:
             return self._rejected(key, "no_image")
         meta, reason = self._meta(key, data)
@@ -150,7 +151,7 @@ class _TarReader:
             captions[0],
             captions,
             meta,
-            ext,
+            member_suffix(ext),
             self.human,
         )
 

@@ -18,10 +18,11 @@ from pipeline.images import decode
 from pipeline.reading import BadSample, Shards
 from pipeline.sample import make_uid
 from pipeline.schedule import Draw, Schedule
+from pipeline.source_base import IMAGE_SUFFIXES
 from pipeline.transforms import TrainTransform
 
 MAX_REPLACED_IN_A_ROW = 100
-_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "image")
+_IMAGES = (*IMAGE_SUFFIXES, "image")
 _SIDES = re.compile(r"\b(left|right|leftmost|rightmost)\b", re.IGNORECASE)
 
 
