@@ -17,6 +17,8 @@ SCRIPTS = (
 )
 _LANGUAGE_COLUMNS = ("LANGUAGE", "language", "lang")  # LAION-2B-multi; others
 _NSFW_COLUMNS = ("NSFW", "nsfw")
+COLUMNS = frozenset(("punsafe", "similarity", *_NSFW_COLUMNS, *_LANGUAGE_COLUMNS))
+"""The fields of a sample that filters read."""
 
 
 @dataclass(frozen=True, slots=True)

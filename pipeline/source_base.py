@@ -1,11 +1,11 @@
 """What all sources share: input shards, listed items, and which names and texts are usable."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pipeline.sample import Rejected, Sample
+from pipeline.text import check_caption, has_lone_surrogate
 
 IMAGE_SUFFIXES = (
     *("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"),
@@ -13,9 +13,9 @@ IMAGE_SUFFIXES = (
 )
 """Suffixes of the image files that the decoder takes, in lower case, without the dot."""
 _MEMBER_SUFFIXES = IMAGE_SUFFIXES[:9]  # those that readers of tars know
-TEXT_EXTS = ("txt", "caption", "text")
+TEXT_SUFFIXES = ("txt", "caption", "text")
 IMAGE_FIELDS = ("file", "file_name", "image", "path")
-TEXT_FIELDS = ("caption", "text", "TEXT")
+TEXT_FIELDS = ("caption", "text", "TEXT", "captions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +49,34 @@ class Source(Protocol):
 
 
 def field_captions(record: dict[str, Any]) -> tuple[tuple[str, ...], str]:
-    value = next((record[name] for name in TEXT_FIELDS if record.get(name) is not None), None)
-    if value is None:
-        return (), "no_caption"
-    if not isinstance(value, str):
-        return (json.dumps(value, sort_keys=True, ensure_ascii=False),), "caption_not_text"
-    if has_lone_surrogate(value):
-        return (value.encode("utf-8", "replace").decode(),), "caption_not_utf8"
-    return (value,), ""
+    """The captions of a record, and "" or the reason why none of them can be used.
+
+    Returns:
+        All captions of a field that holds a text or a list of texts; with a reason
+        (``pipeline.text.check_caption``) what is there, for showing only.
+    """
+    value = next((record[name] for name in TEXT_FIELDS if record.get(name) not in (None, [])), None)
+    if value is None and "conversations" in record:
+        value = _told(record["conversations"])
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        checked = [check_caption(item) for item in value]
+    else:
+        checked = [check_caption(value)]
+    good = tuple(text for text, reason in checked if not reason)
+    if good:
+        return good, ""
+    return tuple(text for text, _ in checked if text), checked[0][1]
 
 
-def has_lone_surrogate(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
+def _told(turns: Any) -> Any:
+    """What LLaVA's ``conversations`` of one question and one answer say of the image.
+
+    Those of several turns are talk about the image, not captions of it: they come back as they are.
+    """
+    if not isinstance(turns, list) or len(turns) != 2 or not isinstance(turns[1], dict):
+        return turns
+    told = turns[1].get("value")
+    return told.replace("<image>", "").strip() if isinstance(told, str) else told
 
 
 _SYSTEM_FOLDERS = ("__macosx", "@eadir", "$recycle.bin", "system volume information")
