@@ -68,6 +68,7 @@ def assemble(
             **{name: round(value, 3) for name, value in described.seconds.items()},
             "assemble": round(time.perf_counter() - start, 3),
         },
+        **({"unlooked": dict(sorted(kept.unlooked.items()))} if kept.unlooked else {}),
     }
     return ShardOutput(tar, write_parquet(rows), stats)
 

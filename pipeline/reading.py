@@ -89,7 +89,9 @@ class Shards:
     def members(self, shard: int, index: int) -> dict[str, bytes]:
         """The members of a usable sample by extension; the json always as a full record."""
         members = span_members(self.read(shard, index))
-        if members.get("json", b"").removeprefix(BOM_UTF8).startswith(b"["):  # LAVIS's layout: a list of captions
+        if (
+            members.get("json", b"").removeprefix(BOM_UTF8).startswith(b"[")
+        ):  # LAVIS's layout: a list of captions
             members["json"] = self._full_record(shard, index, members["json"])
         return members
 

@@ -14,18 +14,25 @@ IMAGE_SUFFIXES = (
 """Suffixes of the image files that the decoder takes, in lower case, without the dot."""
 _MEMBER_SUFFIXES = IMAGE_SUFFIXES[:9]  # those that readers of tars know
 TEXT_SUFFIXES = ("txt", "caption", "text")
-IMAGE_FIELDS = ("file", "file_name", "image", "path")
+IMAGE_FIELDS = (
+    *("file", "file_name", "image", "path"),
+    *("filepath", "filename", "file_path", "image_path", "img", "img_path"),
+)
 TEXT_FIELDS = ("caption", "text", "TEXT", "captions")
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One input of a listed source: the file, and what its list says about it."""
+    """One input of a listed source: the file, and what its list says about it.
+
+    ``key`` is its name in the output, unique in the source.
+    """
 
     file: str
     captions: tuple[str, ...]
     reason: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +62,7 @@ def field_captions(record: dict[str, Any]) -> tuple[tuple[str, ...], str]:
         All captions of a field that holds a text or a list of texts; with a reason
         (``pipeline.text.check_caption``) what is there, for showing only.
     """
-    value = next((record[name] for name in TEXT_FIELDS if record.get(name) not in (None, [])), None)
-    if value is None and "conversations" in record:
-        value = _told(record["conversations"])
+    value = caption_field(record)
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
         checked = [check_caption(item) for item in value]
     else:
@@ -66,6 +71,12 @@ def field_captions(record: dict[str, Any]) -> tuple[tuple[str, ...], str]:
     if good:
         return good, ""
     return tuple(text for text, _ in checked if text), checked[0][1]
+
+
+def caption_field(record: dict[str, Any]) -> Any:
+    """What the first caption field of a record that has a value holds, or None."""
+    value = next((record[name] for name in TEXT_FIELDS if record.get(name) not in (None, [])), None)
+    return _told(record["conversations"]) if value is None and "conversations" in record else value
 
 
 def _told(turns: Any) -> Any:

@@ -40,8 +40,8 @@ class Columns:
     def join(self, key: str, told: _Fields) -> tuple[_Fields, str]:
         """A sample's fields: those of its json (``told``) and of its row, and "" or a reason.
 
-        ``not_in_parquet``: the parquet has a column that a filter reads, but no row for this sample,
-        whose json lacks the field: the filter would pass the sample without having looked.
+        ``not_in_parquet``: the parquet has a column that a filter reads, but no row for this
+        sample, whose json lacks the field: the filter would pass it without having looked.
         """
         row = self.find(key)
         known = {name for name, value in told.items() if value is not None}
