@@ -121,11 +121,14 @@ class Counts:
     unlooked: dict[str, int]
 
     def notes(self) -> list[str]:
-        """A line for each filter that did not look at all inputs."""
+        """A line for the filters that did not look at all inputs."""
+        columns: dict[int, list[str]] = {}
+        for name, number in self.unlooked.items():
+            columns.setdefault(number, []).append(name)
         return [
-            f"note: {number:,} of {self.images:,} images have no column {name}: "
-            "the filter that reads it let them pass"
-            for name, number in self.unlooked.items()
+            f"note: {number:,} of {self.images:,} images have no {' or '.join(names)} column and "
+            "passed the filters that read it"
+            for number, names in columns.items()
         ]
 
 

@@ -74,7 +74,8 @@ def gather(lines: Iterable[tuple[str, Item]]) -> Iterator[Item]:
     Yields:
         For an image its captions of all lines, and the fields of its first line with those that
         only others have. A line without a usable caption is an item of its own, under its place,
-        where the image has another line.
+        where the image has another line. So is a line that says nothing new, as a
+        ``duplicate_key``.
     """
     found: dict[str, Item] = {}
     first: dict[str, str] = {}
@@ -88,6 +89,8 @@ def gather(lines: Iterable[tuple[str, Item]]) -> Iterator[Item]:
         elif before.reason:
             found[first[item.file]] = replace(before, file=first[item.file])
             found[item.file] = item
+        elif set(item.captions) <= set(before.captions):
+            found[place] = replace(item, file=place, reason="duplicate_key")
         else:
             captions, meta = before.captions + item.captions, {**item.meta, **before.meta}
             found[item.file] = replace(before, captions=captions, meta=meta)

@@ -92,11 +92,12 @@ def test_a_line_that_cannot_be_used_is_a_row_and_its_image_keeps_the_others(tmp_
         {"image": "b.jpg", "caption": None},
         {"image": "a.jpg"},
         {"image": "a.jpg", "caption": "too", "NSFW": "NSFW"},
+        {"image": "./a.jpg", "caption": "good"},
     )
     records = read(tmp_path)
     assert reasons(records) == {
         "a": "", "b": "no_caption", "(line 000000001)": "caption_not_text",
-        "(line 000000004)": "no_caption",
+        "(line 000000004)": "no_caption", "(line 000000006)": "duplicate_key",
     }  # fmt: skip
     (good,) = [record for record in records if isinstance(record, Sample)]
     assert good.captions == ("good", "too")
