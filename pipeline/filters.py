@@ -17,8 +17,8 @@ SCRIPTS = (
 )
 _LANGUAGE_COLUMNS = ("LANGUAGE", "language", "lang")  # LAION-2B-multi; others
 _NSFW_COLUMNS = ("NSFW", "nsfw")
-COLUMNS = frozenset(("punsafe", "similarity", *_NSFW_COLUMNS, *_LANGUAGE_COLUMNS))
-"""The fields of a sample that filters read."""
+SAFETY_COLUMNS = frozenset(("punsafe", *_NSFW_COLUMNS))
+"""The fields of a sample that the filters of unsafe images read."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,7 +164,6 @@ def walk_tar(file: BinaryIO, size: int, ended: bool = False) -> Iterator[Member]
     """
     if size == 0:
         raise TarError("empty_tar", "the file has zero bytes")
-    _refuse_compressed(file)
     offset = start = 0
     long_name: str | None = None
     closed = False  # whether an end of an archive is what was read last
@@ -195,14 +194,6 @@ def walk_tar(file: BinaryIO, size: int, ended: bool = False) -> Iterator[Member]
         raise TarError("truncated_tar", "no end-of-archive block")
 
 
-def _refuse_compressed(file: BinaryIO) -> None:
-    file.seek(0)
-    begin = file.read(6)
-    name = next((name for mark, name in _COMPRESSED.items() if begin.startswith(mark)), "")
-    if name:
-        raise TarError("compressed_tar", f"it is compressed ({name}); unpack it to a plain .tar")
-
-
 def _skip_zeros(file: BinaryIO, offset: int, size: int) -> int:
     """Offset of the first block from ``offset`` on that is not all zeros, or ``size``."""
     file.seek(offset)
@@ -220,6 +211,10 @@ def _parse_header(block: bytes, offset: int, closed: bool) -> tuple[str, int, by
     try:
         return _header_fields(block, offset)
     except TarError as broken:
+        packed = next((name for mark, name in _COMPRESSED.items() if block.startswith(mark)), "")
+        if packed and offset == 0:
+            detail = f"it is compressed ({packed}); unpack it to a plain .tar"
+            raise TarError("compressed_tar", detail) from broken
         if closed:
             detail = f"what follows the end of the archive, at byte {offset}, is no archive"
             raise TarError("bytes_after_end", detail) from broken

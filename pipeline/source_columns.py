@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.storage import Storage
-from pipeline.filters import COLUMNS
+from pipeline.filters import SAFETY_COLUMNS
 
 _Fields = dict[str, Any]
 _MAX_DIGITS = 18
@@ -40,13 +40,13 @@ class Columns:
     def join(self, key: str, told: _Fields) -> tuple[_Fields, str]:
         """A sample's fields: those of its json (``told``) and of its row, and "" or a reason.
 
-        ``not_in_parquet``: the parquet has a column that a filter reads, but no row for this
+        ``not_in_parquet``: the parquet has a column that says what is unsafe, but no row for this
         sample, whose json lacks the field: the filter would pass it without having looked.
         """
         row = self.find(key)
         known = {name for name, value in told.items() if value is not None}
         if row is None:
-            missed = (COLUMNS & self.names) - known
+            missed = (SAFETY_COLUMNS & self.names) - known
             return told, "not_in_parquet" if missed else ""
         return {**told, **{name: row[name] for name in row if name not in known}}, ""
 
@@ -74,6 +74,8 @@ def _by(pairs: Sequence[tuple[Any, _Fields]]) -> dict[Any, _Fields | None]:
 
 def _text(key: Any) -> str:
     """A key as text; a whole number that pandas has made a float is the number."""
+    if isinstance(key, bytes):
+        return key.decode("utf-8", "replace")
     return str(int(key)) if isinstance(key, float) and key.is_integer() else str(key)
 
 

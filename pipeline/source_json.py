@@ -64,10 +64,11 @@ def _slim(record: dict[str, Any]) -> Any:
 
 
 def _item(file: Any, captions: list[Any], image_id: Any, reason: str = "") -> Item:
+    """An image with its captions; ``image_id`` names it where its file's name cannot be used."""
     checked = [check_caption(text) for text in captions]
     texts = tuple(text for text, wrong in checked if not wrong and text.strip())
     if not isinstance(file, str) or is_unsafe(file):
-        return Item(f"(image {image_id})", texts, "unsafe_name")
+        return Item(printable(f"(image {image_id})"), texts, "unsafe_name")
     if not texts and not reason:
         wrongs = [wrong for _, wrong in checked]
         common = next((w for w in ("caption_not_utf8", "caption_not_text") if w in wrongs), "")
@@ -98,7 +99,7 @@ def _read_pairs(data: list[Any], folder: ImageFolder) -> Iterator[Item]:
         texts = captions.setdefault(folder.relative(file), [])
         texts.extend(text if isinstance(text, list) else [text])
     for file, texts in captions.items():
-        yield _item(file, texts, printable(file))
+        yield _item(file, texts, file)
 
 
 def _read_coco(data: dict[str, Any], url: str, folder: ImageFolder) -> Iterator[Item]:
@@ -129,8 +130,8 @@ def _read_coco(data: dict[str, Any], url: str, folder: ImageFolder) -> Iterator[
         reason = "doubled_image_id" if len(same) > 1 else ""
         for file in same:
             place = f"(image {image_id}: {file})" if reason else f"(image {image_id})"
-            lines.append((place, _item(file, texts, image_id, reason)))
+            lines.append((printable(place), _item(file, texts, image_id, reason)))
     yield from gather(lines)
     for image_id, orphans in captions.items():
         shown = tuple(printable(str(text)) for text in orphans)
-        yield Item(f"(image {image_id})", shown, "no_image")
+        yield Item(printable(f"(image {image_id})"), shown, "no_image")

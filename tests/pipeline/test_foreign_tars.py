@@ -121,6 +121,8 @@ def test_a_compressed_tar_says_so(tmp_path: Path, pack, name: str):
     (tmp_path / "0.tar").rename(tmp_path / "0.tar.gz")
     with pytest.raises(ValueError, match=r"0\.tar\.gz is compressed: unpack it"):
         open_source(str(tmp_path))
+    tar(tmp_path / "1.tar", pair("BZhang"))  # begins like a bzip2 file
+    assert keys(read(tmp_path)) == ["BZhang"]
 
 
 def test_long_names_in_folders_are_whole_in_a_joined_tar(tmp_path: Path):
@@ -199,7 +201,9 @@ def numbered(count: int) -> list[tuple[str, bytes]]:
     return [member for n in range(count) for member in pair(f"{n:09d}")]
 
 
-@pytest.mark.parametrize("found", [[0, 1], ["0", "1"], [0.0, 1.0], ["000000000", "000000001"]])
+@pytest.mark.parametrize(
+    "found", [[0, 1], [b"0", b"1"], ["0", "1"], [0.0, 1.0], ["000000000", "000000001"]]
+)
 def test_a_parquet_finds_its_samples_by_number(tmp_path: Path, found: list):
     tar(tmp_path / "0.tar", numbered(2))
     beside(tmp_path / "0.parquet", key=found, punsafe=[0.99, 0.01])
@@ -211,7 +215,7 @@ def test_a_parquet_finds_its_samples_by_number(tmp_path: Path, found: list):
     [
         {"key": ["x", "y"], "punsafe": [0.9, 0.9]},
         {"id": [0, 1], "NSFW": ["NSFW", "NSFW"]},
-        {"key": ["000000000", "000000000"], "similarity": [0.1, 0.9]},
+        {"key": ["000000000", "000000000"], "punsafe": [0.1, 0.9]},
     ],
 )
 def test_a_parquet_whose_safety_columns_cannot_be_looked_at_is_a_reason(tmp_path: Path, columns):
@@ -225,7 +229,7 @@ def test_a_json_that_has_the_columns_needs_no_row(tmp_path: Path):
     tar(tmp_path / "0.tar", [*pair("a"), ("a.json", told), *pair("b"), ("b.json", b"{}")])
     beside(tmp_path / "0.parquet", key=["x"], punsafe=[0.9])
     assert reasons(read(tmp_path)) == {"a": "", "b": "not_in_parquet"}
-    beside(tmp_path / "0.parquet", key=["x"], url=["y"])
+    beside(tmp_path / "0.parquet", key=["x"], similarity=[0.2])
     assert reasons(read(tmp_path)) == {"a": "", "b": ""}
     beside(tmp_path / "0.parquet", key=["a", "b"], similarity=[0.2, 0.3])  # a json's null is none
     assert [record.meta["similarity"] for record in read(tmp_path)] == [0.2, 0.3]

@@ -173,6 +173,24 @@ def test_an_id_of_two_images_is_a_row_of_both(tmp_path: Path):
         assert [record.caption for record in records[:2]] == ["red", "red"]
 
 
+def test_ids_and_names_that_are_no_text_are_rows(tmp_path: Path):
+    pictures(tmp_path, "a.jpg")
+    data = {
+        "images": [{"id": "\ud800", "file_name": 7}, {"id": 2, "file_name": "\ud800.jpg"},
+                   {"id": 3, "file_name": "a.jpg"}],
+        "annotations": [{"image_id": number, "caption": text}
+                        for number, text in ((3, "a\0b"), (3, "good"), ("\ud83d", "\ud83d"))],
+    }  # fmt: skip
+    (tmp_path / "x.json").write_text(json.dumps(data))
+    assert reasons(read(tmp_path / "x.json")) == {
+        "(image ?)": "no_image", "(image 2)": "unsafe_name", "a": "",
+    }  # fmt: skip
+    (tmp_path / "x.json").write_text(
+        json.dumps([{"image": "\ud800", "caption": "A"}, {"image": 7}])
+    )
+    assert set(reasons(read(tmp_path / "x.json")).values()) == {"unsafe_name", "no_image_field"}
+
+
 def test_a_file_of_two_ids_has_the_captions_of_both(tmp_path: Path):
     pictures(tmp_path, "a.jpg")
     coco(tmp_path / "x.json", [(1, "a.jpg"), (2, "a.jpg")], [(1, "one"), (2, "two")])
