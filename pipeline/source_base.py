@@ -126,7 +126,7 @@ def member_suffix(suffix: str) -> str:
 def is_unsafe(name: str) -> bool:
     """Absolute, leaving its folder, not UTF-8, or with control characters."""
     return (
-        not name.rpartition("/")[2]
+        name.rpartition("/")[2] in ("", ".")
         or name.startswith("/")
         or "\\" in name
         or ".." in name.split("/")

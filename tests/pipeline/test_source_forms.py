@@ -63,7 +63,7 @@ def test_paths_of_windows_and_through_links_are_found_in_the_folder(tmp_path: Pa
 def test_no_name_leads_out_of_the_folder(tmp_path: Path):
     pictures(tmp_path, "in/a.jpg", "out.jpg", "in-side/b.jpg")
     names = ["../out.jpg", str(tmp_path / "out.jpg"), "x/../../out.jpg", "..\\out.jpg",
-             f"file://{tmp_path}/out.jpg", "../in-side/b.jpg", "a\0.jpg", ".."]  # fmt: skip
+             f"file://{tmp_path}/out.jpg", "../in-side/b.jpg", "a\0.jpg", "..", "."]  # fmt: skip
     jsonl(tmp_path / "in" / "c.jsonl", {"image": "a.jpg", "caption": "A"},
           *({"image": name, "caption": "x"} for name in names))  # fmt: skip
     good, *bad = read(tmp_path / "in")
