@@ -105,13 +105,12 @@ class LocalStorage:
     def entries(self, folder: str = "", deep: bool = False) -> list[Entry]:
         """Finished files in ``folder`` (``deep``: and below it) with their sizes, by name.
 
-        Hidden files and folders are left out: temporary files are hidden.
+        Hidden files and folders are left out: temporary files are hidden. Links to folders are
+        followed; a folder that is reached twice is listed once (see ``_folders``).
         """
         start = self.path(folder) if folder else self.root
         found: list[Entry] = []
-        for where, folders, files in os.walk(start):
-            folders[:] = [name for name in folders if deep and not name.startswith(".")]
-            base = Path(where)
+        for base, files in _folders(start, deep):
             for file in files:
                 if not file.startswith("."):
                     path = base / file
@@ -234,10 +233,44 @@ def check_name(name: str) -> None:
         raise ValueError(f"storage name {name!r} must be relative and must not contain '..'")
 
 
+def _folders(start: Path, deep: bool) -> Iterator[tuple[Path, list[str]]]:
+    """A folder, and with ``deep`` those below it, each with the names of its files.
+
+    Links to folders are followed after all that is reached without them, by name: so each folder
+    comes once, under its own name where it has one here, on every machine the same. A link to a
+    folder that holds ``start`` is a loop and is left out.
+    """
+    seen: set[tuple[int, int]] = set()
+    here = start.resolve()
+    waiting = [start]
+    while waiting:
+        links: list[Path] = []
+        for top in waiting:
+            for where, folders, files in os.walk(top):
+                base, shown = Path(where), sorted(f for f in folders if not f.startswith("."))
+                links += [base / name for name in shown if (base / name).is_symlink()]
+                folders[:] = [name for name in shown if deep and not (base / name).is_symlink()]
+                status = base.stat()
+                if (status.st_dev, status.st_ino) in seen:
+                    folders.clear()
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                yield base, files
+        waiting = [link for link in sorted(links) if deep and not here.is_relative_to(_end(link))]
+
+
+def _end(link: Path) -> Path:
+    """Where a link leads; the link itself where it leads in a circle."""
+    try:
+        return link.resolve()
+    except (OSError, RuntimeError):
+        return link
+
+
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except FileNotFoundError:  # a dangling link: reading it will say so
+    except OSError:  # a link that leads nowhere: reading it will say so
         return 0
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from evaluation.image_files import ImageId, index_images
+from pipeline.text import TextError, find_surrogate, load_json
 
 _Key = TypeVar("_Key", bound=Hashable)
 
@@ -101,14 +102,24 @@ def read_json(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: it is not there.
-        ValueError: it is not JSON in UTF-8.
+        ValueError: it is not JSON in UTF-8 (``pipeline.text`` has the rules), or a text in it has
+            half of a character; the message names the entry.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
+    data = path.read_bytes()
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as wrong:
-        raise ValueError(f"{path} is not JSON: {wrong}") from wrong
+        content = load_json(data)
+    except TextError as wrong:
+        raise ValueError(f"{path} is not JSON in UTF-8: {wrong}") from wrong
+    # A file in UTF-8 can only hold a lone surrogate as an escape: most files have none to look at.
+    place = find_surrogate(content) if b"\\ud" in data or b"\\uD" in data else ""
+    if place:
+        raise ValueError(
+            f"{path}: {place} has half of a character (a lone surrogate, such as \\ud83d), "
+            "which no tokenizer takes; repair or remove the text"
+        )
+    return content
 
 
 def read_coco_captions(annotations: Path, images: Path) -> list[CaptionedImage]:

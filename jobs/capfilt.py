@@ -10,6 +10,7 @@ yet; several runs on one output share the work.
 ``plan``, ``verify``, ``stats``, ``compact``, ``gallery`` and ``retry --reason R`` go in front of
 the options: see jobs/capfilt_tools.py.
 Fields of the recipe are overridden as ``--config.sampling.top-p 0.95``.
+Exit codes: 0; 2 for a mistake, told in one line; 3 where every input was dropped.
 """
 
 import sys
@@ -325,15 +326,14 @@ def main() -> int:
         return capfilt_tools.main(sys.argv[1:])
     if command == "retry":
         reasons, rest = capfilt_tools.take_reasons(rest)
-        show(retry_capfilt(parse(rest), reasons))
-        return 0
+        return show(retry_capfilt(parse(rest), reasons))
     args = parse(rest if command in ("run", "plan") else sys.argv[1:])
     if command == "plan":
         show_plan(args)
     elif args.dry_run:
         print(json.dumps(asdict(args), indent=2, default=str))
     else:
-        show(run_capfilt(args))
+        return show(run_capfilt(args))
     return 0
 
 

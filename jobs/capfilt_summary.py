@@ -1,6 +1,7 @@
 """What a run of CapFilt says at its end, for people and for programs."""
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -8,6 +9,9 @@ from typing import Any
 
 from jobs import capfilt_tools
 from pipeline.manifest import Commit
+
+NOTHING_KEPT = 3
+"""Exit code of a run whose output holds no sample (1 is a crash, 2 a user's mistake)."""
 
 
 @dataclass
@@ -74,8 +78,12 @@ def summarise(
     )
 
 
-def show(summary: Summary) -> None:
-    """The table for people, and the last line for programs."""
+def show(summary: Summary) -> int:
+    """Print the table for people, and the last line for programs.
+
+    Returns:
+        The exit code: 0, or ``NOTHING_KEPT``, said on stderr, for an output that holds no sample.
+    """
     lines = [("images in", summary.images), ("kept", summary.kept)]
     lines += [(f"dropped: {reason}", count) for reason, count in summary.reasons.items()]
     share = summary.web_won / max(summary.kept, 1)
@@ -87,4 +95,17 @@ def show(summary: Summary) -> None:
     print(f"  {summary.images_per_s:.1f} images/s, {summary.seconds:.1f} s, in {summary.output}")
     for model, size in summary.short.items():
         print(f"  short of device memory: {model} took {size} images at once")
+    for note in summary.notes():
+        print(f"  {note}")
     print(json.dumps(asdict(summary), ensure_ascii=False), flush=True)
+    if summary.kept:
+        return 0
+    most = sorted(summary.reasons.items(), key=lambda item: (-item[1], item[0]))
+    told = ", ".join(f"{reason} {count:,}" for reason, count in most)
+    print(
+        f"nothing was kept: all {summary.images:,} inputs were dropped ({told}); docs/inputs.md "
+        "says what each reason means",
+        file=sys.stderr,
+        flush=True,
+    )
+    return NOTHING_KEPT

@@ -108,6 +108,8 @@ class Counts:
     Attributes:
         images: inputs; ``kept`` are in the tars, the others are counted by reason.
         web_won: how often the web caption ranked first.
+        unlooked: inputs that passed a filter because they lack the column which it reads, by
+            column.
     """
 
     images: int
@@ -116,12 +118,25 @@ class Counts:
     failed: int
     reasons: dict[str, int]
     web_won: int
+    unlooked: dict[str, int]
+
+    def notes(self) -> list[str]:
+        """A line for the filters that did not look at all inputs."""
+        columns: dict[int, list[str]] = {}
+        for name, number in self.unlooked.items():
+            columns.setdefault(number, []).append(name)
+        return [
+            f"note: {number:,} of {self.images:,} images have no {' or '.join(names)} column and "
+            "passed the filters that read it"
+            for number, names in columns.items()
+        ]
 
 
 def count(commits: Sequence[Commit]) -> Counts:
     """Sum the records; what a retry took up again no longer counts where it first failed."""
-    reasons, retried = Counter[str](), Counter[str]()
+    reasons, retried, unlooked = Counter[str](), Counter[str](), Counter[str]()
     for commit in commits:
+        unlooked.update({} if commit.retry_of else commit.unlooked)
         reasons.update(commit.reasons)
         reasons.subtract(commit.retried)
         retried.update(commit.retried_status)
@@ -132,6 +147,7 @@ def count(commits: Sequence[Commit]) -> Counts:
         failed=sum(commit.failed for commit in commits) - retried["failed"],
         reasons={reason: number for reason, number in sorted(reasons.items()) if number},
         web_won=sum(commit.web_won for commit in commits),
+        unlooked=dict(sorted(unlooked.items())),
     )
 
 
@@ -152,6 +168,8 @@ def stats(arguments: Sequence[str]) -> int:
     lines += [(f"seconds: {stage}", f"{spent:,.1f}") for stage, spent in sorted(seconds.items())]
     for label, value in lines:
         print(f"  {label:<32}{value:>16}")
+    for note in counts.notes():
+        print(f"  {note}")
     total = {name: round(spent, 3) for name, spent in sorted(seconds.items())}
     print(json.dumps({**counts.__dict__, "shards": len(commits), "seconds": total}))
     return 0

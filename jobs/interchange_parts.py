@@ -29,7 +29,7 @@ from jobs.recipes.train import (
 )
 from modeling.blip2 import Stage1, Stage1Config, Stage2, Stage2Config
 from modeling.weights import compare_shapes
-from pipeline.text import TextRule
+from pipeline.text_processors import TextRule
 
 Recipe = Stage1Recipe | Stage2Recipe
 SHORT: dict[torch.dtype, Any] = {

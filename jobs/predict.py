@@ -32,7 +32,7 @@ from modeling.precision import DTYPES, multiplies_bf16
 from modeling.prompts import vqa_zero_shot
 from modeling.qformer import select
 from pipeline.images import decode, pixels
-from pipeline.text import caption_text, question_text
+from pipeline.text_processors import caption_text, question_text
 from pipeline.transforms import eval_transform
 
 PredictDtype = Literal["auto", "recipe", "bf16", "fp32"]

@@ -15,7 +15,7 @@ from jobs.recipes.train import RunConfig
 from jobs.train_task import Micro, Task
 from pipeline.loader import Batches, Samples, make_schedule
 from pipeline.reading import Shards
-from pipeline.text import TextRule
+from pipeline.text_processors import TextRule
 from pipeline.transforms import TrainTransform
 
 

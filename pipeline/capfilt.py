@@ -7,6 +7,7 @@ the shard of what comes out.
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -14,7 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.filters import FilterConfig, check_header, check_sample
+from pipeline.filters import (
+    FilterConfig,
+    check_header,
+    check_sample,
+    missing_columns,
+    passing_captions,
+)
 from pipeline.images import ImageError, ImageHeader, decode, read_header, resize_square
 from pipeline.sample import Rejected, Sample
 from pipeline.shards import Row
@@ -44,11 +51,15 @@ class ImageSpec:
 
 @dataclass(frozen=True)
 class Kept:
-    """What stays with the shard while the models work: originals, and the rows of the dropped."""
+    """What stays with the shard while the models work: originals, and the rows of the dropped.
+
+    ``unlooked`` counts the samples that lack a column which a filter reads, by column.
+    """
 
     samples: list[tuple[Sample, ImageHeader, str]]
     rows: list[Row]
     seconds: float
+    unlooked: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,7 +106,10 @@ def prepare(
     start = time.perf_counter()
     rows: list[Row] = []
     passed: list[_Passed] = []
+    unlooked = Counter[str]()
     for record in records:
+        if isinstance(record, Sample):
+            unlooked.update(missing_columns(filters, record))
         outcome = _admit(record, filters, captioner, scorer)
         if isinstance(outcome, Row):
             rows.append(outcome)
@@ -105,13 +119,13 @@ def prepare(
     samples = [entry.sample for entry in passed]
     model_input = ModelInput(
         uids=[sample.uid for sample in samples],
-        texts=[sample.captions if sample.human else sample.captions[:1] for sample in samples],
+        texts=[sample.captions for sample in samples],
         human=[sample.human for sample in samples],
         for_captioner=_stack([entry.for_captioner for entry in passed], captioner.size),
         for_scorer=_stack([entry.for_scorer for entry in passed], scorer.size),
     )
     kept = [(entry.sample, entry.header, entry.sha256) for entry in passed]
-    return Kept(kept, rows, time.perf_counter() - start), model_input
+    return Kept(kept, rows, time.perf_counter() - start, dict(unlooked)), model_input
 
 
 def _stack(images: list[Tensor], size: int) -> np.ndarray:
@@ -128,6 +142,9 @@ def _admit(
     reason = check_sample(filters, record)
     if reason:
         return replace(row, status="filtered", reason=reason)
+    captions = passing_captions(filters, record)
+    if captions != record.captions:
+        record = replace(record, caption=captions[0], captions=captions)
     try:
         header = read_header(record.image, filters.max_pixels)
         row = replace(row, width=header.width, height=header.height)

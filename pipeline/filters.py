@@ -17,6 +17,8 @@ SCRIPTS = (
 )
 _LANGUAGE_COLUMNS = ("LANGUAGE", "language", "lang")  # LAION-2B-multi; others
 _NSFW_COLUMNS = ("NSFW", "nsfw")
+SAFETY_COLUMNS = frozenset(("punsafe", *_NSFW_COLUMNS))
+"""The fields of a sample that the filters of unsafe images read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,9 @@ class FilterConfig:
         unique: drop an image whose bytes another one has that comes earlier in the plan, in any
             shard, and was not dropped for its caption or columns (``pipeline.duplicates``).
 
-    Captions that people wrote pass the filters of captions.
+    Captions that people wrote pass the filters of captions; of several others, those are used that
+    pass. Samples that lack a column that a filter reads pass it, and are counted
+    (``missing_columns``).
     """
 
     min_side: int = 1
@@ -73,9 +77,35 @@ class FilterConfig:
 
 
 def check_sample(config: FilterConfig, sample: Sample) -> str | None:
-    """The reason to drop a sample by its caption and fields, or None."""
+    """The reason to drop a sample by its fields, or by all of its captions, or None."""
     reason = _check_columns(config, sample.meta)
-    return reason if reason or sample.human else _check_caption(config, sample.caption)
+    if reason or passing_captions(config, sample):
+        return reason
+    return _check_caption(config, sample.caption)
+
+
+def passing_captions(config: FilterConfig, sample: Sample) -> tuple[str, ...]:
+    """The captions of a sample that the filters of captions keep: all that people wrote."""
+    if sample.human:
+        return sample.captions
+    return tuple(text for text in sample.captions if _check_caption(config, text) is None)
+
+
+def missing_columns(config: FilterConfig, sample: Sample) -> tuple[str, ...]:
+    """The columns that a filter would have looked at, had the sample had them.
+
+    None for a sample whose captions people wrote: such sources have no columns.
+    """
+    if sample.human:
+        return ()
+    meta = sample.meta
+    asked = {
+        "punsafe": config.max_punsafe < 1 and _number(meta.get("punsafe")) is None,
+        "NSFW": bool(config.drop_nsfw) and not _first(meta, _NSFW_COLUMNS),
+        "similarity": config.min_similarity > -1 and _number(meta.get("similarity")) is None,
+        "LANGUAGE": bool(config.languages) and not _first(meta, _LANGUAGE_COLUMNS),
+    }
+    return tuple(name for name, missing in asked.items() if missing)
 
 
 def _check_columns(config: FilterConfig, meta: dict[str, Any]) -> str | None:
@@ -136,8 +166,11 @@ def check_header(config: FilterConfig, header: ImageHeader) -> str | None:
 
 
 def _number(value: Any) -> float | None:
-    """A column that parquet or json gave as number, text or nothing."""
+    """A column that parquet or json gave as number, text or nothing (NaN is nothing)."""
     try:
-        return float(value)
+        number = float(value)
     except (TypeError, ValueError):
         return None
+    except OverflowError:  # an integer of hundreds of digits
+        return math.inf if value > 0 else -math.inf
+    return None if math.isnan(number) else number

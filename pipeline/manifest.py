@@ -47,7 +47,8 @@ class Commit:
     """A committed shard: ``n`` rows in, ``ok`` in the tar, the rest filtered or failed.
 
     A retry's shard names the one it took inputs from (``retry_of``) and how they had been counted
-    there: by reason (``retried``) and by status (``retried_status``).
+    there: by reason (``retried``) and by status (``retried_status``). ``unlooked`` counts inputs
+    that lack a column which a filter reads, by column.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Commit:
     retry_of: str = ""
     retried: dict[str, int] = field(default_factory=dict)
     retried_status: dict[str, int] = field(default_factory=dict)
+    unlooked: dict[str, int] = field(default_factory=dict)
 
 
 def open_plan(storage: Storage, plan: Plan) -> Plan:
@@ -186,6 +188,7 @@ def _read_record(storage: Storage, path: str) -> Commit:
             retry_of=record.get("retry_of", ""),
             retried=record.get("retried", {}),
             retried_status=record.get("retried_status", {}),
+            unlooked=record.get("unlooked", {}),
         )
     except (KeyError, TypeError, json.JSONDecodeError) as broken:
         raise ValueError(

@@ -1,6 +1,5 @@
 """What CapFilt writes of a shard: the tar, the parquet and the counts of its record."""
 
-import json
 import math
 import time
 from collections import Counter
@@ -14,6 +13,7 @@ from pipeline.capfilt import Candidate, Described, Kept, select
 from pipeline.images import ImageHeader
 from pipeline.sample import Sample
 from pipeline.shards import Row, to_json, write_parquet, write_tar
+from pipeline.text import TextError, load_json
 
 JsonLayout = Literal["full", "lavis"]
 RECORD_COLUMNS = ("uid", "sha256", "captions", "scores", "origins", "kept")
@@ -68,6 +68,7 @@ def assemble(
             **{name: round(value, 3) for name, value in described.seconds.items()},
             "assemble": round(time.perf_counter() - start, 3),
         },
+        **({"unlooked": dict(sorted(kept.unlooked.items()))} if kept.unlooked else {}),
     }
     return ShardOutput(tar, write_parquet(rows), stats)
 
@@ -150,8 +151,8 @@ def table_record(table: pa.Table, index: int) -> bytes:
 def list_record(listed: bytes) -> bytes:
     """The same from LAVIS's list alone: its first two captions count as kept, without scores."""
     try:
-        texts = [text for text in json.loads(listed) if isinstance(text, str)]
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        texts = [text for text in load_json(listed) if isinstance(text, str)]
+    except TextError:
         return listed  # the reader of the record says what is wrong with it
     captions = [{"text": text, "score": 0.0, "origin": ""} for text in texts]
     return to_json({"captions": captions, "kept": list(range(min(2, len(texts))))})

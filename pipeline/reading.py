@@ -7,6 +7,7 @@ others wrote from walking their headers once. Remote shards are read from the no
 import io
 import os
 import threading
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +25,7 @@ from cluster.storage import Entry, LocalStorage, Storage, Unreachable, open_stor
 from pipeline.manifest import Commit, committed, manifest_hash
 from pipeline.output import RECORD_COLUMNS, list_record, table_record
 from pipeline.shards import index_tar
+from pipeline.source_base import is_hidden
 from pipeline.spans import span_members
 
 _OPEN_SHARDS = 64
@@ -87,7 +89,9 @@ class Shards:
     def members(self, shard: int, index: int) -> dict[str, bytes]:
         """The members of a usable sample by extension; the json always as a full record."""
         members = span_members(self.read(shard, index))
-        if members.get("json", b"").startswith(b"["):  # LAVIS's layout: a list of captions
+        if (
+            members.get("json", b"").removeprefix(BOM_UTF8).startswith(b"[")
+        ):  # LAVIS's layout: a list of captions
             members["json"] = self._full_record(shard, index, members["json"])
         return members
 
@@ -173,9 +177,9 @@ def tar_index(files: Files, tar: Entry, mark: str, cache: NodeCache) -> TarIndex
         mark: changes when the tar does.
 
     Raises:
-        ValueError: the tar is empty, truncated or corrupt; the message names it.
+        ValueError: the tar cannot be read or is not sorted by sample; the message names it.
     """
-    kept = cache.place(f"index\0{tar.name}\0{tar.size}\0{mark}", ".npz")
+    kept = cache.place(f"index 2\0{tar.name}\0{tar.size}\0{mark}", ".npz")
     if kept.is_file():
         with np.load(kept, allow_pickle=False) as found:
             return TarIndex(found["keys"], found["spans"])
@@ -221,7 +225,7 @@ def _committed_files(storage: Storage, commits: Sequence[Commit], cache: NodeCac
 
 
 def _open_foreign(url: str, storage: Storage, cache: NodeCache) -> Shards:
-    tars = [entry for entry in storage.entries() if entry.name.endswith(".tar")]
+    tars = [e for e in storage.entries() if e.name.endswith(".tar") and not is_hidden(e.name)]
     if tars:
         if isinstance(storage, LocalStorage):
             marks = [str(storage.path(tar.name).stat().st_mtime_ns) for tar in tars]

@@ -6,6 +6,7 @@ timestamps. Reading walks the headers itself: nothing is ever extracted to disk,
 """
 
 import io
+import itertools
 import json
 import os
 import tarfile
@@ -16,8 +17,18 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.source_base import is_hidden
+
 BLOCK = 512
 _MAX_NAME = 1 << 16  # a pax or GNU long-name block larger than this is not a name
+_CHUNK = 1 << 20
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+}
 
 SCHEMA = pa.schema(
     [
@@ -139,28 +150,35 @@ def _padded(size: int) -> int:
 def walk_tar(file: BinaryIO, size: int, ended: bool = False) -> Iterator[Member]:
     """The members of a tar (USTAR, PAX, GNU long names), in order, without reading their data.
 
+    A tar that was joined to the end of another one is read on, as ``tar --ignore-zeros`` does.
+
     Args:
         file: seekable; ``size`` its length in bytes.
         ended: insist on the end-of-archive block: without one, a cut between two members shows
             as nothing at all.
 
     Raises:
-        TarError: ``empty_tar`` (zero bytes), ``truncated_tar`` or ``corrupt_tar``, after every
-            complete member before the damage has been yielded.
+        TarError: after every complete member before the damage has been yielded; its reason is
+            ``empty_tar`` (zero bytes), ``compressed_tar``, ``truncated_tar``, ``corrupt_tar`` or
+            ``bytes_after_end`` (what follows the end of the archive is no archive).
     """
     if size == 0:
         raise TarError("empty_tar", "the file has zero bytes")
     offset = start = 0
     long_name: str | None = None
+    closed = False  # whether an end of an archive is what was read last
     while offset < size:
         file.seek(offset)
         block = file.read(BLOCK)
-        if not block.strip(b"\0") and len(block) == BLOCK:
-            return
-        name, length, kind = _parse_header(block, offset)
+        if not block.strip(b"\0") and (closed or len(block) == BLOCK):
+            offset = start = _skip_zeros(file, offset, size)
+            closed = True
+            continue
+        name, length, kind = _parse_header(block, offset, closed)
         data = offset + BLOCK
         if data + length > size:
             raise TarError("truncated_tar", f"{name!r} at byte {start} ends behind the file")
+        closed = False
         if kind in b"xLgK":
             if kind in b"xL":
                 long_name = _long_name(file.read(min(length, _MAX_NAME)), kind, long_name)
@@ -172,11 +190,38 @@ def walk_tar(file: BinaryIO, size: int, ended: bool = False) -> Iterator[Member]
         long_name = None
     if long_name is not None:
         raise TarError("truncated_tar", f"ends behind the long name {long_name!r}")
-    if ended:
+    if ended and not closed:
         raise TarError("truncated_tar", "no end-of-archive block")
 
 
-def _parse_header(block: bytes, offset: int) -> tuple[str, int, bytes]:
+def _skip_zeros(file: BinaryIO, offset: int, size: int) -> int:
+    """Offset of the first block from ``offset`` on that is not all zeros, or ``size``."""
+    file.seek(offset)
+    while offset < size:
+        chunk = file.read(_CHUNK)
+        zeros = len(chunk) - len(chunk.lstrip(b"\0"))
+        if zeros < len(chunk) or not chunk:
+            return offset + zeros // BLOCK * BLOCK
+        offset += len(chunk)
+    return size
+
+
+def _parse_header(block: bytes, offset: int, closed: bool) -> tuple[str, int, bytes]:
+    """(name, size, kind) of a header; ``closed``: an archive has ended before it."""
+    try:
+        return _header_fields(block, offset)
+    except TarError as broken:
+        packed = next((name for mark, name in _COMPRESSED.items() if block.startswith(mark)), "")
+        if packed and offset == 0:
+            detail = f"it is compressed ({packed}); unpack it to a plain .tar"
+            raise TarError("compressed_tar", detail) from broken
+        if closed:
+            detail = f"what follows the end of the archive, at byte {offset}, is no archive"
+            raise TarError("bytes_after_end", detail) from broken
+        raise
+
+
+def _header_fields(block: bytes, offset: int) -> tuple[str, int, bytes]:
     if len(block) < BLOCK:
         raise TarError("truncated_tar", f"header at byte {offset} is cut")
     try:
@@ -211,34 +256,56 @@ def _long_name(data: bytes, kind: bytes, before: str | None) -> str | None:
     return found
 
 
-def group_members(members: Iterable[Member]) -> Iterator[tuple[str, list[Member]]]:
-    """Consecutive regular members of one key; an extension that repeats starts a new group."""
-    key, group, seen = "", list[Member](), set[str]()
+def group_members(members: Iterable[Member]) -> list[tuple[str, list[Member]]]:
+    """The regular members by key, keys in the order in which they first come.
+
+    Members of one key need not be neighbours. Hidden ones (macOS's ``._1.jpg``) are skipped. An
+    extension that a key has already starts a new group of that key.
+    """
+    groups: list[tuple[str, list[Member]]] = []
+    latest: dict[str, tuple[list[Member], set[str]]] = {}
     for member in members:
-        if not member.regular:
+        if not member.regular or is_hidden(member.name):
             continue
-        this, ext = split_name(member.name)
-        if group and (this != key or ext in seen):
-            yield key, group
-            group, seen = [], set()
-        key = this
+        key, ext = split_name(member.name)
+        group, seen = latest.get(key, ([], {ext}))
+        if ext in seen:
+            group, seen = latest[key] = [], set()
+            groups.append((key, group))
         group.append(member)
         seen.add(ext)
-    if group:
-        yield key, group
+    return groups
+
+
+def find_scattered(groups: Sequence[tuple[str, list[Member]]]) -> tuple[str, int] | None:
+    """The first key with members behind those of another key, and the offset of the last of them.
+
+    ``groups`` are as ``group_members`` gives them; None where every sample is in one piece.
+    """
+    for (key, group), (_, following) in itertools.pairwise(groups):
+        if group[-1].offset > following[0].offset:
+            return key, group[-1].offset
+    return None
 
 
 def index_tar(path: str | os.PathLike[str]) -> list[tuple[str, int, int]]:
     """(key, offset, length) of every sample of a tar, ours or foreign: one ``pread`` each.
 
     Raises:
-        ValueError: the tar is empty, truncated or corrupt; the message names the file.
+        ValueError: the tar is empty, truncated, corrupt or compressed, or a sample's members are
+            not in one piece; the message names the file.
     """
     with open(path, "rb") as file:
         try:
-            groups = list(group_members(walk_tar(file, os.fstat(file.fileno()).st_size)))
+            groups = group_members(walk_tar(file, os.fstat(file.fileno()).st_size))
         except TarError as broken:
             raise ValueError(f"{os.fspath(path)}: {broken}; make it again") from broken
+    scattered = find_scattered(groups)
+    if scattered:
+        raise ValueError(
+            f"{os.fspath(path)}: its members are not sorted by sample ({scattered[0]!r} has one at "
+            f"byte {scattered[1]}, behind other samples); make it again with tar --sort=name"
+        )
     return [(key, group[0].offset, group[-1].end - group[0].offset) for key, group in groups]
 
 
@@ -248,8 +315,9 @@ def read_span(span: bytes) -> dict[str, bytes]:
     Raises:
         TarError: the span is not a whole number of members.
     """
-    walked = walk_tar(io.BytesIO(span), len(span))
-    return {split_name(m.name)[1]: span[m.data : m.data + m.size] for m in walked if m.regular}
+    walked = (m for m in walk_tar(io.BytesIO(span), len(span)) if m.regular)
+    shown = (m for m in walked if not is_hidden(m.name))
+    return {split_name(m.name)[1]: span[m.data : m.data + m.size] for m in shown}
 
 
 def write_parquet(rows: Sequence[Row]) -> bytes:

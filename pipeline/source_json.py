@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.storage import Storage
-from pipeline.source_base import IMAGE_FIELDS, TEXT_FIELDS, Item, has_lone_surrogate, is_unsafe
+from pipeline.source_base import Item, caption_field, is_unsafe
 from pipeline.source_lists import image_files
+from pipeline.source_records import ImageFolder, gather, image_field
+from pipeline.text import TextError, check_caption, load_json, printable
 
 
 def read_captions_json(path: Path, url: str, pictures: Storage) -> tuple[str, list[Item]]:
@@ -18,26 +20,33 @@ def read_captions_json(path: Path, url: str, pictures: Storage) -> tuple[str, li
         pictures: the image folder, where Visual Genome's numbers are looked up.
 
     Returns:
-        Its format (``coco``, ``regions`` or ``pairs``), and an item per image in the file's order.
+        Its format (``coco``, ``regions``, ``pairs`` or ``conversations``), and an item per image in
+        the file's order.
 
     Raises:
         ValueError: none of the formats that we know.
     """
     try:
-        data = json.loads(path.read_bytes(), object_hook=_slim)
-    except (UnicodeDecodeError, json.JSONDecodeError) as broken:
-        raise ValueError(f"input {url!r} is no JSON ({broken}); fetch it again") from broken
+        data = load_json(path.read_bytes(), slim=_slim)
+    except TextError as broken:
+        raise ValueError(
+            f"input {url!r} is no JSON ({broken}); fetch it again, or name it .jsonl if it has an "
+            "object a line"
+        ) from broken
+    folder = ImageFolder(pictures)
     if isinstance(data, dict) and "annotations" in data:
-        return "coco", list(_read_coco(data, url))
-    first = data[0] if isinstance(data, list) and data else None
-    if isinstance(first, _Regions):
-        return "regions", list(_read_regions(data, pictures))
-    if isinstance(first, dict) and any(name in first for name in IMAGE_FIELDS):
-        return "pairs", list(_read_pairs(data))
+        return "coco", list(_read_coco(data, url, folder))
+    records = data if isinstance(data, list) else []
+    if records and isinstance(records[0], _Regions):
+        return "regions", list(_read_regions(records, pictures))
+    if any(image_field(record) for record in records):
+        told = any("conversations" in record for record in records if isinstance(record, dict))
+        return "conversations" if told else "pairs", list(_read_pairs(records, folder))
     raise ValueError(
         f"input {url!r} is no caption file that we know: expected COCO (images [{{id, file_name}}] "
         "and annotations [{image_id, caption}]), Visual Genome's region_descriptions.json "
-        "([{id, regions: [{phrase}]}]) or pairs ([{image, caption}])"
+        "([{id, regions: [{phrase}]}]), pairs ([{image, caption}]) or LLaVA's conversations "
+        "([{image, conversations}])"
     )
 
 
@@ -54,15 +63,17 @@ def _slim(record: dict[str, Any]) -> Any:
     return record
 
 
-def _item(file: Any, captions: list[Any], image_id: Any) -> Item:
-    said = [text for text in captions if isinstance(text, str) and text.strip()]
-    texts = tuple(text for text in said if not has_lone_surrogate(text))
+def _item(file: Any, captions: list[Any], image_id: Any, reason: str = "") -> Item:
+    """An image with its captions; ``image_id`` names it where its file's name cannot be used."""
+    checked = [check_caption(text) for text in captions]
+    texts = tuple(text for text, wrong in checked if not wrong and text.strip())
     if not isinstance(file, str) or is_unsafe(file):
-        return Item(f"(image {image_id})", texts, "unsafe_name")
-    if not texts:
-        reason = "caption_not_text" if captions else "no_caption"
-        return Item(file, (), "caption_not_utf8" if said else reason)
-    return Item(file, texts, "", {"image_id": image_id})
+        return Item(printable(f"(image {image_id})"), texts, "unsafe_name")
+    if not texts and not reason:
+        wrongs = [wrong for _, wrong in checked]
+        common = next((w for w in ("caption_not_utf8", "caption_not_text") if w in wrongs), "")
+        return Item(file, (), common or "no_caption")
+    return Item(file, texts, reason, {"image_id": image_id})
 
 
 def _read_regions(data: list[Any], pictures: Storage) -> Iterator[Item]:
@@ -70,42 +81,57 @@ def _read_regions(data: list[Any], pictures: Storage) -> Iterator[Item]:
     places = {file.rpartition("/")[2]: file for file in sorted(image_files(pictures))}
     for record in data:
         if not isinstance(record, _Regions) or not isinstance(record[1], list):
-            yield Item(f"(record {json.dumps(record)[:80]})", (), "no_image_field")
+            yield Item(f"(record {json.dumps(record, default=str)[:80]})", (), "no_image_field")
             continue
         file = f"{record[0]}.jpg"
         yield _item(places.get(file, file), record[1], record[0])
 
 
-def _read_pairs(data: list[Any]) -> Iterator[Item]:
+def _read_pairs(data: list[Any], folder: ImageFolder) -> Iterator[Item]:
     """Pairs of image and caption (or captions), as LAVIS lists COCO and Visual Genome."""
     captions: dict[str, list[Any]] = {}
     for number, pair in enumerate(data):
-        fields = pair if isinstance(pair, dict) else {}
-        file = next((fields[name] for name in IMAGE_FIELDS if fields.get(name)), None)
-        if not isinstance(file, str):
+        file = image_field(pair)
+        if not file:
             yield Item(f"(pair {number})", (), "no_image_field")
             continue
-        text: Any = next((fields[name] for name in TEXT_FIELDS if fields.get(name) is not None), [])
-        captions.setdefault(file, []).extend(text if isinstance(text, list) else [text])
+        text = caption_field(pair)
+        texts = captions.setdefault(folder.relative(file), [])
+        texts.extend(text if isinstance(text, list) else [text])
     for file, texts in captions.items():
         yield _item(file, texts, file)
 
 
-def _read_coco(data: dict[str, Any], url: str) -> Iterator[Item]:
-    """COCO captions: one item per image with all its captions, in the order of image ids."""
+def _read_coco(data: dict[str, Any], url: str, folder: ImageFolder) -> Iterator[Item]:
+    """COCO captions: one item per image with all its captions, in the order of image ids.
+
+    An id that two files have is a ``doubled_image_id`` of both: whose captions they are is not
+    known. A file that has two ids has the captions of both.
+    """
+    files: dict[Any, list[Any]] = {}
+    captions: dict[Any, list[Any]] = {}
     try:
-        images = {image["id"]: image["file_name"] for image in data["images"]}
-        annotations = [(note["image_id"], note["caption"]) for note in data["annotations"]]
+        for image in data["images"]:
+            name = image["file_name"]
+            file = folder.relative(name) if isinstance(name, str) else name
+            same = files.setdefault(image["id"], [])
+            if file not in same:
+                same.append(file)
+        for note in data["annotations"]:
+            captions.setdefault(note["image_id"], []).append(note["caption"])
     except (KeyError, TypeError) as broken:
         raise ValueError(
             f"input {url!r} is no COCO caption file ({broken!r}); expected images "
             "[{id, file_name}] and annotations [{image_id, caption}]"
         ) from broken
-    captions: dict[Any, list[Any]] = {}
-    for image_id, caption in annotations:
-        captions.setdefault(image_id, []).append(caption)
-    for image_id, file in images.items():
-        yield _item(file, captions.pop(image_id, []), image_id)
+    lines = []
+    for image_id, same in files.items():
+        texts = captions.pop(image_id, [])
+        reason = "doubled_image_id" if len(same) > 1 else ""
+        for file in same:
+            place = f"(image {image_id}: {file})" if reason else f"(image {image_id})"
+            lines.append((printable(place), _item(file, texts, image_id, reason)))
+    yield from gather(lines)
     for image_id, orphans in captions.items():
-        shown = tuple(str(text).encode("utf-8", "replace").decode() for text in orphans)
-        yield Item(f"(image {image_id})", shown, "no_image")
+        shown = tuple(printable(str(text)) for text in orphans)
+        yield Item(printable(f"(image {image_id})"), shown, "no_image")

@@ -1,7 +1,7 @@
 """Image files and a list of their captions; the list itself as JSONL."""
 
 import hashlib
-import json
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,15 +9,18 @@ from pathlib import Path
 from cluster.storage import Storage
 from pipeline.sample import Rejected, Sample, make_uid
 from pipeline.source_base import (
-    IMAGE_EXTS,
     IMAGE_FIELDS,
     TEXT_FIELDS,
     InputShard,
     Item,
     Source,
     field_captions,
+    is_image,
     is_unsafe,
+    member_suffix,
 )
+from pipeline.source_records import ImageFolder, gather, image_field
+from pipeline.text import TextError, load_json, printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +52,10 @@ class ListSource:
 
     def read(self, shard: InputShard) -> Iterator[Sample | Rejected]:
         """A row for every item."""
-        seen: set[str] = set()
-        for item in shard.items:
-            key = _file_key(item.file)
-            reason = item.reason or ("duplicate_key" if key in seen else "")
-            seen.add(key)
-            yield self._sample(shard.name, item, key, reason)
+        return (self._sample(shard.name, item) for item in shard.items)
 
-    def _sample(self, shard: str, item: Item, key: str, reason: str) -> Sample | Rejected:
+    def _sample(self, shard: str, item: Item) -> Sample | Rejected:
+        key, reason = item.key, item.reason
         uid = make_uid(self.name, shard, key)
         caption = item.captions[0] if item.captions else ""
         image = b""
@@ -69,61 +68,55 @@ class ListSource:
                 reason = "unreadable_file"
         if reason:
             return Rejected(uid, key, self.name, shard, reason, caption)
-        ext = Path(item.file).suffix.lstrip(".").lower()
-        ext = ext if ext in IMAGE_EXTS else "jpg"
+        ext = member_suffix(Path(item.file).suffix)
         return Sample(
             uid, key, self.name, shard, image, caption, item.captions, item.meta, ext, self.human
         )
 
 
-def _file_key(file: str) -> str:
-    """A key from a file's name: no extension, no dots (webdataset cuts the name at the first)."""
-    folder, slash, base = file.rpartition("/")
-    stem, dot, _ = base.rpartition(".")
-    return folder + slash + (stem if dot and stem else base).replace(".", "_")
-
-
 def read_jsonl(path: Path, url: str, pictures: Storage) -> Iterator[Item]:
-    """The lines of a JSONL, then the images of the folder that no line names."""
-    named: set[str] = set()
-    usable = False
+    """An item per image of a JSONL, then the images of the folder that no line names.
+
+    Args:
+        path: the file; ``url`` names it in messages.
+        pictures: the image folder.
+
+    Raises:
+        ValueError: it is UTF-16, or no line names an image.
+    """
+    folder = ImageFolder(pictures)
     with open(path, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            item = _line_item(line, number)
-            usable = usable or not item.file.startswith(_LINE)
-            named.add(item.file)
-            yield item
-    if not usable:
+        if lines.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE):
+            raise ValueError(f"input {url!r} is UTF-16; save it as UTF-8")
+        lines.seek(0)
+        places = ((f"(line {number:09d})", line) for number, line in enumerate(lines, start=1))
+        items = list(gather((p, _line_item(line, p, folder)) for p, line in places if line.strip()))
+    named = {item.file for item in items}
+    if all(file.startswith("(line ") for file in named):
         raise ValueError(
             f"input {url!r}: no line has an image field; expected one of "
-            f"{', '.join(IMAGE_FIELDS)} and one of {', '.join(TEXT_FIELDS)}"
+            f"{', '.join(IMAGE_FIELDS)} and one of {', '.join(TEXT_FIELDS)} in the JSON object of "
+            "each line (a JSON list goes into a .json file)"
         )
+    yield from items
     for file in sorted(image_files(pictures) - named):
         yield Item(file, (), "no_line")
 
 
-_LINE = "(line "
-
-
-def _line_item(line: bytes, number: int) -> Item:
-    place = f"{_LINE}{number:09d})"
+def _line_item(line: bytes, place: str, folder: ImageFolder) -> Item:
     try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        return Item(place, (), "line_not_utf8")
-    except (json.JSONDecodeError, RecursionError):
-        return Item(place, (), "bad_json")
+        record = load_json(line)
+    except TextError as broken:
+        return Item(place, (), "line_not_utf8" if broken.reason == "not_utf8" else broken.reason)
     if not isinstance(record, dict):
         return Item(place, (), "bad_json")
     captions, reason = field_captions(record)
-    file = next((record[name] for name in IMAGE_FIELDS if record.get(name)), None)
-    if not isinstance(file, str):
+    file = image_field(record)
+    if not file:
         return Item(place, captions, "no_image_field")
+    file = folder.relative(file)
     if is_unsafe(file):
-        shown = file.encode("utf-8", "replace").decode()
-        return Item(shown, captions, "unsafe_name")
+        return Item(printable(file), captions, "unsafe_name")
     return Item(file, captions, reason, record)
 
 
@@ -133,5 +126,5 @@ def image_files(pictures: Storage) -> set[str]:
     return {
         name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         for name in names
-        if name.rpartition(".")[2].lower() in IMAGE_EXTS
+        if is_image(name)
     }

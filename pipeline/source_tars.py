@@ -1,27 +1,35 @@
 """Tars as img2dataset leaves them, perhaps with a parquet beside each; or plain webdataset ones."""
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from cluster.storage import Entry, Storage
 from pipeline.sample import Rejected, Sample, make_uid
-from pipeline.shards import Member, TarError, group_members, split_name, walk_tar
+from pipeline.shards import (
+    Member,
+    TarError,
+    find_scattered,
+    group_members,
+    split_name,
+    walk_tar,
+)
 from pipeline.source_base import (
-    IMAGE_EXTS,
-    TEXT_EXTS,
+    IMAGE_SUFFIXES,
+    TEXT_SUFFIXES,
     InputShard,
     Source,
     field_captions,
+    is_hidden,
+    is_image,
     is_unsafe,
+    member_suffix,
 )
+from pipeline.source_columns import Columns, read_columns
+from pipeline.text import TextError, check_caption, decode_text, load_json
 
 _PROBE = 1 << 16  # bytes of a tar's two ends that go into its etag
 
@@ -48,8 +56,8 @@ class TarSource:
 
     def read(self, shard: InputShard) -> Iterator[Sample | Rejected]:
         """Every sample of the tar; damage becomes one more row behind the whole samples."""
-        columns = _columns(self.storage, str(Path(shard.name).with_suffix(".parquet")))
-        reader = _TarReader(self.name, shard.name, *columns, human=self.human)
+        columns = read_columns(self.storage, str(Path(shard.name).with_suffix(".parquet")))
+        reader = _TarReader(self.name, shard.name, columns, human=self.human)
         with self.storage.local_copy(shard.name) as path, open(path, "rb") as file:
             yield from reader.read(file, os.fstat(file.fileno()).st_size)
 
@@ -60,29 +68,10 @@ def _ends(storage: Storage, tar: Entry) -> str:
     return digest.hexdigest()[:32]
 
 
-def _columns(storage: Storage, parquet: str) -> tuple[dict[str, dict[str, Any]], bool]:
-    """img2dataset's columns by key, and whether they could be read."""
-    if not storage.exists(parquet):
-        return {}, True
-    try:
-        rows = pq.read_table(pa.BufferReader(storage.read(parquet))).to_pylist()
-    except (pa.ArrowException, OSError):
-        return {}, False
-    return {str(row["key"]): row for row in rows if row.get("key") is not None}, True
-
-
 class _TarReader:
-    def __init__(
-        self,
-        source: str,
-        shard: str,
-        columns: dict[str, dict[str, Any]],
-        columns_ok: bool,
-        *,
-        human: bool,
-    ) -> None:
+    def __init__(self, source: str, shard: str, columns: Columns, *, human: bool) -> None:
         self.source, self.shard, self.human = source, shard, human
-        self.columns, self.columns_ok = columns, columns_ok
+        self.columns = columns
         self.seen: set[str] = set()
 
     def read(self, file: BinaryIO, size: int) -> Iterator[Sample | Rejected]:
@@ -95,16 +84,20 @@ class _TarReader:
                 (whole if member.regular else odd).append(member)
         except TarError as broken:
             damage = broken
-        if not whole and not damage:
-            damage = TarError("empty_tar", "no members")
-        groups = list(group_members(whole))
+        groups = group_members(whole)
+        if not groups and not damage:
+            damage = TarError("empty_tar", "no members but hidden ones")
+        scattered = find_scattered(groups) is not None
         for key, group in groups:
             # The damage may have taken members of the sample before it, such as the json with
-            # its NSFW column: with fewer members than the first sample it is not whole.
-            cut = damage is not None and group is groups[-1][1] and len(group) < len(groups[0][1])
-            yield self._sample(file, key, group, damage if cut else None)
+            # its NSFW column: with fewer members than the first sample it is not whole. Where
+            # samples are not in one piece, it may be any of them.
+            near = scattered or group is groups[-1][1]
+            cut = damage is not None and near and len(group) < len(groups[0][1])
+            yield from self._samples(file, key, group, damage if cut else None)
         for member in odd:
-            if not member.name.endswith("/") and not self._is_folder(member, whole):
+            folder = member.name.endswith("/") or self._is_folder(member, whole)
+            if not folder and not is_hidden(member.name):
                 yield self._rejected(member.name, "not_a_regular_file")
         if damage:
             yield self._rejected(self.shard, damage.reason)
@@ -118,23 +111,36 @@ class _TarReader:
         uid = make_uid(self.source, self.shard, key)
         return Rejected(uid, key, self.source, self.shard, reason, caption)
 
-    def _sample(
+    def _samples(
         self, file: BinaryIO, key: str, group: list[Member], damage: TarError | None
-    ) -> Sample | Rejected:
+    ) -> Iterator[Sample | Rejected]:
+        """The sample of a key, and a row for each further image of that key."""
         if is_unsafe(key):
-            return self._rejected(key, "unsafe_name")
-        if key in self.seen:
-            return self._rejected(key, "duplicate_key")
+            yield self._rejected(key, "unsafe_name")
+        elif key in self.seen:
+            yield self._rejected(key, "duplicate_key")
+        elif damage:
+            yield self._rejected(key, damage.reason)
+        else:
+            names = {split_name(member.name)[1]: member for member in group}
+            images = [ext for ext in names if ext in IMAGE_SUFFIXES]
+            dotted = [names[ext].name for ext in names if "." in ext and is_image(ext)]
+            if images:
+                yield self._sample(file, key, names, images[0])
+            elif dotted:  # IMG.1.jpg, IMG.2.jpg: to webdataset all are parts of a sample IMG
+                yield from (self._rejected(name, "dot_in_name") for name in dotted)
+            else:
+                yield self._rejected(key, "no_image")
+            yield from (self._rejected(f"{key}.{ext}", "second_image") for ext in images[1:])
         self.seen.add(key)
-        if damage:
-            return self._rejected(key, damage.reason)
+
+    def _sample(
+        self, file: BinaryIO, key: str, members: dict[str, Member], image: str
+    ) -> Sample | Rejected:
         data = {}
-        for member in group:
+        for ext, member in members.items():
             file.seek(member.data)
-            data[split_name(member.name)[1]] = file.read(member.size)
-        ext = next((ext for ext in data if ext in IMAGE_EXTS), None)
-        if ext is None:
-            return self._rejected(key, "no_image")
+            data[ext] = file.read(member.size)
         meta, reason = self._meta(key, data)
         captions, text_reason = _tar_captions(data, meta)
         reason = reason or text_reason
@@ -146,30 +152,34 @@ class _TarReader:
             key,
             self.source,
             self.shard,
-            data[ext],
+            data[image],
             captions[0],
             captions,
             meta,
-            ext,
+            member_suffix(image),
             self.human,
         )
 
     def _meta(self, key: str, data: dict[str, bytes]) -> tuple[dict[str, Any], str]:
-        columns = self.columns.get(key, {})
-        if "json" not in data:
-            return columns, "" if self.columns_ok else "unreadable_parquet"
-        try:
-            meta = json.loads(data["json"])
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
-            return columns, "bad_json"
-        return {**columns, **meta} if isinstance(meta, dict) else columns, ""
+        """What json and parquet say of a sample, and "" or why that is not enough."""
+        told: dict[str, Any] = {}
+        if "json" in data:
+            try:
+                found = load_json(data["json"])
+            except TextError:
+                return self.columns.find(key) or {}, "bad_json"
+            told = found if isinstance(found, dict) else {}
+        elif not self.columns.readable:
+            return told, "unreadable_parquet"
+        return self.columns.join(key, told)
 
 
 def _tar_captions(data: dict[str, bytes], meta: dict[str, Any]) -> tuple[tuple[str, ...], str]:
-    text = next((data[ext] for ext in TEXT_EXTS if ext in data), None)
-    if text is not None:
-        try:
-            return (text.decode("utf-8"),), ""
-        except UnicodeDecodeError:
-            return (text.decode("utf-8", "replace"),), "caption_not_utf8"
-    return field_captions(meta)
+    text = next((data[ext] for ext in TEXT_SUFFIXES if ext in data), None)
+    if text is None:
+        return field_captions(meta)
+    try:
+        caption, reason = check_caption(decode_text(text))
+    except TextError:
+        return (text.decode("utf-8", "replace"),), "caption_not_utf8"
+    return (caption,), reason

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.storage import Entry, Storage, absolute_url, local_path, open_storage, split_url
-from pipeline.source_base import InputShard, Item, Source
+from pipeline.source_base import InputShard, Item, Source, is_hidden
 from pipeline.source_json import read_captions_json
 from pipeline.source_lists import ListSource, read_jsonl
+from pipeline.source_records import name_items
 from pipeline.source_tars import TarSource
 
 __all__ = ["KNOWN", "InputShard", "Known", "Source", "open_source"]
@@ -23,6 +24,7 @@ _FORMATS = {
     "coco": "COCO's caption JSON",
     "regions": f"Visual Genome's {REGIONS}",
     "pairs": "a JSON list of {image, caption}",
+    "conversations": "a JSON list of LLaVA's {image, conversations}",
 }
 
 
@@ -34,7 +36,10 @@ class Known:
     formats: tuple[str, ...]
 
 
-_HUMAN, _WEB = Known(True, ("coco", "pairs", "jsonl", "tars")), Known(False, ("tars", "jsonl"))
+_HUMAN, _WEB = (
+    Known(True, ("coco", "pairs", "jsonl", "tars")),
+    Known(False, ("tars", "jsonl", "conversations")),
+)
 KNOWN = {
     "coco": _HUMAN,
     "vg": Known(True, ("regions", "pairs", "jsonl", "tars")),
@@ -77,34 +82,46 @@ def open_source(
     if tars:
         return TarSource(label, storage, tars, _human(url, name, "tars"))
     if not file:
-        raise ValueError(
-            f"input {url!r} has no .tar and no .jsonl; give a folder with one of them, or a .json "
-            "of captions (COCO, Visual Genome)"
-        )
+        raise _nothing(url, storage)
     if Path(file).suffix not in (".jsonl", ".json"):
         raise ValueError(f"input {url!r}: expected a folder, .tar, .jsonl or .json of captions")
     pictures = open_storage(absolute_url(images)) if images else storage
     if images and not pictures.entries(deep=True):
         raise FileNotFoundError(f"images {images!r} is no folder with files; give it with --images")
     kind, items = _read_list(storage, file, pictures)
-    return ListSource(label, pictures, items, shard_size, _human(url, name, kind))
+    return ListSource(label, pictures, name_items(items), shard_size, _human(url, name, kind))
 
 
 def _tars(storage: Storage, only: str = "", deep: bool = False) -> tuple[Entry, ...]:
     """The tars of a folder (``deep``: and below it, if it has none itself), or one of them."""
-    tars = tuple(entry for entry in storage.entries() if entry.name.endswith(".tar"))
+    tars = tuple(entry for entry in _visible(storage) if entry.name.endswith(".tar"))
     if deep and not tars:
-        return tuple(e for e in storage.entries(deep=True) if e.name.endswith(".tar"))
+        return tuple(e for e in _visible(storage, deep=True) if e.name.endswith(".tar"))
     return tuple(entry for entry in tars if only in ("", entry.name))
 
 
-def _read_list(storage: Storage, file: str, pictures: Storage) -> tuple[str, tuple[Item, ...]]:
+def _visible(storage: Storage, deep: bool = False) -> list[Entry]:
+    """The files of a folder but hidden ones."""
+    return [entry for entry in storage.entries(deep=deep) if not is_hidden(entry.name)]
+
+
+def _nothing(url: str, storage: Storage) -> ValueError:
+    """The error for a folder without anything to read."""
+    names = [entry.name for entry in _visible(storage, deep=True)]
+    packed = [name for name in names if name.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.xz"))]
+    hint = f"; {packed[0]} is compressed: unpack it to a plain .tar" if packed else ""
+    return ValueError(
+        f"input {url!r} has no .tar and no .jsonl; give a folder with one of them, or a .json "
+        f"of captions (COCO, Visual Genome){hint}"
+    )
+
+
+def _read_list(storage: Storage, file: str, pictures: Storage) -> tuple[str, list[Item]]:
     where = f"{storage.url}/{file}"
     with storage.local_copy(file) as path:
         if file.endswith(".jsonl"):
-            return "jsonl", tuple(read_jsonl(path, where, pictures))
-        kind, items = read_captions_json(path, where, pictures)
-        return kind, tuple(items)
+            return "jsonl", list(read_jsonl(path, where, pictures))
+        return read_captions_json(path, where, pictures)
 
 
 def _human(url: str, name: str | None, kind: str) -> bool:
@@ -145,7 +162,7 @@ def _locate(url: str) -> tuple[str, str]:
 
 def _captions_file(storage: Storage) -> str:
     """The list of captions in a folder; "" where there is none."""
-    lists = [entry.name for entry in storage.entries() if entry.name.endswith(".jsonl")]
+    lists = [entry.name for entry in _visible(storage) if entry.name.endswith(".jsonl")]
     named = [name for name in lists if name == "captions.jsonl"]
     if named or len(lists) == 1:
         return (named or lists)[0]

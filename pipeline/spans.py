@@ -38,6 +38,8 @@ def _plain_members(span: bytes) -> dict[str, bytes] | None:
         if offset > len(span):
             return None
         name = header[:100].partition(b"\0")[0].rpartition(b"/")[2]
+        if name.startswith(b"."):  # hidden: macOS's ._1.jpg
+            continue
         extension = name.partition(b".")[2].decode("utf-8", "surrogateescape").lower()
         found[extension] = span[start : start + size]
     return found

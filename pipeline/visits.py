@@ -4,7 +4,6 @@ All of it is a function of the data and (seed, uid, visit): not of place, batch 
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,11 +17,18 @@ from pipeline.images import decode
 from pipeline.reading import BadSample, Shards
 from pipeline.sample import make_uid
 from pipeline.schedule import Draw, Schedule
-from pipeline.text import TextRule, caption_text, question_text
+from pipeline.source_base import IMAGE_SUFFIXES, TEXT_SUFFIXES, field_captions
+from pipeline.text import TextError, check_caption, decode_text, has_lone_surrogate, load_json
+from pipeline.text_processors import TextRule, caption_text, question_text
 from pipeline.transforms import TrainTransform
 
 MAX_REPLACED_IN_A_ROW = 100
-_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "image")
+_IMAGES = (*IMAGE_SUFFIXES, "image")
+_SAID = {
+    "no_caption": "it has no caption",
+    "caption_not_text": "its caption is no text",
+    "caption_not_utf8": "its caption is not UTF-8",
+}
 _SIDES = re.compile(r"\b(left|right|leftmost|rightmost)\b", re.IGNORECASE)
 
 
@@ -106,7 +112,7 @@ class Samples:
         text = choose_caption(
             record, members, policy=self.captions, seed=seed, uid=uid, visit=draw.visit
         )
-        asked = str(record.get("question", ""))
+        asked = _question(record)
         if not asked:  # what answers a question stays as people wrote it, as in the reference
             text = caption_text(text, self.text)
         if not text:
@@ -155,14 +161,17 @@ def choose_caption(
     if policy == "top1":
         chosen = kept[0][0]
     elif policy == "weighted":
-        scores = np.array([score for _, score in kept], dtype=np.float64)
+        scores = np.array([score for _, score, _ in kept], dtype=np.float64)
         shares = np.exp(scores - scores.max())
         place = np.searchsorted(np.cumsum(shares / shares.sum()), share, side="right")
         chosen = kept[min(int(place), len(kept) - 1)][0]
     else:  # human captions are all kept, and all of them drawn among
-        human = all(origin == "human" for origin in _origins(record))
+        human = all(origin == "human" for _, _, origin in kept)
         among = kept if human else kept[:2]
         chosen = among[int(share * len(among))][0]
+    chosen, reason = check_caption(chosen)
+    if reason:
+        raise BadSample(_SAID[reason])
     text = " ".join(chosen.split())
     if not text:
         raise BadSample("its caption is empty")
@@ -174,35 +183,45 @@ def uniform(*parts: object) -> float:
     return (derive_seed(*parts) >> 10) / 2**53
 
 
-def _kept(record: dict[str, Any], members: dict[str, bytes]) -> list[tuple[str, float]]:
-    """(text, score) of the kept captions, best first; of a foreign sample, its only one."""
+def _kept(record: dict[str, Any], members: dict[str, bytes]) -> list[tuple[Any, float, str]]:
+    """(text, score, origin) of the kept captions, best first; all that a foreign sample has.
+
+    Nothing has ranked the captions of a foreign sample: like those of people, all are kept.
+    """
     candidates, kept = record.get("captions"), record.get("kept")
     if isinstance(candidates, list) and isinstance(kept, list) and kept:
-        return [(candidates[i]["text"], float(candidates[i]["score"] or 0.0)) for i in kept]
-    text = members.get("txt")
+        try:
+            chosen = [candidates[i] for i in kept]
+            return [(c["text"], float(c["score"] or 0.0), c.get("origin", "")) for c in chosen]
+        except (AttributeError, LookupError, TypeError, OverflowError) as broken:
+            raise BadSample("its record's captions cannot be read") from broken
+    text = next((members[ext] for ext in TEXT_SUFFIXES if ext in members), None)
     if text is not None:
         try:
-            return [(text.decode("utf-8"), 0.0)]
-        except UnicodeDecodeError as broken:
-            raise BadSample("its caption is not UTF-8") from broken
-    if isinstance(record.get("caption"), str):
-        return [(record["caption"], 0.0)]
-    raise BadSample("it has no caption")
-
-
-def _origins(record: dict[str, Any]) -> list[str]:
-    captions = record.get("captions")
-    if not isinstance(captions, list) or not record.get("kept"):
-        return [""]
-    return [captions[i].get("origin", "") for i in record["kept"]]
+            return [(decode_text(text), 0.0, "human")]
+        except TextError as broken:
+            raise BadSample(_SAID["caption_not_utf8"]) from broken
+    captions, reason = field_captions(record)
+    if reason:
+        raise BadSample(_SAID[reason])
+    return [(caption, 0.0, "human") for caption in captions]
 
 
 def _record(members: dict[str, bytes]) -> dict[str, Any]:
     try:
-        record = json.loads(members.get("json", b"{}"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as broken:
+        record = load_json(members.get("json", b"{}"))
+    except TextError as broken:
         raise BadSample("its json cannot be read") from broken
     return record if isinstance(record, dict) else {}
+
+
+def _question(record: dict[str, Any]) -> str:
+    question = record.get("question")
+    if not isinstance(question, str):
+        return ""
+    if has_lone_surrogate(question):
+        raise BadSample("its question is not UTF-8")
+    return question
 
 
 def _image_id(record: dict[str, Any], image: bytes) -> int:

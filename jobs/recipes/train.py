@@ -17,7 +17,7 @@ from modeling.optim import OptimConfig
 from modeling.precision import Dtype
 from modeling.qformer import QFormerConfig
 from pipeline.loader import LoaderConfig
-from pipeline.text import TextRule
+from pipeline.text_processors import TextRule
 from pipeline.transforms import TransformConfig
 
 

@@ -312,6 +312,16 @@ def test_users_mistakes_are_one_line(
     assert line.startswith("error: ") and message in line
 
 
+@pytest.mark.slow
+def test_a_run_that_keeps_nothing_ends_with_a_code_of_its_own(models: list[str], tmp_path: Path):
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "captions.jsonl").write_text('{"file": "gone.png", "caption": "a dog"}')
+    done = execute(command(source, tmp_path / "out", models))
+    assert done.returncode == 3
+    assert "all 1 inputs were dropped (missing_file 1)" in done.stderr.splitlines()[-1]
+
+
 def test_recipe_names_set_the_defaults_of_the_overrides():
     args = parse(["--recipe", "blip-large", "--input", "a", "--output", "b",
                   "--config.sampling.top-p", "0.8"])  # fmt: skip

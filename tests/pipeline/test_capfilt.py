@@ -175,6 +175,32 @@ def test_the_nsfw_column_may_be_text_or_missing():
         assert check_sample(config, sample("a", meta={"punsafe": value})) is None
 
 
+def test_of_several_captions_found_with_an_image_all_that_pass_compete():
+    several = sample("a", caption="x" * 99, captions=("x" * 99, "cat", "a dog"))
+    _, (row,) = run([several], FilterConfig(max_caption=9))
+    assert row.web_caption == "cat" and row.origins.count("web") == 2
+    assert {"cat", "a dog"} < set(row.captions) and "x" * 99 not in row.captions
+    _, (none,) = run([several], FilterConfig(max_caption=2))
+    assert none.reason == "caption_too_long" and none.web_caption == "x" * 99
+
+
+def test_samples_that_a_filter_could_not_look_at_are_counted():
+    """A number that is none, or one of 400 digits, is no way past a filter either."""
+    config = FilterConfig(languages=("en",))
+    records = [
+        sample("a", meta={"punsafe": 0.01, "NSFW": "UNLIKELY", "lang": "en"}),
+        sample("b", meta={"punsafe": float("nan"), "nsfw": "UNLIKELY"}),
+        sample("c", meta={"punsafe": "?", "similarity": 0.3}),
+        sample("d", human=True),
+        sample("e", meta={"punsafe": 10**400}),
+        Rejected("uid-f", "f", "s", "shard", "no_image"),
+    ]
+    out, rows = run(records, config)
+    assert [row.reason for row in rows] == ["", "", "", "", "unsafe", "no_image"]
+    assert out.stats["unlooked"] == {"LANGUAGE": 3, "NSFW": 2, "punsafe": 2}
+    assert "unlooked" not in run([records[0], records[3]], config)[0].stats
+
+
 @pytest.mark.parametrize(
     ("config", "fields", "reason"),
     [

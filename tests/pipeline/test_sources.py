@@ -147,15 +147,16 @@ def test_folder_with_jsonl(tmp_path: Path):
     records = read(tmp_path, shard_size=100)
     found = Counter(r.reason if isinstance(r, Rejected) else "ok" for r in records)
     assert found == {
-        "ok": 3, "missing_file": 1, "unsafe_name": 1, "duplicate_key": 1, "no_image_field": 1,
+        "ok": 3, "missing_file": 1, "unsafe_name": 1, "no_image_field": 1,
         "bad_json": 2, "line_not_utf8": 1, "caption_not_text": 1, "no_caption": 1,
         "caption_not_utf8": 1, "no_line": 1,
     }  # fmt: skip
     good = [r for r in records if isinstance(r, Sample)]
     assert [r.key for r in good] == ["a", "b_c", "sub/d"]
     assert good[0].meta["extra"] == 1 and good[0].ext == "png"
+    assert good[0].captions == ("A", "again")
     source = open_source(str(tmp_path), shard_size=4)
-    assert [shard.size for shard in source.shards()] == [4, 4, 4, 2]
+    assert [shard.size for shard in source.shards()] == [4, 4, 4, 1]
     assert len({shard.etag for shard in source.shards()}) == 4
 
 

@@ -1,91 +1,85 @@
-"""Texts as the reference's processors leave them, by hand, and where data become batches."""
+"""The rules by which every reader takes text and JSON."""
 
-import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from pipeline.loader import Batches, LoaderConfig, Samples, make_schedule
-from pipeline.questions import Asked, QuestionShards
-from pipeline.reading import Shards, open_shards
-from pipeline.text import TextRule, caption_text, question_text
-from pipeline.transforms import TrainTransform, TransformConfig
-from tests.pipeline.test_images import encode
-from tests.pipeline.test_sources import tar
+from evaluation.data import read_json
+from pipeline.text import (
+    MAX_DEPTH,
+    TextError,
+    check_caption,
+    decode_text,
+    find_surrogate,
+    load_json,
+)
 
-GOOD = encode(Image.new("RGB", (20, 10), (9, 9, 9)))
+
+def test_text_is_utf8_without_its_byte_order_mark():
+    assert decode_text("\ufeffzwölf".encode()) == "zwölf"
+    for data in ("zwölf".encode("latin-1"), "a".encode("utf-16"), b"\xed\xa0\x80"):
+        with pytest.raises(TextError, match=r"UTF-(8|16)") as refused:
+            decode_text(data)
+        assert refused.value.reason == "not_utf8"
+
+
+def test_json_is_read_with_a_byte_order_mark_and_with_missing_numbers():
+    assert load_json(b'\xef\xbb\xbf{"a": NaN, "b": [-Infinity, 1]}') == {"a": None, "b": [None, 1]}
+    assert load_json(b'{"a": {"b": 1}}', slim=list) == ["a"]
+    assert load_json(b'{"a": 1, "a": 1}') == {"a": 1}
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("data", "said"),
     [
-        ("A man riding a wave.", "a man riding a wave"),
-        ("  Two   DOGS!\n", "two dogs"),
-        ('"Stop": it\'s (very) late; *9:30* ~ #5, U.S.A.', "stop it's very late 9 30 5, u s a"),
-        ("red-and-white, isn't it?", "red-and-white, isn't it?"),
-        ("É un GATTO", "é un gatto"),
-        ("!!!", ""),
-        (" ".join(f"W{n}." for n in range(60)), " ".join(f"w{n}" for n in range(50))),
+        (b"{nope", "property name"),
+        (b"", "Expecting value"),
+        (b'{"n": ' + b"7" * 5_000 + b"}", "4300"),
+        (b"[" * 100_000, "nests deeper"),
+        (b"[" * 101 + b"]" * 101, "nests deeper"),
+        (b'{"image": "a.jpg", "image": "b.jpg"}', "two values under 'image'"),
+        (b'{"a": "x\0y"}', "control character"),
     ],
 )
-def test_a_caption_as_the_reference_has_it(text: str, expected: str):
-    assert caption_text(text, "reference") == expected
-    assert caption_text(expected, "reference") == expected
+def test_json_that_cannot_be_used_has_one_kind_of_error(data: bytes, said: str):
+    with pytest.raises(TextError, match=said) as refused:
+        load_json(data)
+    assert refused.value.reason == "bad_json"
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("What Color is the dog's (left) collar?", "what color is the dog's left collar?"),
-        ("Is it 9:30 a.m.?", "is it 930 am?"),
-        ("Why? ", "why?"),
-        ("two  spaces : stay", "two  spaces  stay"),
-        (" ".join(f"W{n}!" for n in range(60)), " ".join(f"w{n}" for n in range(50))),
-    ],
-)
-def test_a_question_as_the_reference_has_it(text: str, expected: str):
-    assert question_text(text, "reference") == expected
-    assert question_text(expected, "reference") == expected
+def test_json_may_nest_as_deep_as_the_limit():
+    deepest = load_json(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH)
+    for _ in range(MAX_DEPTH - 1):
+        (deepest,) = deepest
+    assert deepest == []
 
 
-def test_plain_texts_stay_but_for_white_space():
-    assert caption_text(" A  Man.\n", "plain") == "A Man."
-    assert question_text("Is it  9:30 A.M.?", "plain") == "Is it  9:30 A.M.?"
+def test_captions_that_are_no_text_have_a_reason():
+    assert check_caption("a dog") == ("a dog", "")
+    assert check_caption("\ufeffa dog") == ("a dog", "")
+    assert check_caption(None) == ("", "no_caption")
+    assert check_caption(7) == ("7", "caption_not_text")
+    assert check_caption(["a"]) == ('["a"]', "caption_not_text")
+    assert check_caption("a\0b") == ("a\0b", "caption_not_text")
+    assert check_caption("cut \ud83d") == ("cut ?", "caption_not_utf8")
+    assert check_caption("whole \U0001f436") == ("whole \U0001f436", "")
 
 
-def batch(source: Shards, text: TextRule):
-    config = LoaderConfig()
-    schedule = make_schedule([source], config, 0, 4)
-    transform = TrainTransform(TransformConfig(size=8))
-    with Batches(Samples([source], schedule, transform, text=text), config, range(1)) as made:
-        return next(made)
-
-
-def test_training_reads_captions_by_the_recipe_s_rule(tmp_path: Path):
-    captions = {"a": "A Red Car.", "b": "It's (mine)!", "c": "...", "d": "ok"}
-    tar(
-        tmp_path / "a.tar",
-        [
-            member
-            for key, text in captions.items()
-            for member in ((f"{key}.png", GOOD), (f"{key}.txt", text.encode()))
-        ],
+def test_the_entry_with_half_of_a_character_is_named(tmp_path: Path):
+    assert find_surrogate({"a": ["x", {"b": "\U0001f436"}]}) == ""
+    file = tmp_path / "q.json"
+    file.write_bytes(
+        b'{"questions": [{"question": "ok \\ud83d\\udc36"}, {"question": "\\uD83D?"}]}'
     )
-    source = open_shards(str(tmp_path))
-    assert set(batch(source, "plain").texts) == set(captions.values())
-    made = batch(source, "reference")
-    assert set(made.texts) == {"a red car", "it's mine", "ok"}
-    assert len(made.texts) == 4 and "holds no words" in made.replaced[0]
-
-
-def test_training_reads_questions_by_the_rule_and_answers_as_they_are(tmp_path: Path):
-    (tmp_path / "one.png").write_bytes(GOOD)
-    asked = [
-        Asked(str(n), tmp_path / "one.png", f"Is it St. {n}:30?", ("St. Louis",)) for n in range(4)
-    ]
-    made = batch(QuestionShards("a:train", asked), "reference")
-    assert sorted(made.questions) == [f"is it st {n}30?" for n in range(4)]
-    assert made.texts == ["St. Louis"] * 4
-    record = json.loads(QuestionShards("a:train", asked).members(0, 0)["json"])
-    assert record["question"] == "Is it St. 0:30?"  # stored as it came
+    with pytest.raises(ValueError, match=r"q\.json: questions\[1\]\.question has half of a char"):
+        read_json(file)
+    file.write_bytes(b'\xef\xbb\xbf{"questions": [{"question": "\\ud83d\\udc36"}]}')
+    assert read_json(file) == {"questions": [{"question": "\U0001f436"}]}
+    for content, said in (
+        (b"7" * 5_000, "4300"),
+        (b"[" * 9_999, "deeper"),
+        (b"\xff\xfe[", "UTF-16"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"q\.json is not JSON in UTF-8: .*{said}"):
+            read_json(file)

@@ -1,3 +1,6 @@
+import pytest
+
+from pipeline.reading import BadSample
 from pipeline.visits import choose_caption, names_side, uniform
 
 
@@ -41,3 +44,41 @@ def test_caption_policies():
         "kept": [0, 1, 2, 3, 4],
     }
     assert set(chosen("random_top2", human)) == {f"h{i}" for i in range(5)}
+
+
+def chosen_of(record: dict, members: dict[str, bytes]) -> set[str]:
+    """The captions that a hundred samples of this content draw."""
+    return {
+        choose_caption(record, members, policy="random_top2", seed=0, uid=str(uid), visit=0)
+        for uid in range(100)
+    }
+
+
+def test_a_foreign_sample_has_the_captions_of_its_txt_or_json():
+    assert chosen_of({"caption": "j"}, {"txt": b"\xef\xbb\xbft"}) == {"t"}
+    assert chosen_of({"caption": "j"}, {}) == {"j"}
+    assert chosen_of({"captions": ["a", "b", "c"]}, {}) == {"a", "b", "c"}
+    talk = [{"from": "human", "value": "<image>\nTell."}, {"from": "gpt", "value": "a stamp"}]
+    assert chosen_of({"conversations": talk}, {}) == {"a stamp"}
+
+
+@pytest.mark.parametrize(
+    ("record", "members", "said"),
+    [
+        ({"caption": "a cut emoji \ud83d"}, {}, "not UTF-8"),
+        ({"caption": "a\0b"}, {}, "no text"),
+        ({"caption": 7}, {}, "no text"),
+        ({"caption": [1, "a"]}, {}, "no text"),
+        ({"caption": None}, {}, "no caption"),
+        ({"caption": []}, {}, "no caption"),
+        ({"caption": " \n"}, {}, "empty"),
+        ({}, {"txt": "a dog".encode("utf-16")}, "not UTF-8"),
+        ({"captions": ["a"], "kept": [0]}, {}, "cannot be read"),
+        ({"captions": [{"text": "a", "score": 1}], "kept": [3]}, {}, "cannot be read"),
+        ({"captions": [{"text": "\ud83d", "score": 1}], "kept": [0]}, {}, "not UTF-8"),
+        ({"captions": [{"text": None, "score": 1}], "kept": [0]}, {}, "no caption"),
+    ],
+)
+def test_a_caption_that_is_no_text_makes_a_bad_sample(record: dict, members: dict, said: str):
+    with pytest.raises(BadSample, match=said):
+        choose_caption(record, members, policy="random_top2", seed=0, uid="a", visit=0)
