@@ -21,7 +21,6 @@ import tyro
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from torch.nn.functional import normalize
-from tqdm import tqdm
 from transformers import (
     BlipConfig,
     BlipForConditionalGeneration,
@@ -76,14 +75,20 @@ def main(arguments: Sequence[str]) -> int:
     ours = Ours(captioner, scorer)
     greedy_equal = check_greedy(args, captioner, plain.blip, batches[0][0])
 
+    print(
+        f"{args.images} images, {args.captions} captions each: ours and the plain loop "
+        f"take turns, {args.rounds} rounds",
+        flush=True,
+    )
     ours.run(batches[:1])  # warm
     work: dict[str, Callable[[], Any]] = {"ours": lambda: ours.run(batches)}
     if bench.has_torchs(args.device, args.dtype):
         work[bench.TORCHS] = lambda: ours.run_with_torchs_products(batches)
     if args.peer:
         plain(batches[0])
-        work["plain"] = lambda: [plain(batch) for batch in tqdm(batches, desc="plain loop")]
-    times = bench.in_turns(work, args.rounds, args.device)
+        work["plain"] = lambda: [plain(batch) for batch in batches]
+    with bench.progress(len(work) * args.rounds, "capfilt") as bar:
+        times = bench.in_turns(work, args.rounds, args.device, bar)
     ours.run(batches)
     seconds = {name: round(spent, 3) for name, spent in ours.seconds.items()}
     largest = check_scores(ours, plain, batches[0])

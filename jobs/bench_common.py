@@ -4,6 +4,7 @@ import json
 import math
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 from modeling.linear import product
+from modeling.precision import seconds_of_product
 
 TORCHS = "ours, torch's products"
 """The row of ours with torch's own products: what the algorithm alone gives."""
@@ -44,12 +47,22 @@ class Timed:
         return statistics.median(self.seconds)
 
 
-def in_turns(work: Mapping[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, Timed]:
-    """Run each contender once per round, one after the other, so that noise meets all alike."""
+def in_turns(
+    work: Mapping[str, Callable[[], Any]], rounds: int, device: str, bar: Any = None
+) -> dict[str, Timed]:
+    """Run each contender once per round, one after the other, so that noise meets all alike.
+
+    Args:
+        bar: progress bar that counts one for each run.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(rounds):
+    for number in range(rounds):
         for name, run in work.items():
+            if bar is not None:
+                bar.set_postfix_str(f"round {number + 1} of {rounds}: {name}")
             seconds[name].append(clock(run, device))
+            if bar is not None:
+                bar.update()
     return {name: Timed(tuple(spent)) for name, spent in seconds.items()}
 
 
@@ -60,6 +73,12 @@ def clock(run: Callable[[], Any], device: str) -> float:
     run()
     settle(device)
     return time.perf_counter() - start
+
+
+def progress(total: int, what: str) -> Any:
+    """A progress bar with the time left, in fewer lines where nobody sits at a terminal."""
+    every = 0.5 if sys.stderr.isatty() else 20.0
+    return tqdm(total=total, desc=what, unit="run", mininterval=every, dynamic_ncols=True)
 
 
 def settle(device: str) -> None:
@@ -78,11 +97,14 @@ def flops(run: Callable[[], Any]) -> float:
 def matmul_peak(device: str, dtype: torch.dtype, size: int = 0) -> float:
     """FLOP/s of a large square matrix product: the ceiling of everything that multiplies.
 
-    By the faster of the libraries at hand.
+    By the faster of the libraries at hand. A CPU that has no fast product of this type, and would
+    take minutes, gets a small one.
     """
-    size = size or (8192 if device.startswith("cuda") else 1536)
+    on_cpu = not device.startswith("cuda")
+    slow = on_cpu and seconds_of_product(dtype, repeats=2) > 0.01  # 3 GFLOP/s
+    size = size or (256 if slow else 1536 if on_cpu else 8192)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    repeats, tries = (20, 3) if device.startswith("cuda") else (1, 15)  # a CPU's neighbours disturb
+    repeats, tries = (1, 15) if on_cpu else (20, 3)  # a CPU's neighbours disturb
 
     def products(by: Callable[[Tensor, Tensor], Tensor]) -> None:
         for _ in range(repeats):

@@ -33,7 +33,6 @@ import torch
 import tyro
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from tqdm import tqdm
 
 from cluster.malloc import keep_freed_memory
 from jobs import bench_common as bench
@@ -95,9 +94,18 @@ def main(arguments: Sequence[str]) -> int:
     ceiling = bench.matmul_peak(args.device, DTYPES[args.dtype])
     rows = [["", "samples/s", "ratio", "GFLOP/sample", "of peak", "peak MiB", "loss"]]
     found: dict[str, Any] = {}
-    for name in tqdm(case_names(args), "cases", disable=None):
-        found[name] = measure(args, name, ceiling)
-        rows += found[name].pop("rows")
+    cases = {name: make_case(args, name) for name in case_names(args)}
+    runs = sum(len(case.make) * (args.rounds + 1 + args.memory) for case in cases.values())
+    print(
+        f"{len(cases)} cases ({', '.join(cases)}); in each, every contender makes a step to warm, "
+        f"{args.rounds} that are timed in turn"
+        + (", and one in a process of its own for its memory" if args.memory else ""),
+        flush=True,
+    )
+    with bench.progress(runs, "train") as bar:
+        for name, case in cases.items():
+            found[name] = measure(args, name, case, ceiling, bar)
+            rows += found[name].pop("rows")
     print(f"matrix products: {ceiling / 1e12:.3f} TFLOP/s")
     equal = all(case["loss_difference"] <= EQUAL[args.dtype] for case in found.values())
     print(f"losses equal to {EQUAL[args.dtype]:g}: {equal}")
@@ -143,18 +151,27 @@ def make_case(args: TrainBench, name: str) -> Case:
     return case
 
 
-def measure(args: TrainBench, name: str, ceiling: float) -> dict[str, Any]:
-    """One case: losses, times in turns, FLOPs as counted, memory, and its rows of the table."""
-    case = make_case(args, name)
+def measure(args: TrainBench, name: str, case: Case, ceiling: float, bar: Any) -> dict[str, Any]:
+    """One case: losses, times in turns, FLOPs as counted, memory, and its rows of the table.
+
+    Args:
+        bar: progress bar that counts one for each step.
+    """
+    bar.set_description(name)
     contenders = {who: make() for who, make in case.make.items()}
     values = {who: loss_without_dropout(made) for who, made in contenders.items()}
     gflop = {w: bench.flops(c.step) / case.batch / 1e9 for w, c in contenders.items()}  # warms too
     steps = {who: made.step for who, made in contenders.items()}
-    times = bench.in_turns(steps, args.rounds, args.device)
+    bar.update(len(contenders))
+    times = bench.in_turns(steps, args.rounds, args.device, bar)
     operators = top_operators(args, contenders["ours"]) if args.profile else {}
     del contenders, steps
     gc.collect()
-    memory = {who: peak_memory(args, name, who) for who in case.make} if args.memory else {}
+    memory = {}
+    for who in case.make if args.memory else ():
+        bar.set_postfix_str(f"memory: {who}")
+        memory[who] = peak_memory(args, name, who)
+        bar.update()
     slowest = times[list(times)[-1]].seconds
     result: dict[str, Any] = {
         "samples_per_s": {w: round(case.batch / t.median, 3) for w, t in times.items()},

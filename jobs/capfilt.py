@@ -53,6 +53,7 @@ from pipeline.filters import FilterConfig
 from pipeline.gallery import build_gallery
 from pipeline.manifest import (
     PLAN,
+    Commit,
     Plan,
     PlannedShard,
     commit_shard,
@@ -82,7 +83,8 @@ class CapFiltArgs:
             coco, vg, cc3m, cc12m, sbu and laion also say whether people wrote the captions.
         json_layout: of the tars' json members: the full record, or ``lavis``, the plain list of
             captions that the authors' reader of their own filtered LAION takes.
-        gallery: how many images gallery.html shows; 0 writes none.
+        gallery: how many images gallery.html shows; 0 writes none. It appears after the first
+            shard and is complete at the end.
         ray: where it runs.
         config: the recipe's fields, to override.
     """
@@ -160,8 +162,7 @@ def _run(args: CapFiltArgs, choose: Callable[[Storage, list[Work]], list[Work]])
         spent = time.perf_counter() - start
     commits = committed(args.output)
     compact(storage, commits)
-    if args.gallery:
-        storage.replace("gallery.html", build_gallery([(storage, commits)], args.gallery))
+    _write_gallery(args, commits)
     seconds = time.perf_counter() - begun
     return summarise(commits, tally, tally.images / spent, seconds, args.output)
 
@@ -268,6 +269,8 @@ def _process(
 
         def done(item: Work, result: dict[str, Any]) -> None:
             tally.add(result)
+            if tally.done == 1 and result["here"] and _write_gallery(args, committed(args.output)):
+                bar.write(f"first captions to look at: {args.output}/gallery.html")
             speed = tally.images / max(time.time() - bar.start_t, 1e-9)
             dropped = tally.dropped.total()
             bar.set_postfix({"images/s": f"{speed:.1f}", "dropped": dropped}, refresh=False)
@@ -275,6 +278,14 @@ def _process(
 
         map_shards(todo, stages, args.ray, resources, done)
     return tally
+
+
+def _write_gallery(args: CapFiltArgs, commits: Sequence[Commit]) -> bool:
+    """Write ``gallery.html`` over what is committed, where one is wanted."""
+    if args.gallery:
+        storage = open_storage(args.output)
+        storage.replace("gallery.html", build_gallery([(storage, commits)], args.gallery))
+    return args.gallery > 0
 
 
 def _prepare(

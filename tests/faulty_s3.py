@@ -46,7 +46,10 @@ def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @dataclass
 class Faults:
-    """What the proxy does to a request: chances of each fault, and how often each one happened."""
+    """What the proxy does to a request: chances of each fault, and how often each one happened.
+
+    The first ``stalled_first`` requests stall, whatever the chances.
+    """
 
     error_500: float = 0.0
     slow_down: float = 0.0
@@ -55,6 +58,7 @@ class Faults:
     lost_answer: float = 0.0
     stall: float = 0.0
     stall_seconds: float = 10.0
+    stalled_first: int = 0
     denied: float = 0.0
 
     def __post_init__(self) -> None:
@@ -66,6 +70,9 @@ class Faults:
         """The fault of the next request, "" for none."""
         kinds = ("error_500", "slow_down", "reset", "truncated", "lost_answer", "stall", "denied")
         with self.lock:
+            if self.happened["stall"] < self.stalled_first:
+                self.happened["stall"] += 1
+                return "stall"
             left = self.random.random()
             for kind in kinds:
                 left -= getattr(self, kind)
