@@ -126,11 +126,13 @@ def _from_deep_grey(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey).convert("RGB")
 
 
-def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Bicubic, anti-aliased resize of a uint8 3HW tensor; in memory as the image is."""
+def resize(image: Tensor, height: int, width: int, mode: str = "bicubic") -> Tensor:
+    """Anti-aliased resize (``bicubic`` or ``bilinear``) of a uint8 3HW tensor; in memory as the
+    image is.
+    """
     # Torch takes HW3 for what it is only with the stride of a batch that such images would have.
     batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
-    return interpolate(batch, size=(height, width), mode="bicubic", antialias=True)[0]
+    return interpolate(batch, size=(height, width), mode=mode, antialias=True)[0]
 
 
 def resize_square(image: Tensor, size: int, crop: bool = False) -> Tensor:
