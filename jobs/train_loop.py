@@ -23,7 +23,7 @@ from cluster.guard import Guard
 from cluster.malloc import keep_freed_memory
 from cluster.runlog import RunLog
 from cluster.watchdog import Watchdog
-from jobs import hardware, recipes
+from jobs import encoder_settings, hardware, recipes
 from jobs.recipes.train import RunConfig
 from jobs.train_steps import Loop
 from jobs.train_task import Task
@@ -121,6 +121,7 @@ def prepare(
     schedule = make_schedule(sources, recipe.run.loader, recipe.run.seed, recipe.run.global_batch)
     store = checkpoint.open_store(out)
     found, damaged = checkpoint.resume(store)
+    recipe = encoder_settings.settled(recipe, found.recipe if found else None)
     writer = checkpoint.Writer(store, recipe.run.keep, found.where if found else "")
     plan = Plan(recipe, store.folder, sources, schedule, writer, found)
     if found is not None:
@@ -304,6 +305,7 @@ def _check_same(found: checkpoint.Checkpoint, plan: Plan) -> None:
     """Refuse to continue a run with another recipe or other data."""
     mine, theirs, out = as_json(plan.recipe), found.recipe, plan.writer.url
     if theirs.get("kind") == mine["kind"]:  # with defaults for what an older version lacked
+        theirs = encoder_settings.with_older(theirs)
         theirs = as_json(recipes.from_dict(type(plan.recipe), theirs, f"checkpoint {found.folder}"))
     for field in ("kind", "name"):
         if theirs.get(field) != mine[field]:

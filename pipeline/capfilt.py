@@ -9,13 +9,15 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.filters import FilterConfig, check_header, check_sample
-from pipeline.images import ImageError, ImageHeader, decode, read_header, resize_square
+from pipeline.images import ImageError, ImageHeader, decode, read_header
+from pipeline.pixels import PixelConfig, fit_square
 from pipeline.sample import Rejected, Sample
 from pipeline.shards import Row
 
@@ -36,10 +38,25 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """How a model wants its images: side in pixels, squashed or cropped from the centre."""
+    """How a model wants its images.
+
+    Attributes:
+        size: side of the square in pixels.
+        crop: the centre of the resized image, instead of the whole image squashed.
+        interpolation: filter of the resize.
+        resize_to: side (of a crop: short side) after the resize; 0 takes ``size``.
+    """
 
     size: int
     crop: bool = False
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize_to: int = 0
+
+    def square(self, image: Tensor) -> Tensor:
+        """The uint8 square 3SS of a uint8 image 3HW."""
+        geometry: Literal["crop", "squash"] = "crop" if self.crop else "squash"
+        pixels = PixelConfig((), (), self.interpolation, geometry, self.resize_to, "torch")
+        return fit_square(image, self.size, pixels)
 
 
 @dataclass(frozen=True)
@@ -137,7 +154,7 @@ def _admit(
         image = decode(record.image, filters.max_pixels)
     except ImageError as broken:
         return replace(row, reason=broken.reason)
-    small = [resize_square(image, spec.size, spec.crop) for spec in (captioner, scorer)]
+    small = [spec.square(image) for spec in (captioner, scorer)]
     return _Passed(record, header, row.sha256, *small)
 
 
