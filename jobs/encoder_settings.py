@@ -13,7 +13,8 @@ from typing import Any
 import timm
 from transformers import AutoConfig
 
-from jobs import image_processors
+from cluster import checkpoint
+from jobs import image_processors, recipes
 from jobs.image_processors import ImageProcessor
 from jobs.model_files import find_folder, is_hub_id, local_folder, readable
 from jobs.recipes.train import EncoderChoice
@@ -29,7 +30,7 @@ def settled(recipe: Any, before: Mapping[str, Any] | None = None, fetch: bool = 
     """The recipe with its encoder's pixels and features settled.
 
     Args:
-        before: the recipe in the checkpoint of a run that is resumed: what it had stands, where
+        before: the recipe in a checkpoint that the run goes on from: what it had stands, where
             nothing else is asked for.
         fetch: False leaves an encoder alone that is yet to be fetched from the hub.
 
@@ -40,7 +41,7 @@ def settled(recipe: Any, before: Mapping[str, Any] | None = None, fetch: bool = 
     if not fetch and not is_here(choice.name):
         return recipe
     if before is not None:
-        choice = _as_before(choice, with_older(before)["encoder"])
+        choice = _as_before(choice, with_older(before).get("encoder", {}))
     choice = replace(choice, features=features_of(choice), pixels=pixels_of(choice))
     assert choice.pixels.interpolation != "auto"
     transform = replace(recipe.run.transform, interpolation=choice.pixels.interpolation)
@@ -67,14 +68,32 @@ def with_older(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {**recipe, "encoder": encoder}
 
 
+def of_init(init: str) -> dict[str, Any] | None:
+    """The recipe of the last checkpoint that ``--init`` names, where it is one of ours. LAVIS's and
+    Hugging Face's have none, and a path that is no checkpoint is refused by who reads its weights.
+    """
+    path = init.rpartition(",")[2]
+    if not path:
+        return None
+    try:
+        return checkpoint.find(path).recipe
+    except ValueError:
+        return None
+
+
 def _as_before(choice: EncoderChoice, before: Mapping[str, Any]) -> EncoderChoice:
     """What is left open takes the value of the checkpoint."""
-    then = FeatureConfig(**before["features"])
-    pixels = before["pixels"] | {name: tuple(before["pixels"][name]) for name in ("mean", "std")}
+    if not before:
+        return choice
+    then = recipes.from_dict(EncoderChoice, dict(before), "checkpoint")
+    pixels = then.pixels
+    if pixels.resize_to and then.image_size:
+        old = ImageProcessor(then.image_size, pixels)
+        pixels = old.at(choice.image_size or then.image_size)
     return replace(
         choice,
-        features=choice.features.settle(then),
-        pixels=_merge(choice.pixels, PixelConfig(**pixels)),
+        features=choice.features.settle(then.features),
+        pixels=_merge(choice.pixels, pixels),
     )
 
 

@@ -125,7 +125,8 @@ def _timm_folder(
     """A timm model in a Hugging Face folder, with timm's names or behind a ``timm_model.``."""
     if state is not None:
         state = {name.removeprefix("timm_model."): tensor for name, tensor in state.items()}
-    return build_timm_encoder(config.architecture, state=state, **_options(choice))
+    options = {**_options(choice), "sizes": config.model_args}
+    return build_timm_encoder(config.architecture, state=state, **options)
 
 
 def _read_tower(folder: Path) -> dict[str, Tensor]:
@@ -153,7 +154,9 @@ def encoder_width(choice: EncoderChoice) -> int | None:
         return None
     config = read_config(find_folder("encoder", choice.name))
     if "architecture" in config:
-        return _timm_width(config["architecture"])
+        with torch.device("meta"):
+            sizes = config.get("model_args")
+            return build_timm_encoder(config["architecture"], sizes=sizes).width
     return config.get("vision_config", config).get("hidden_size")
 
 

@@ -91,7 +91,9 @@ def main(
             gpu = hardware.gpu(given.gpu) if given.gpu else hardware.this_gpu()
             print(dry_run.report(recipe, given.world or place().world, gpu, given.price))
             return 0
-        plan = train_loop.prepare(recipe, given.data, given.out, given.epochs, open_data)
+        plan = train_loop.prepare(
+            recipe, given.data, given.out, given.epochs, open_data, init=given.init
+        )
         if given.validate:
             plan = replace(plan, validation=open_data(given.validate, recipe.run.loader))
         world, needed = place().world, (plan.recipe, dry_run.sketch(plan.recipe))

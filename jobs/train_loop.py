@@ -104,12 +104,19 @@ def open_sources(data: str, config: LoaderConfig) -> tuple[Shards, ...]:
 
 
 def prepare(
-    recipe: Any, data: str, out: str, epochs: float = 0.0, open_data: OpenData = open_sources
+    recipe: Any,
+    data: str,
+    out: str,
+    epochs: float = 0.0,
+    open_data: OpenData = open_sources,
+    *,
+    init: str = "",
 ) -> Plan:
     """Open the data and the run's folder.
 
     Args:
         epochs: passes over the samples; 0 leaves the recipe's steps.
+        init: what ``--init`` names; a new run shows its encoder what that one showed it.
 
     Raises:
         ValueError: data or a checkpoint that cannot be used; names field, value and remedy.
@@ -121,7 +128,8 @@ def prepare(
     schedule = make_schedule(sources, recipe.run.loader, recipe.run.seed, recipe.run.global_batch)
     store = checkpoint.open_store(out)
     found, damaged = checkpoint.resume(store)
-    recipe = encoder_settings.settled(recipe, found.recipe if found else None)
+    before = found.recipe if found else encoder_settings.of_init(init)
+    recipe = encoder_settings.settled(recipe, before)
     writer = checkpoint.Writer(store, recipe.run.keep, found.where if found else "")
     plan = Plan(recipe, store.folder, sources, schedule, writer, found)
     if found is not None:

@@ -195,6 +195,7 @@ def build_timm_encoder(
     dtype: torch.dtype = torch.float32,
     *,
     features: FeatureConfig = PAPER,
+    sizes: Mapping[str, Any] | None = None,
 ) -> ImageEncoder:
     """Any timm VisionTransformer or Eva by name, and the NaFlex towers of SigLIP-2 at one size.
 
@@ -209,12 +210,13 @@ def build_timm_encoder(
         drop_path: Stochastic depth when the encoder is finetuned.
         dtype: Of the loaded weights.
         features: Settled choice of block, norm and tokens.
+        sizes: Arguments of timm's that change the named model (`embed_dim`, `depth`).
 
     Raises:
         ValueError: Unknown name, another architecture, or a size, a feature or a state that does
             not fit.
     """
-    whole = timm_outline(name)
+    whole = timm_outline(name, sizes)
     if isinstance(whole, NaFlexVit):
         return build_naflex(
             name, whole, image_size, state, drop_path=drop_path, dtype=dtype, features=features
@@ -227,20 +229,23 @@ def build_timm_encoder(
             f"encoder {name!r} has no norm after its last block: give --encoder.features.norm no."
         )
     norm = "final_norm" if isinstance(whole, VisionTransformer) else "use_post_transformer_norm"
-    options: dict[str, Any] = {norm: normed, "drop_path_rate": drop_path}
+    options: dict[str, Any] = {
+        "img_size": size,
+        "depth": depth(len(whole.blocks), features),
+        "num_classes": 0,
+        "global_pool": "",
+        "drop_path_rate": drop_path,
+        norm: normed,
+    }
     make: Any = partial(
         timm.create_model,
         name,
-        img_size=size,
-        depth=depth(len(whole.blocks), features),
-        num_classes=0,
-        global_pool="",
-        **options,
+        **{**(sizes or {}), **options},
     )
     return ImageEncoder(build(make, state, dtype), features.tokens)
 
 
-def timm_outline(name: str) -> Any:
+def timm_outline(name: str, sizes: Mapping[str, Any] | None = None) -> Any:
     """A timm model without memory, all of its blocks.
 
     Raises:
@@ -249,7 +254,7 @@ def timm_outline(name: str) -> Any:
     if not timm.is_model(name):
         raise ValueError(f"encoder {name!r} is not a timm model; see timm.list_models('*vit*').")
     with torch.device("meta"):
-        whole = timm.create_model(name)
+        whole = timm.create_model(name, **(sizes or {}))
     if not isinstance(whole, VisionTransformer | Eva | NaFlexVit):
         raise ValueError(
             f"encoder {name!r} is a {type(whole).__name__}; a VisionTransformer, an Eva or a "
