@@ -135,8 +135,10 @@ def _resize(image: Tensor, target: tuple[int, int], pixels: PixelConfig) -> Tens
         return image
     mode = vision.InterpolationMode(pixels.interpolation)
     if pixels.resize_by != "pillow":
-        plain = image.float() if pixels.resize_by == "float" else image
-        return vision.resize(plain, list(target), interpolation=mode, antialias=True)
+        floats = pixels.resize_by == "float"  # on [0, 1], as in Hugging Face's, for equal rounding
+        plain = image * (1 / 255) if floats else image
+        resized = vision.resize(plain, list(target), interpolation=mode, antialias=True)
+        return resized * 255 if floats else resized
     filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
     whole = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
     small = whole.resize((target[1], target[0]), filters[pixels.interpolation])
