@@ -48,6 +48,18 @@ def settled(recipe: Any, before: Mapping[str, Any] | None = None, fetch: bool = 
     return replace(recipe, encoder=choice, run=replace(recipe.run, transform=transform))
 
 
+def describe(choice: EncoderChoice) -> str:
+    """A line on an encoder's settings, for who starts a run; its choice is settled."""
+    pixels, taken = choice.pixels, choice.features
+    mean, std = (", ".join(f"{value:g}" for value in three) for three in (pixels.mean, pixels.std))
+    margin = f" of {pixels.resize_to}" if pixels.resize_to else ""
+    return (
+        f"encoder {choice.name}: {choice.image_size}{margin} px {pixels.geometry} "
+        f"{pixels.interpolation}, mean ({mean}), std ({std}); block {taken.layer}, "
+        f"norm {taken.norm}, tokens {taken.tokens}"
+    )
+
+
 def is_here(name: str) -> bool:
     """Whether an encoder's settings can be read without the hub."""
     return name.startswith("timm:") or local_folder(name) is not None or not is_hub_id(name)

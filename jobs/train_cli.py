@@ -99,6 +99,7 @@ def main(
         world, needed = place().world, (plan.recipe, dry_run.sketch(plan.recipe))
         dry_run.check_room(*needed, world, *hardware.room(world))
         if not place().rank:
+            print(encoder_settings.describe(plan.recipe.encoder), flush=True)
             print(*dry_run.table(*needed, world, hardware.this_gpu()), sep="\n", flush=True)
         plan = replace(plan, step_flops=dry_run.step_flops(*needed, world))
         fresh = plan.found is None

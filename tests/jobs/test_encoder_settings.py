@@ -15,7 +15,14 @@ from PIL import Image
 from cluster import checkpoint
 from jobs import image_processors, recipes, train_loop
 from jobs.capfilt_models import read_processor
-from jobs.encoder_settings import features_of, own_size, pixels_of, settled, with_older
+from jobs.encoder_settings import (
+    describe,
+    features_of,
+    own_size,
+    pixels_of,
+    settled,
+    with_older,
+)
 from jobs.interchange_export import _image_processor
 from jobs.predict import load
 from jobs.recipes.train import EncoderChoice
@@ -166,6 +173,15 @@ def test_what_is_given_by_hand_stands(siglip_folder):
     given = FeatureConfig(-1, "yes")
     choice = EncoderChoice(str(siglip_folder), 48, features=given)
     assert features_of(choice) == FeatureConfig(-1, "yes", "class")
+
+
+def test_a_run_says_what_its_encoder_is_shown(siglip_folder):
+    base = recipes.recipe("stage1", "tinyworld")
+    base = replace(base, encoder=EncoderChoice(str(siglip_folder), 48))
+    assert describe(settled(base).encoder) == (
+        f"encoder {siglip_folder}: 48 px squash bicubic, mean (0.5, 0.5, 0.5), "
+        "std (0.5, 0.5, 0.5); block -2, norm no, tokens class"
+    )
 
 
 def test_a_margin_keeps_its_share_at_another_size(tmp_path):
