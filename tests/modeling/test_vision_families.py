@@ -165,30 +165,34 @@ def test_the_defaults_of_the_families():
     assert FeatureConfig(-3).settle(LAST_NORMED) == FeatureConfig(-3, "yes", "class")
 
 
+OLD_AND_NEW = {
+    "embeddings.patch_embeddings.projection.weight": "embeddings.patch_embeddings.weight",
+    "embeddings.cls_token": "embeddings.cls_token",
+    "encoder.layer.0.attention.attention.query.weight": "model.layer.0.attention.q_proj.weight",
+    "encoder.layer.0.attention.attention.key.weight": "layer.0.attention.k_proj.weight",
+    "encoder.layer.0.attention.attention.value.bias": "encoder.layer.0.attention.v_proj.bias",
+    "encoder.layer.0.attention.output.dense.bias": "encoder.layers.0.self_attn.out_proj.bias",
+    "encoder.layer.0.layer_scale1.lambda1": "model.layer.0.layer_scale1.lambda1",
+    "encoder.layer.0.mlp.weights_out.bias": "encoder.layer.0.mlp.down_proj.bias",
+    "layernorm.bias": "norm.bias",
+}
+
+
 def test_weights_saved_under_older_names_are_the_same():
     """Released folders have the names of the versions that wrote them."""
-    model = HF["dinov2-giant"]()
-    new = model.state_dict()
-    old = {}
-    for name, tensor in new.items():
-        place = name
-        for now, then in {
-            "attention.q_proj": "attention.attention.query",
-            "attention.k_proj": "attention.attention.key",
-            "attention.v_proj": "attention.attention.value",
-            "attention.o_proj": "attention.output.dense",
-            "mlp.down_proj": "mlp.weights_out",
-        }.items():
-            place = place.replace(now, then)
-        old[f"dinov2.{place}"] = tensor
-    for index in range(3):
-        for kind in ("weight", "bias"):
-            gate, up = (f"dinov2.encoder.layer.{index}.mlp.{p}_proj.{kind}" for p in ("gate", "up"))
-            joint = torch.cat((old.pop(gate), old.pop(up)))
-            old[f"dinov2.encoder.layer.{index}.mlp.weights_in.{kind}"] = joint
+    values = {name: torch.randn(4) for name in OLD_AND_NEW}
+    old = {f"dinov2.{name}": tensor for name, tensor in values.items()}
+    new = {OLD_AND_NEW[name]: tensor for name, tensor in values.items()}
+    both = torch.randn(6, 2)
+    old["dinov2.encoder.layer.0.mlp.weights_in.weight"] = both
+    new["encoder.layer.0.mlp.gate_proj.weight"] = both[:3]
+    new["encoder.layer.0.mlp.up_proj.weight"] = both[3:]
+    for unused in ("embeddings.mask_token", "head.probe", "classifier.weight"):
+        old[unused] = new[unused] = torch.ones(1)
     ours, theirs = tower_names(new), tower_names(old)
-    assert ours.keys() == theirs.keys() and len(ours) > 50
+    assert ours.keys() == theirs.keys() and len(ours) == len(OLD_AND_NEW) + 2
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert torch.equal(ours["blocks.0.gate.weight"], both[:3])
 
 
 def test_what_does_not_fit_is_told():
