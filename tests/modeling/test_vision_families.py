@@ -6,8 +6,14 @@ import torch
 import transformers as hf
 
 from modeling.features import LAST_NORMED, PAPER, SECOND_LAST, FeatureConfig, of_timm
-from modeling.vision import build_timm_encoder
-from modeling.vision_families import build_huggingface_encoder, tower_names
+from modeling.vision import (
+    EvaConfig,
+    build_clip_encoder,
+    build_eva_encoder,
+    build_timm_encoder,
+)
+from modeling.vision_families import build_huggingface_encoder, build_naflex
+from modeling.vision_names import tower_names
 from tests.modeling import tiny
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -102,8 +108,6 @@ def test_naflex_at_a_fixed_size_from_timm(size):
     model = timm.create_model("naflexvit_base_patch16_siglip", depth=2, embed_dim=48, num_heads=4)
     sharpen(model).eval()
     images = torch.randn(1, 3, size, size)
-    from modeling.vision_families import build_naflex
-
     ours = build_naflex(
         "tiny", model, size, model.state_dict(),
         drop_path=0.0, dtype=torch.float32, features=LAST_NORMED,
@@ -152,6 +156,29 @@ def test_timm_towers_by_name(name, monkeypatch):
             found = torch.cat((special[:, :1], patches), 1)
         assert torch.allclose(ours(images), found, atol=1e-5)
     assert len(ours.vit.blocks) == 3 + 1 + features.layer
+
+
+def test_other_blocks_of_clip_and_eva_on_request():
+    torch.manual_seed(0)
+    config = hf.CLIPVisionConfig(**MLP, image_size=32, patch_size=8)
+    model = sharpen(hf.CLIPVisionModel(config)).eval()
+    state = model.state_dict()
+    last = FeatureConfig(-1, "yes", "patches")
+    with torch.no_grad():
+        hidden = model(IMAGES, output_hidden_states=True).hidden_states
+        norm = model.get_submodule(
+            next(n for n, _ in model.named_modules() if n.endswith("post_layernorm"))
+        )
+        ours = build_clip_encoder(config, 32, state, features=last).eval()
+        assert torch.allclose(ours(IMAGES), norm(hidden[-1])[:, 1:], atol=1e-5)
+        third = build_clip_encoder(config, 32, state, features=FeatureConfig(-3, "no", "all"))
+        assert torch.allclose(third.eval()(IMAGES), hidden[-3], atol=1e-5)
+    eva = EvaConfig(width=24, blocks=3, heads=2, mlp=40, patch=8)
+    weights = build_eva_encoder(eva, 32).vit.state_dict()
+    earlier = build_eva_encoder(eva, 32, weights, features=FeatureConfig(-3, "no", "all"))
+    assert len(earlier.vit.blocks) == 2  # of a model of four, of which three are here
+    with pytest.raises(ValueError, match="end with the block before the last"):
+        build_eva_encoder(eva, 32, features=FeatureConfig(-1, "no", "all"))
 
 
 def test_the_defaults_of_the_families():
