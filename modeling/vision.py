@@ -222,7 +222,7 @@ def build_timm_encoder(
             name, whole, image_size, state, drop_path=drop_path, dtype=dtype, features=features
         )
     size = image_size or whole.patch_embed.img_size[0]
-    check_image_size(size, whole.patch_embed.patch_size[0])
+    check_image_size(size, whole.patch_embed.patch_size[0], whole.patch_embed.img_size[0])
     normed = features.norm == "yes"
     if normed and isinstance(whole.norm, nn.Identity):
         raise ValueError(

@@ -60,7 +60,7 @@ def build_plain_vit(
     Raises:
         ValueError: The image size, the layer or a key of the state does not fit.
     """
-    check_image_size(image_size, config.patch)
+    check_image_size(image_size, config.patch, config.own_size)
     gated: dict[str, Any] = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
     make = partial(
         VisionTransformer,
@@ -211,6 +211,7 @@ def _siglip_sizes(config: Any) -> PlainVit:
         patch=config.patch_size,
         eps=config.layer_norm_eps,
         activation=_activation(config),
+        own_size=getattr(config, "image_size", 0),  # a NaFlex tower has none
     )
 
 
@@ -231,6 +232,7 @@ def _dinov2_sizes(config: Any) -> PlainVit:
         gated=config.use_swiglu_ffn,
         scaled=True,
         qkv_bias=config.qkv_bias,
+        own_size=config.image_size,
     )
 
 
@@ -243,7 +245,7 @@ def _build_dinov3(
     dtype: torch.dtype,
     features: FeatureConfig,
 ) -> ImageEncoder:
-    check_image_size(image_size, config.patch_size)
+    check_image_size(image_size, config.patch_size, config.image_size)
     if config.key_bias or not (config.proj_bias and config.mlp_bias):
         raise ValueError(
             "this DINOv3 has biases on keys, or none on projections or MLP; the published models "

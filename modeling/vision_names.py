@@ -52,6 +52,7 @@ class PlainVit:
         gated: whether the MLP is a SwiGLU.
         scaled: whether branches have layer scale.
         qkv_bias: whether queries, keys and values have biases.
+        own_size: side in pixels that the model was made for, 0 where it has none.
     """
 
     width: int
@@ -66,6 +67,7 @@ class PlainVit:
     gated: bool = False
     scaled: bool = False
     qkv_bias: bool = True
+    own_size: int = 0
 
 
 def tower_names(state: Names) -> dict[str, Tensor]:

@@ -162,8 +162,19 @@ def resize_positions(
     return torch.cat((class_11D, grid), 1)
 
 
-def check_image_size(image_size: int, patch_size: int) -> None:
-    if image_size < patch_size or image_size % patch_size:
+def check_image_size(image_size: int, patch_size: int, own: int = 0) -> None:
+    """Checks that patches cover an image.
+
+    Args:
+        image_size: Side in pixels.
+        patch_size: Likewise.
+        own: A size that the model was made for, even where a rest is left at the right and at the
+            bottom that no patch sees (SigLIP's 384 px in patches of 14).
+
+    Raises:
+        ValueError: They do not; the message has the sizes next to it.
+    """
+    if image_size < patch_size or (image_size % patch_size and image_size != own):
         below = max(1, image_size // patch_size) * patch_size
         raise ValueError(
             f"image_size = {image_size} must be a multiple of the patch size {patch_size}: "

@@ -158,6 +158,29 @@ def test_timm_towers_by_name(name, monkeypatch):
     assert len(ours.vit.blocks) == 3 + 1 + features.layer
 
 
+@pytest.mark.parametrize("road", ["hugging face", "timm"])
+def test_a_size_of_its_own_that_patches_do_not_divide(road):
+    """SigLIP's 384 px are 27 patches of 14 and a rest of 6 px, which its library does not see."""
+    torch.manual_seed(0)
+    images = torch.randn(1, 3, 38, 38)
+    if road == "timm":
+        sizes = {"img_size": 38, "embed_dim": 48, "num_heads": 4, "depth": 3}
+        name = "vit_so400m_patch14_siglip_384"
+        whole = sharpen(timm.create_model(name, **sizes)).eval()
+        made = {"features": SECOND_LAST, "sizes": sizes}
+        ours = build_timm_encoder(name, None, whole.state_dict(), **made).eval()
+        theirs = whole.forward_intermediates(
+            images, indices=[1], output_fmt="NLC", intermediates_only=True
+        )[0]
+    else:
+        config = hf.SiglipVisionConfig(**MLP, image_size=38, patch_size=14)
+        whole = sharpen(hf.SiglipVisionModel(config)).eval()
+        ours = build_huggingface_encoder(config, 38, whole.state_dict(), features=SECOND_LAST)
+        theirs = whole(images, output_hidden_states=True).hidden_states[-2]
+    assert ours.num_tokens == 4
+    assert torch.allclose(ours.eval()(images), theirs, atol=1e-5)
+
+
 def test_other_blocks_of_clip_and_eva_on_request():
     torch.manual_seed(0)
     config = hf.CLIPVisionConfig(**MLP, image_size=32, patch_size=8)
