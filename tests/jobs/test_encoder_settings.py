@@ -6,6 +6,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -24,7 +25,10 @@ from jobs.encoder_settings import (
     with_older,
 )
 from jobs.interchange_export import _image_processor
-from jobs.predict import load
+from jobs.interchange_huggingface import read_huggingface, write_huggingface
+from jobs.interchange_lavis import write_lavis
+from jobs.interchange_native import read_native, write_native
+from jobs.predict import load, read_picture
 from jobs.recipes.train import EncoderChoice
 from jobs.train_cli import parse
 from modeling.features import PAPER, SECOND_LAST, FeatureConfig
@@ -33,6 +37,7 @@ from pipeline.images import resize_square
 from pipeline.pixels import CLIP_MEAN, CLIP_PIXELS, CLIP_STD, PixelConfig, fit_square, normalise
 from pipeline.reading import data_hash
 from pipeline.transforms import TrainTransform, TransformConfig, eval_transform
+from tests.jobs import foreign
 from tests.jobs.families import dinov2, siglip
 from tests.jobs.test_training import ENV, ROOT, SMALL
 from tests.tiny_training import capfilt_output, tiny_clip
@@ -324,6 +329,27 @@ def test_a_resumed_run_and_one_with_init_keep_what_their_checkpoint_had(siglip_f
     changed = replace(base, encoder=replace(choice, features=FeatureConfig(-1)))
     with pytest.raises(ValueError, match=r"encoder\.features\.layer = -2, this run has -1"):
         train_loop.prepare(changed, data, str(out))
+
+
+def test_a_blip2_of_other_constants_is_read_predicts_and_is_written_with_them(tmp_path):
+    """Somebody's Hugging Face folder, normalised with halves; there, natively, and back."""
+    model, processor = foreign.retrieval_model()
+    processor.image_processor.image_mean = processor.image_processor.image_std = list(HALVES)
+    folder = foreign.save(tmp_path / "theirs", model, processor)
+    parts = read_huggingface(folder)
+    assert parts.recipe.encoder.pixels.mean == parts.recipe.encoder.pixels.std == HALVES
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
+    theirs = processor(images=image, return_tensors="pt").pixel_values[0]
+    ours = load(folder)._transform(read_picture(image))
+    assert (ours - theirs).abs().max() < 1e-6
+    write_native(parts, tmp_path / "native")
+    native = read_native(tmp_path / "native")
+    assert native.recipe.encoder.pixels == parts.recipe.encoder.pixels
+    write_huggingface(replace(native, huggingface=None), tmp_path / "back")
+    again = image_processors.read_huggingface(tmp_path / "back")
+    assert again is not None and again.pixels == parts.recipe.encoder.pixels
+    (note,) = [n for n in write_lavis(native, tmp_path / "a.pth") if "mean" in n]
+    assert "CLIP's constants; this model needs mean (0.5, 0.5, 0.5)" in note
 
 
 @pytest.mark.slow
