@@ -71,7 +71,7 @@ def read_processor(folder: Path) -> Processor:
     found = image_processors.read_huggingface(folder)
     if found is None:
         raise ValueError(f"{folder}: no preprocessor_config.json; save the image processor with it")
-    pixels = found.pixels
+    pixels = found.checked().pixels
     assert pixels.interpolation != "auto"
     crop = pixels.geometry == "crop"
     spec = ImageSpec(found.size, crop, pixels.interpolation, pixels.resize_to)

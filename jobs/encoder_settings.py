@@ -6,7 +6,6 @@ docs/encoders.md has the table.
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +129,13 @@ def pixels_of(choice: EncoderChoice) -> PixelConfig:
                 "it, or give --encoder.pixels.mean R G B and --encoder.pixels.std R G B"
             )
         return _merge(given, CLIP_PIXELS)
-    return _merge(given, processor.at(choice.image_size or processor.size))
+    pixels = _merge(given, processor.at(choice.image_size or processor.size))
+    for name, complaint in image_processors.UNSUPPORTED.items():
+        if getattr(pixels, name) == "auto":
+            raise ValueError(
+                f"encoder {choice.name!r}: {complaint}; choose with --encoder.pixels.{name}"
+            )
+    return pixels
 
 
 def _merge(given: PixelConfig, own: PixelConfig) -> PixelConfig:
@@ -230,10 +235,5 @@ def vision_config(folder: Path, name: str) -> Any:
         ValueError: there is none, or transformers does not know the model.
     """
     with readable("encoder", name):
-        return _read_config(folder)
-
-
-@cache
-def _read_config(folder: Path) -> Any:
-    config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder)
     return getattr(config, "vision_config", config)

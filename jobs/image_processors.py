@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,10 @@ from pipeline.pixels import PixelConfig
 
 FILES = ("preprocessor_config.json", "processor_config.json")
 _FILTERS: dict[int, Any] = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+UNSUPPORTED = {
+    "interpolation": "the filter that its images are resized with is neither bilinear nor bicubic",
+    "geometry": "its images are padded to a square, which is not supported",
+}
 _BILINEAR = ("DINOv3ViT", "Siglip2")  # classes whose filter is bilinear where the file has none
 
 
@@ -20,11 +24,24 @@ class ImageProcessor:
 
     Attributes:
         size: side of the square in pixels.
-        pixels: settled.
+        pixels: its interpolation or geometry is left open where it is none that is supported.
+        where: file or model that says so, for messages.
     """
 
     size: int
     pixels: PixelConfig
+    where: str = field(default="", compare=False)
+
+    def checked(self) -> "ImageProcessor":
+        """The same.
+
+        Raises:
+            ValueError: its filter or geometry is not supported.
+        """
+        for name in ("interpolation", "geometry"):
+            if getattr(self.pixels, name) == "auto":
+                raise ValueError(f"{self.where}: {UNSUPPORTED[name]}")
+        return self
 
     def at(self, size: int) -> PixelConfig:
         """The same preparation for another size: a margin that is cut off keeps its share."""
@@ -70,22 +87,17 @@ def of_huggingface(config: Mapping[str, Any], where: str) -> ImageProcessor:
     mean, std = _normalisation(config, where)
     by_default = 2 if kind.startswith(_BILINEAR) else 3
     number = config.get("resample", by_default)
-    if number not in _FILTERS:
-        raise ValueError(
-            f"{where}: resample = {number!r}; bilinear (2) and bicubic (3) are supported: give "
-            "--encoder.pixels.interpolation"
-        )
     if size < cut:
         raise ValueError(f"{where}: crop_size {cut} is larger than size {size}")
     pixels = PixelConfig(
         mean,
         std,
-        _FILTERS[number],
+        _FILTERS.get(number, "auto"),
         "crop" if crop and short else "squash",
         size if size != cut else 0,
         "float" if kind.startswith("DINOv3ViT") else "torch",
     )
-    return ImageProcessor(cut, pixels)
+    return ImageProcessor(cut, pixels, where)
 
 
 def _huggingface_size(config: Mapping[str, Any], where: str) -> tuple[int, bool]:
@@ -140,21 +152,16 @@ def of_timm(config: Mapping[str, Any], where: str) -> ImageProcessor:
     """
     mean, std = config.get("mean"), config.get("std")
     filters: Any = config.get("interpolation")
-    mode = config.get("crop_mode") or "center"
+    geometry: Any = {"center": "crop", "squash": "squash"}.get(config.get("crop_mode") or "center")
     channels, height, width = config.get("input_size") or (0, 0, 0)
     if not mean or not std or channels != 3 or height != width:
         raise ValueError(
             f"{where}: its pretrained_cfg has mean {mean}, std {std} and input_size "
             f"{config.get('input_size')}; three colours and a square are needed"
         )
-    if filters not in _FILTERS.values() or mode not in ("center", "squash"):
-        raise ValueError(
-            f"{where}: its pretrained_cfg has interpolation {filters!r} and crop_mode {mode!r}; "
-            "bicubic or bilinear and center or squash are supported: give "
-            "--encoder.pixels.interpolation and --encoder.pixels.geometry"
-        )
     resized = math.floor(height / (config.get("crop_pct") or 0.875))
-    geometry: Any = "crop" if mode == "center" else "squash"
+    if filters not in _FILTERS.values():
+        filters = "auto"
     side = 0 if resized == height else resized
-    pixels = PixelConfig(tuple(mean), tuple(std), filters, geometry, side, "pillow")
-    return ImageProcessor(height, pixels)
+    pixels = PixelConfig(tuple(mean), tuple(std), filters, geometry or "auto", side, "pillow")
+    return ImageProcessor(height, pixels, where)

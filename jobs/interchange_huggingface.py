@@ -86,7 +86,7 @@ def read_huggingface(folder: Path, options: Options | None = None) -> Parts:
     recipe = build_recipe(model, options, encoder, language, tokenizer is not None)
     processor = image_processors.read_huggingface(folder)
     if processor is not None:
-        pixels = processor.at(recipe.encoder.image_size)
+        pixels = processor.checked().at(recipe.encoder.image_size)
         recipe = replace(recipe, encoder=replace(recipe.encoder, pixels=pixels))
     if note.get("recipe"):
         recipe = _noted_recipe(note["recipe"], recipe, f"sidecar {folder / NOTE}")

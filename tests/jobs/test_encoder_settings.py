@@ -111,7 +111,6 @@ def test_a_file_that_scales_bytes_otherwise():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"resample": 0}, "resample = 0; bilinear"),
         ({"size": {"height": 32, "width": 48}}, "a square is needed"),
         ({"size": {"longest_edge": 32}}, "a square is needed"),
         ({"do_rescale": False}, "do_rescale is false"),
@@ -130,8 +129,9 @@ def test_timms_configurations():
     assert found.size == 384  # timm keeps 0.9 of the short side: floor(384 / 0.9) = 426
     assert found.pixels == PixelConfig(HALVES, HALVES, "bicubic", "crop", 426, "pillow")
     assert found.at(192).resize_to == 213
-    with pytest.raises(ValueError, match="crop_mode 'border'"):
-        image_processors.of_timm({**siglip_cfg, "crop_mode": "border"}, "here")
+    padded = image_processors.of_timm({**siglip_cfg, "crop_mode": "border"}, "here")
+    with pytest.raises(ValueError, match="here: its images are padded to a square"):
+        padded.checked()
     with pytest.raises(ValueError, match=r"mean None"):
         image_processors.of_timm({**siglip_cfg, "mean": None}, "here")
 
@@ -169,6 +169,19 @@ def test_other_encoders_that_do_not_say_are_refused_and_can_be_given(siglip_fold
     given = pixels_of(replace(choice, pixels=PixelConfig(HALVES, HALVES)))
     assert given == PixelConfig(HALVES, HALVES, "bicubic", "squash", 0, "torch")
     assert own_size(choice) == 48  # of the model's configuration
+
+
+def test_a_filter_that_is_not_supported_is_refused_and_another_can_be_chosen(tmp_path):
+    torch.manual_seed(0)
+    choice = siglip(tmp_path / "model").choice
+    file = Path(choice.name) / "preprocessor_config.json"
+    file.write_text(json.dumps(processor(resample=0)))
+    with pytest.raises(ValueError, match=r"neither bilinear.*--encoder\.pixels\.interpolation"):
+        pixels_of(choice)
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json: the filter"):
+        read_processor(Path(choice.name))
+    chosen = replace(choice, pixels=PixelConfig(interpolation="bilinear"))
+    assert pixels_of(chosen) == PixelConfig(HALVES, HALVES, "bilinear", "squash", 0, "torch")
 
 
 def test_what_is_given_by_hand_stands(siglip_folder):
