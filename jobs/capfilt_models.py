@@ -1,13 +1,13 @@
 """CapFilt's models from their folders: loading, image sizes, revision, and the actor's half."""
 
 import hashlib
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from jobs import image_processors
 from jobs.recipes.capfilt import CapFiltRecipe
 from modeling.linear import Library, products_by
 from modeling.precision import DTYPES, chosen, multiplies_bf16
@@ -68,26 +68,16 @@ def read_processor(folder: Path) -> Processor:
     """Read ``preprocessor_config.json`` (or the newer ``processor_config.json``).
 
     Raises:
-        ValueError: neither is there, or its size is none we know.
+        ValueError: neither is there, or its preparation is none we know.
     """
-    config = _processor_config(folder)
-    size, crop = config.get("size"), bool(config.get("do_center_crop"))
-    if isinstance(size, dict):
-        size = size.get("shortest_edge", size.get("height"))
-    if crop:
-        crop_size = config.get("crop_size", size)
-        size = crop_size["height"] if isinstance(crop_size, dict) else crop_size
-    if not isinstance(size, int):
-        raise ValueError(f"{folder}: the image processor's size {config.get('size')!r} is unknown")
-    return Processor(ImageSpec(size, crop), tuple(config["image_mean"]), tuple(config["image_std"]))
-
-
-def _processor_config(folder: Path) -> dict[str, Any]:
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        if (folder / name).is_file():
-            config = json.loads((folder / name).read_text("utf-8"))
-            return config.get("image_processor", config)
-    raise ValueError(f"{folder}: no preprocessor_config.json; save the image processor with it")
+    found = image_processors.read_huggingface(folder)
+    if found is None:
+        raise ValueError(f"{folder}: no preprocessor_config.json; save the image processor with it")
+    pixels = found.checked().pixels
+    assert pixels.interpolation != "auto"
+    crop = pixels.geometry == "crop"
+    spec = ImageSpec(found.size, crop, pixels.interpolation, pixels.resize_to)
+    return Processor(spec, pixels.mean, pixels.std)
 
 
 class Describer:

@@ -20,6 +20,7 @@ from jobs.recipes import known
 from jobs.recipes.train import EncoderChoice
 from modeling import flops, losses
 from modeling.blip2 import Stage1, Stage2
+from modeling.features import PAPER
 from modeling.flops import Stack
 from modeling.vision import ImageEncoder, build_clip_encoder
 
@@ -340,7 +341,8 @@ def _encoder(choice: EncoderChoice) -> ImageEncoder | None:
     if choice.name.startswith("timm:") or local_path(choice.name) is not None:
         return load_encoder(choice, weights=False)
     if choice.name in known.VISION:
-        return build_clip_encoder(known.VISION[choice.name](), choice.image_size)
+        taken = choice.features.settle(PAPER)
+        return build_clip_encoder(known.VISION[choice.name](), choice.image_size, features=taken)
     return None
 
 

@@ -1,4 +1,4 @@
-"""Image encoders from every kind of file: timm, CLIP and BLIP-2 folders, ``eva_vit_g.pth``."""
+"""Image encoders from every kind of file: timm, Hugging Face folders, ``eva_vit_g.pth``."""
 
 from functools import cache
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
 
+from jobs.encoder_settings import features_of, own_size, vision_config
 from jobs.interchange_files import open_folder
 from jobs.model_files import (
     dtype_of,
@@ -29,14 +29,16 @@ from modeling.vision import (
     eva_config,
     freeze,
 )
+from modeling.vision_families import FAMILIES, build_huggingface_encoder
 from modeling.weights import blip2_vision_to_eva
 
 
 def load_encoder(choice: EncoderChoice, weights: bool = True) -> ImageEncoder:
     """An image encoder, frozen in ``choice.dtype``, or trainable in fp32 with ``choice.train``.
 
-    ``choice.name`` is ``timm:NAME``, a Hugging Face folder or hub id of CLIP or BLIP-2 (the whole
-    model or its vision tower), or the reference's ``eva_vit_g.pth``.
+    ``choice.name`` is ``timm:NAME``, the reference's ``eva_vit_g.pth``, or a Hugging Face folder or
+    hub id of CLIP, BLIP-2, SigLIP, SigLIP-2, DINOv2, DINOv3 or a timm model (the whole model or its
+    vision tower).
 
     Args:
         weights: False makes the tower only, on torch's current device, for weights that come from
@@ -64,9 +66,10 @@ def load_encoder(choice: EncoderChoice, weights: bool = True) -> ImageEncoder:
 def _options(choice: EncoderChoice) -> dict[str, Any]:
     """What every builder of an encoder takes."""
     return {
-        "image_size": choice.image_size,
+        "image_size": choice.image_size or own_size(choice),
         "drop_path": choice.drop_path if choice.train else 0.0,
         "dtype": torch.float32 if choice.train else dtype_of(choice.dtype),
+        "features": features_of(choice),
     }
 
 
@@ -85,16 +88,19 @@ def _timm_encoder(choice: EncoderChoice, weights: bool) -> ImageEncoder:
 
 def _huggingface_encoder(choice: EncoderChoice, weights: bool) -> ImageEncoder:
     folder = find_folder("encoder", choice.name)
-    with readable("encoder", choice.name):
-        config = AutoConfig.from_pretrained(folder)
-    vision = getattr(config, "vision_config", config)
+    vision = vision_config(folder, choice.name)
     if vision.model_type == "clip_vision_model":
         state = read_state(folder) if weights else None
         return build_clip_encoder(vision, state=state, **_options(choice))
+    if vision.model_type == "timm_wrapper":
+        return _timm_folder(vision, read_state(folder) if weights else None, choice)
+    if vision.model_type in FAMILIES:
+        state = read_state(folder) if weights else None
+        return build_huggingface_encoder(vision, state=state, **_options(choice))
     if vision.model_type != "blip_2_vision_model":
         raise ValueError(
-            f"encoder {choice.name!r} is a {config.model_type!r} model; give a CLIP or BLIP-2 "
-            "folder, eva_vit_g.pth, or timm:NAME"
+            f"encoder {choice.name!r} is a {vision.model_type!r} model; give a CLIP or BLIP-2 "
+            "folder, one of SigLIP, SigLIP-2, DINOv2, DINOv3 or timm, eva_vit_g.pth, or timm:NAME"
         )
     if vision.hidden_act != "gelu":
         raise ValueError(
@@ -111,6 +117,16 @@ def _huggingface_encoder(choice: EncoderChoice, weights: bool) -> ImageEncoder:
     )
     state = blip2_vision_to_eva(_read_tower(folder), sizes.blocks) if weights else None
     return build_eva_encoder(sizes, state=state, **_options(choice))
+
+
+def _timm_folder(
+    config: Any, state: dict[str, Tensor] | None, choice: EncoderChoice
+) -> ImageEncoder:
+    """A timm model in a Hugging Face folder, with timm's names or behind a ``timm_model.``."""
+    if state is not None:
+        state = {name.removeprefix("timm_model."): tensor for name, tensor in state.items()}
+    options = {**_options(choice), "sizes": config.model_args}
+    return build_timm_encoder(config.architecture, state=state, **options)
 
 
 def _read_tower(folder: Path) -> dict[str, Tensor]:
@@ -137,6 +153,10 @@ def encoder_width(choice: EncoderChoice) -> int | None:
     if local_folder(choice.name) is None and is_hub_id(choice.name):
         return None
     config = read_config(find_folder("encoder", choice.name))
+    if "architecture" in config:
+        with torch.device("meta"):
+            sizes = config.get("model_args")
+            return build_timm_encoder(config["architecture"], sizes=sizes).width
     return config.get("vision_config", config).get("hidden_size")
 
 

@@ -23,6 +23,7 @@ from transformers import (
     InstructBlipProcessor,
 )
 
+from jobs.encoder_settings import pixels_of
 from jobs.encoders import load_encoder
 from jobs.interchange_files import Lazy, Tensors, apply_table, open_folder, read_json
 from jobs.interchange_parts import (
@@ -35,10 +36,10 @@ from jobs.interchange_parts import (
 )
 from jobs.model_files import find_folder, read_config
 from jobs.models import load_bert_tokenizer
+from jobs.recipes.train import EncoderChoice
 from modeling.qformer import QFormerConfig
 from modeling.towers import count_blocks, eva_to_huggingface
 from modeling.vision import resize_positions
-from pipeline.transforms import CLIP_MEAN, CLIP_STD
 
 POSITIONS = "embeddings.position_embedding"
 # Of a configuration file, what is about the file and not about the model.
@@ -186,7 +187,7 @@ def prepare_folder(parts: Parts, options: Options, folder: Path) -> tuple[dict[s
         "qformer_config": _qformer_config(qformer, instruct),
         "num_query_tokens": qformer.queries,
     }
-    pictures = _image_processor(parts.recipe.encoder.image_size)
+    pictures = _image_processor(parts.recipe.encoder)
     if parts.recipe.kind == "stage1":
         tokenizer = load_bert_tokenizer(_reader_name(parts, options))
         # No image tokens in front of the text: the model joins queries and text itself.
@@ -270,10 +271,21 @@ def _text_config(language: Frozen, tokenizer: Any) -> dict[str, Any]:
     return config
 
 
-def _image_processor(size: int) -> Any:
-    """Ours: the whole picture squashed to a square, bicubic, CLIP's mean and deviation."""
+def _image_processor(choice: EncoderChoice) -> Any:
+    """The encoder's own square and normalisation, as Hugging Face's processor takes them."""
+    pixels, size = pixels_of(choice), choice.image_size
+    square = {"height": size, "width": size}
+    side = pixels.resize_to or size
+    fields: dict[str, Any] = {"size": {"height": side, "width": side}}
+    if pixels.geometry == "crop":
+        fields["size"] = {"shortest_edge": side}
+    if pixels.geometry == "crop" or side != size:
+        fields |= {"do_center_crop": True, "crop_size": square}
     return BlipImageProcessor(
-        size={"height": size, "width": size}, image_mean=list(CLIP_MEAN), image_std=list(CLIP_STD)
+        **fields,
+        image_mean=list(pixels.mean),
+        image_std=list(pixels.std),
+        resample={"bilinear": 2, "bicubic": 3}[pixels.interpolation],
     )
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cluster.storage import sync_path
-from jobs import recipes
+from jobs import image_processors, recipes
 from jobs.interchange_config import model_of, read_config
 from jobs.interchange_export import prepare_folder
 from jobs.interchange_files import (
@@ -84,6 +84,10 @@ def read_huggingface(folder: Path, options: Options | None = None) -> Parts:
         _check_no_more(tensors, where)
     tokenizer = _tokenizer(folder, isinstance(model, Stage1Config))
     recipe = build_recipe(model, options, encoder, language, tokenizer is not None)
+    processor = image_processors.read_huggingface(folder)
+    if processor is not None:
+        pixels = processor.checked().at(recipe.encoder.image_size)
+        recipe = replace(recipe, encoder=replace(recipe.encoder, pixels=pixels))
     if note.get("recipe"):
         recipe = _noted_recipe(note["recipe"], recipe, f"sidecar {folder / NOTE}")
     return Parts(

@@ -45,6 +45,7 @@ from modeling.towers import (
     openai_to_huggingface,
 )
 from modeling.weights import compare_shapes
+from pipeline.pixels import CLIP_PIXELS
 
 VISION, ROTARY = "visual_encoder.", "rotary_emb.inv_freq"
 LANGUAGES = {"opt_model.": "opt", "t5_model.": "t5", "llm_model.": ""}
@@ -141,6 +142,12 @@ def write_lavis(parts: Parts, out: Path, frozen: bool = False) -> list[str]:
         state = {name: state[name] for name in record["keys"]}
     elif not any(name.startswith(VISION) for name in state):
         notes.append("without the frozen models, as LAVIS saves it; --frozen writes those at hand")
+    pixels = parts.recipe.encoder.pixels
+    if pixels.settled and (pixels.mean, pixels.std) != (CLIP_PIXELS.mean, CLIP_PIXELS.std):
+        notes.append(
+            f"LAVIS normalises images with CLIP's constants; this model needs mean {pixels.mean} "
+            f"and std {pixels.std} in its processor's configuration"
+        )
     with published(out) as aside:
         torch.save({"model": {name: _alone(t) for name, t in state.items()}}, aside)
         sync_path(aside)

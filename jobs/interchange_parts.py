@@ -28,7 +28,9 @@ from jobs.recipes.train import (
     Stage2Recipe,
 )
 from modeling.blip2 import Stage1, Stage1Config, Stage2, Stage2Config
+from modeling.features import PAPER
 from modeling.weights import compare_shapes
+from pipeline.pixels import CLIP_PIXELS
 from pipeline.text_processors import TextRule
 
 Recipe = Stage1Recipe | Stage2Recipe
@@ -263,6 +265,8 @@ def build_recipe(
     run, _ = run_fields(options.config)
     choice = _encoder_choice(base.encoder, options, encoder)
     choice = replace(choice, image_size=run.get("image_size", choice.image_size))
+    # Both formats are of models trained on CLIP's pixels and the paper's features.
+    choice = replace(choice, pixels=CLIP_PIXELS, features=PAPER)
     transform = replace(base.run.transform, size=choice.image_size)
     base = replace(base, encoder=choice, run=replace(base.run, transform=transform))
     max_text = run.get("max_text")

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from cluster import checkpoint
 from jobs import recipes
+from jobs.encoder_settings import is_here, own_size, with_older
 from jobs.encoders import encoder_width, load_encoder
 from jobs.languages import Language, language_width, load_language
 from jobs.model_files import dtype_of, find_folder, local_folder, read_state, readable
@@ -106,7 +107,7 @@ def read_recipe(found: checkpoint.Checkpoint) -> Any:
     kind = found.recipe.get("kind")
     if kind not in kinds:
         raise ValueError(f"checkpoint {found.folder}: kind {kind!r} is none of {list(kinds)}")
-    recipe = recipes.from_dict(kinds[kind], found.recipe, f"checkpoint {found.folder}")
+    recipe = recipes.from_dict(kinds[kind], with_older(found.recipe), f"checkpoint {found.folder}")
     return _with_own_models(recipe, found.folder)
 
 
@@ -128,7 +129,12 @@ def fit(recipe: Recipe) -> Recipe:
     """The recipe with the widths and token ids of the frozen models in their folders.
 
     A model that is not in a local folder is left alone: the recipe's numbers stand.
+
+    Raises:
+        ValueError: no such encoder, or one whose own size is asked for and not known.
     """
+    if not recipe.encoder.image_size:
+        recipe = _at_own_size(recipe)
     width = encoder_width(recipe.encoder)
     if isinstance(recipe, Stage1Recipe):
         model = recipe.model
@@ -145,6 +151,18 @@ def fit(recipe: Recipe) -> Recipe:
         qformer = replace(qformer, vocab=len(load_bert_tokenizer(recipe.tokenizer)))
     llm_width = language_width(recipe.language) or second.llm_width
     return replace(recipe, model=replace(second, qformer=qformer, llm_width=llm_width))
+
+
+def _at_own_size(recipe: Recipe) -> Recipe:
+    """The recipe at the image size that its encoder was made for."""
+    if not is_here(recipe.encoder.name):
+        raise ValueError(
+            f"encoder.image_size = 0: {recipe.encoder.name!r} is yet to be fetched, so that "
+            "its own size is unknown; give --encoder.image-size"
+        )
+    size = own_size(recipe.encoder)
+    run = replace(recipe.run, transform=replace(recipe.run.transform, size=size))
+    return replace(recipe, encoder=replace(recipe.encoder, image_size=size), run=run)
 
 
 def start_from_bert(module: Stage1 | Stage2, name: str) -> None:

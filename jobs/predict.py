@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from jobs import interchange
+from jobs.encoder_settings import pixels_of
 from jobs.interchange_huggingface import is_huggingface
 from jobs.languages import Language
 from jobs.models import Trained, load_trained, tokenise
@@ -88,7 +89,8 @@ class Predictor:
         self.trained = trained
         self.device = torch.device(device)
         self.batch_size = batch_size
-        self._transform = eval_transform(trained.recipe.encoder.image_size)
+        choice = trained.recipe.encoder
+        self._transform = eval_transform(choice.image_size, pixels_of(choice))
 
     @property
     def kind(self) -> str:

@@ -11,7 +11,16 @@ from torch import nn
 
 from cluster import zero
 from cluster.dist import place
-from jobs import dry_run, hardware, models, precision, recipes, train_loop
+from jobs import (
+    dry_run,
+    encoder_settings,
+    hardware,
+    models,
+    precision,
+    recipes,
+    train_loop,
+)
+from jobs.encoder_settings import is_here
 from modeling.precision import multiplies_bf16
 
 RecipeT = TypeVar("RecipeT")
@@ -86,17 +95,21 @@ def main(
         given = parse(kind, sys.argv[1:] if arguments is None else arguments)
         recipe = models.fit(given.config)
         if given.dry_run:
+            recipe = encoder_settings.settled(recipe, fetch=False)
             gpu = hardware.gpu(given.gpu) if given.gpu else hardware.this_gpu()
             settled = precision.resolve(recipe, gpu is not None or multiplies_bf16(place().device))
             print(dry_run.report(settled, given.world or place().world, gpu, given.price))
             return 0
-        plan = train_loop.prepare(recipe, given.data, given.out, given.epochs, open_data)
+        plan = train_loop.prepare(
+            recipe, given.data, given.out, given.epochs, open_data, init=given.init
+        )
         if given.validate:
             plan = replace(plan, validation=open_data(given.validate, recipe.run.loader))
         settled = precision.resolve(plan.recipe, multiplies_bf16(place().device))
         world, needed = place().world, (settled, dry_run.sketch(settled))
         dry_run.check_room(*needed, world, *hardware.room(world))
         if not place().rank:
+            print(encoder_settings.describe(plan.recipe.encoder), flush=True)
             print(*dry_run.table(*needed, world, hardware.this_gpu()), sep="\n", flush=True)
         plan = replace(plan, step_flops=dry_run.step_flops(*needed, world))
         fresh = plan.found is None
@@ -144,14 +157,24 @@ def parse(kind: str, arguments: Sequence[str]) -> Arguments[Any]:
     for name, least in (("epochs", 0), ("world", 0), ("price", 0)):
         if getattr(parsed, name) < least:
             raise ValueError(f"--{name} {getattr(parsed, name)}: give a positive number")
-    config = _one_size(parsed.config, base)
+    config = _one_size(_own_size(parsed.config, base, arguments), base)
     return replace(parsed, config=_settle(config, parsed.zero_stage))
+
+
+def _own_size(recipe: Any, base: Any, arguments: Sequence[str]) -> Any:
+    """Another encoder than the recipe's is shown its own image size, where none is given."""
+    sizes = ("--encoder.image-size", "--encoder.image_size")
+    given = any(argument.startswith(sizes) for argument in arguments)
+    if given or recipe.encoder.name == base.encoder.name or not is_here(recipe.encoder.name):
+        return recipe
+    return replace(recipe, encoder=replace(recipe.encoder, image_size=0))
 
 
 def _one_size(recipe: Any, base: Any) -> Any:
     """Let the training images follow ``--encoder.image-size``: there is one size, not two."""
-    size, run = recipe.encoder.image_size, recipe.run
-    if run.transform.size not in (size, base.run.transform.size):
+    run, own = recipe.run, base.run.transform.size
+    size = recipe.encoder.image_size
+    if run.transform.size not in (size, own):
         raise ValueError(
             f"--transform.size {run.transform.size}: the encoder is shown {size} px; "
             "give --encoder.image-size alone"

@@ -23,7 +23,7 @@ from cluster.guard import Guard
 from cluster.malloc import keep_freed_memory
 from cluster.runlog import RunLog
 from cluster.watchdog import Watchdog
-from jobs import hardware, precision, recipes
+from jobs import encoder_settings, hardware, precision, recipes
 from jobs.recipes.train import RunConfig
 from jobs.train_steps import Loop
 from jobs.train_task import Task
@@ -106,12 +106,19 @@ def open_sources(data: str, config: LoaderConfig) -> tuple[Shards, ...]:
 
 
 def prepare(
-    recipe: Any, data: str, out: str, epochs: float = 0.0, open_data: OpenData = open_sources
+    recipe: Any,
+    data: str,
+    out: str,
+    epochs: float = 0.0,
+    open_data: OpenData = open_sources,
+    *,
+    init: str = "",
 ) -> Plan:
     """Open the data and the run's folder.
 
     Args:
         epochs: passes over the samples; 0 leaves the recipe's steps.
+        init: what ``--init`` names; a new run shows its encoder what that one showed it.
 
     Raises:
         ValueError: data or a checkpoint that cannot be used; names field, value and remedy.
@@ -123,6 +130,8 @@ def prepare(
     schedule = make_schedule(sources, recipe.run.loader, recipe.run.seed, recipe.run.global_batch)
     store = checkpoint.open_store(out)
     found, damaged = checkpoint.resume(store)
+    before = found.recipe if found else encoder_settings.of_init(init)
+    recipe = encoder_settings.settled(recipe, before)
     writer = checkpoint.Writer(store, recipe.run.keep, found.where if found else "")
     plan = Plan(recipe, store.folder, sources, schedule, writer, found)
     if found is not None:
@@ -324,7 +333,8 @@ def _recipe_of(found: checkpoint.Checkpoint, like: Any) -> Any:
     """
     if found.recipe.get("kind") != like.kind:
         return like
-    return recipes.from_dict(type(like), found.recipe, f"checkpoint {found.folder}")
+    written = encoder_settings.with_older(found.recipe)
+    return recipes.from_dict(type(like), written, f"checkpoint {found.folder}")
 
 
 def _check_same(found: checkpoint.Checkpoint, plan: Plan) -> None:

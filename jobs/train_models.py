@@ -10,6 +10,7 @@ from cluster import checkpoint
 from cluster.dist import derive_seed, place
 from cluster.shard import shard_frozen
 from jobs import models
+from jobs.encoder_settings import pixels_of
 from jobs.encoders import load_encoder
 from jobs.train_task import Losses, Micro
 from modeling.blip2 import Stage1, Stage2, WithEncoder
@@ -73,15 +74,16 @@ def image_input(recipe: Any, device: torch.device) -> Callable[[Batch], Tensor]:
     """What the engine is given of a batch's images: the frozen encoder's tokens, computed outside
     the engine, or the images themselves where the encoder trains inside it.
     """
+    pixels = pixels_of(recipe.encoder)
     if recipe.encoder.train:
-        return lambda batch: batch.pixels_B3HW(device)
+        return lambda batch: batch.pixels_B3HW(device, pixels)
     encoder: Any = load_encoder(recipe.encoder).to(device)
     if recipe.encoder.compile:
         encoder = torch.compile(encoder)
 
     def tokens(batch: Batch) -> Tensor:
         with torch.no_grad():
-            return encoder(batch.pixels_B3HW(device))
+            return encoder(batch.pixels_B3HW(device, pixels))
 
     return tokens
 

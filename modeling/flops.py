@@ -102,7 +102,8 @@ class VitSizes:
 def vit_sizes(vit: Any) -> VitSizes:
     """Sizes of a timm VisionTransformer or Eva."""
     mlp = vit.blocks[0].mlp
-    gated = hasattr(mlp, "fc1_g")
+    # A SwiGLU's gate is a layer of its own, or the other half of the first one.
+    gated = hasattr(mlp, "fc1_g") or mlp.fc1.out_features == 2 * mlp.fc2.in_features
     inner = vit.blocks[0].attn.proj.in_features
     stack = Stack(vit.embed_dim, len(vit.blocks), mlp.fc2.in_features, inner, inner, gated)
     tokens = vit.patch_embed.num_patches + vit.num_prefix_tokens

@@ -1,53 +1,43 @@
 """Image encoders from timm's vision transformers, as BLIP-2 uses them (paper, section 4.1).
 
-Legend: B images, P image tokens (1 class token + patches), D width. The output is what enters the
-last block: that block is not built, there is no final norm and no pooling, and all tokens are kept,
-class token first.
+Legend: B images, P image tokens (class token, registers, patches), D width. By default the output
+is what enters the last block: that block is not built, there is no final norm and no pooling, and
+all tokens are kept, class token first. `modeling.features` has the choices of other families.
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 import timm
 import torch
-import torch.nn.functional as F
 from timm.layers import LayerNorm
 from timm.models.eva import Eva
+from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig
 
-from modeling.linear import faster_products
+from modeling.features import PAPER, FeatureConfig
+from modeling.vision_families import build_naflex
+from modeling.vision_parts import (
+    ImageEncoder,
+    Vit,
+    build,
+    check_image_size,
+    depth,
+    load_vit,
+    mlp_ratio,
+    resize_positions,
+)
 from modeling.weights import clip_vision_to_timm
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-Vit = VisionTransformer | Eva
+__all__ = ["EvaConfig", "ImageEncoder", "Vit", "build_clip_encoder", "build_eva_encoder"]
+__all__ += ["build_timm_encoder", "eva_config", "freeze", "load_vit", "resize_positions"]
+__all__ += ["timm_outline"]
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
-
-
-class ImageEncoder(nn.Module):
-    """A timm ViT whose tokens are read before its last block."""
-
-    def __init__(self, vit: Vit) -> None:
-        super().__init__()
-        self.vit = faster_products(vit)
-        self.width: int = vit.embed_dim
-        self.image_size: int = vit.patch_embed.img_size[0]
-        self.num_tokens: int = vit.patch_embed.num_patches + vit.num_prefix_tokens
-
-    def forward(self, images_B3HW: Tensor) -> Tensor:
-        """Tokens (B, P, D) of normalised images; images are cast to the weights' dtype."""
-        # Called, not its `forward_features`: hooks of an engine around it must run.
-        return self.vit(images_B3HW.to(self.vit.patch_embed.proj.weight.dtype))
-
-    def checkpoint_blocks(self, enable: bool = True) -> None:
-        """Recomputes activations block by block in the backward pass (finetuning at high
-        resolution).
-        """
-        self.vit.set_grad_checkpointing(enable)
 
 
 @dataclass(frozen=True)
@@ -108,6 +98,8 @@ def build_eva_encoder(
     state: Mapping[str, Tensor] | None = None,
     drop_path: float = 0.0,
     dtype: torch.dtype = torch.float32,
+    *,
+    features: FeatureConfig = PAPER,
 ) -> ImageEncoder:
     """An EVA-CLIP tower: timm's Eva with biases on queries and values and none on keys.
 
@@ -119,26 +111,32 @@ def build_eva_encoder(
             Face's); None leaves random weights.
         drop_path: Stochastic depth when the encoder is finetuned.
         dtype: Of the loaded weights.
+        features: Settled choice of block, norm and tokens.
 
     Raises:
         ValueError: The image size or a key of the state does not fit.
     """
-    _check_image_size(image_size, config.patch)
+    check_image_size(image_size, config.patch)
+    if features.layer == -1 or features.norm == "yes":
+        raise ValueError(
+            f"encoder.features: layer = {features.layer}, norm = {features.norm!r}; these weights "
+            "end with the block before the last: take layer -2 or an earlier one, and no norm."
+        )
     make = partial(
         Eva,
         img_size=image_size,
         patch_size=config.patch,
         embed_dim=config.width,
-        depth=config.blocks,
+        depth=depth(config.blocks + 1, features),
         num_heads=config.heads,
-        mlp_ratio=_mlp_ratio(config.mlp, config.width),
+        mlp_ratio=mlp_ratio(config.mlp, config.width),
         norm_layer=partial(LayerNorm, eps=config.eps),
         use_post_transformer_norm=False,
         num_classes=0,
         global_pool="",
         drop_path_rate=drop_path,
     )
-    return ImageEncoder(_build(make, state, dtype))
+    return ImageEncoder(build(make, state, dtype), features.tokens)
 
 
 def build_clip_encoder(
@@ -147,8 +145,10 @@ def build_clip_encoder(
     state: Mapping[str, Tensor] | None = None,
     drop_path: float = 0.0,
     dtype: torch.dtype = torch.float32,
+    *,
+    features: FeatureConfig = PAPER,
 ) -> ImageEncoder:
-    """The vision tower of a Hugging Face CLIP without its last block, `ln_pre` kept.
+    """The vision tower of a Hugging Face CLIP (by default without its last block), `ln_pre` kept.
 
     Args:
         config: `CLIPVisionConfig` of the weights.
@@ -157,6 +157,7 @@ def build_clip_encoder(
         state: State dict of `CLIPModel` or `CLIPVisionModel`; None leaves random weights.
         drop_path: Stochastic depth when the encoder is finetuned.
         dtype: Of the loaded weights.
+        features: Settled choice of block, norm and tokens.
 
     Raises:
         ValueError: The image size, the activation or a key of the state does not fit.
@@ -164,17 +165,17 @@ def build_clip_encoder(
     if config.hidden_act not in ACTIVATIONS:
         raise ValueError(f"hidden_act = {config.hidden_act!r} is not one of {sorted(ACTIVATIONS)}.")
     patch_size = int(config.patch_size)  # type: ignore[arg-type]
-    _check_image_size(image_size, patch_size)
+    check_image_size(image_size, patch_size)
     make = partial(
         VisionTransformer,
         img_size=image_size,
         patch_size=patch_size,
         embed_dim=config.hidden_size,
-        depth=config.num_hidden_layers - 1,
+        depth=depth(config.num_hidden_layers, features),
         num_heads=config.num_attention_heads,
-        mlp_ratio=_mlp_ratio(config.intermediate_size, config.hidden_size),
+        mlp_ratio=mlp_ratio(config.intermediate_size, config.hidden_size),
         pre_norm=True,
-        final_norm=False,
+        final_norm=features.norm == "yes",
         act_layer=ACTIVATIONS[config.hidden_act],
         norm_layer=partial(LayerNorm, eps=config.layer_norm_eps),
         num_classes=0,
@@ -183,7 +184,7 @@ def build_clip_encoder(
     )
     if state is not None:
         state = clip_vision_to_timm(state, config.num_hidden_layers)
-    return ImageEncoder(_build(make, state, dtype))
+    return ImageEncoder(build(make, state, dtype), features.tokens)
 
 
 def build_timm_encoder(
@@ -192,8 +193,11 @@ def build_timm_encoder(
     state: Mapping[str, Tensor] | None = None,
     drop_path: float = 0.0,
     dtype: torch.dtype = torch.float32,
+    *,
+    features: FeatureConfig = PAPER,
+    sizes: Mapping[str, Any] | None = None,
 ) -> ImageEncoder:
-    """Any timm VisionTransformer or Eva by name, without its last block.
+    """Any timm VisionTransformer or Eva by name, and the NaFlex towers of SigLIP-2 at one size.
 
     `eva_giant_patch14_clip_224` is the paper's ViT-g (39 of 40 blocks, 985,894,528 parameters);
     `vit_large_patch14_clip_quickgelu_224` its ViT-L (mind `quickgelu`: OpenAI's weights need that
@@ -205,115 +209,58 @@ def build_timm_encoder(
         state: State dict in timm's names, of all blocks; None leaves random weights.
         drop_path: Stochastic depth when the encoder is finetuned.
         dtype: Of the loaded weights.
+        features: Settled choice of block, norm and tokens.
+        sizes: Arguments of timm's that change the named model (`embed_dim`, `depth`).
 
     Raises:
-        ValueError: Unknown name, another architecture, or a size or state that does not fit.
+        ValueError: Unknown name, another architecture, or a size, a feature or a state that does
+            not fit.
+    """
+    whole = timm_outline(name, sizes)
+    if isinstance(whole, NaFlexVit):
+        return build_naflex(
+            name, whole, image_size, state, drop_path=drop_path, dtype=dtype, features=features
+        )
+    size = image_size or whole.patch_embed.img_size[0]
+    check_image_size(size, whole.patch_embed.patch_size[0], whole.patch_embed.img_size[0])
+    normed = features.norm == "yes"
+    if normed and isinstance(whole.norm, nn.Identity):
+        raise ValueError(
+            f"encoder {name!r} has no norm after its last block: give --encoder.features.norm no."
+        )
+    norm = "final_norm" if isinstance(whole, VisionTransformer) else "use_post_transformer_norm"
+    options: dict[str, Any] = {
+        "img_size": size,
+        "depth": depth(len(whole.blocks), features),
+        "num_classes": 0,
+        "global_pool": "",
+        "drop_path_rate": drop_path,
+        norm: normed,
+    }
+    make: Any = partial(
+        timm.create_model,
+        name,
+        **{**(sizes or {}), **options},
+    )
+    return ImageEncoder(build(make, state, dtype), features.tokens)
+
+
+def timm_outline(name: str, sizes: Mapping[str, Any] | None = None) -> Any:
+    """A timm model without memory, all of its blocks.
+
+    Raises:
+        ValueError: Unknown name or another architecture.
     """
     if not timm.is_model(name):
         raise ValueError(f"encoder {name!r} is not a timm model; see timm.list_models('*vit*').")
     with torch.device("meta"):
-        whole = timm.create_model(name)
-    if not isinstance(whole, VisionTransformer | Eva):
+        whole = timm.create_model(name, **(sizes or {}))
+    if not isinstance(whole, VisionTransformer | Eva | NaFlexVit):
         raise ValueError(
-            f"encoder {name!r} is a {type(whole).__name__}; a VisionTransformer or Eva is needed."
+            f"encoder {name!r} is a {type(whole).__name__}; a VisionTransformer, an Eva or a "
+            "NaFlexVit is needed."
         )
-    size = image_size or whole.patch_embed.img_size[0]
-    _check_image_size(size, whole.patch_embed.patch_size[0])
-    norm = "final_norm" if isinstance(whole, VisionTransformer) else "use_post_transformer_norm"
-    options: dict[str, Any] = {norm: False, "drop_path_rate": drop_path}
-    make: Any = partial(
-        timm.create_model,
-        name,
-        img_size=size,
-        depth=len(whole.blocks) - 1,
-        num_classes=0,
-        global_pool="",
-        **options,
-    )
-    return ImageEncoder(_build(make, state, dtype))
-
-
-def _build(make: Callable[[], Vit], state: Mapping[str, Tensor] | None, dtype: torch.dtype) -> Vit:
-    """A tower with the weights of `state`, made without first filling it with random ones."""
-    if state is None:
-        return make()
-    with torch.device("meta"):
-        vit = make()
-    buffers = dict(vit.named_buffers())
-    if any(not name.endswith("attn.k_bias") for name in buffers):
-        vit = make()  # some are computed at construction (rotary embeddings), so it must be real
-    for name, buffer in buffers.items():
-        module, _, kind = name.rpartition(".")
-        if kind == "k_bias":  # keys have no bias: timm adds these zeros
-            zeros = torch.zeros_like(buffer, dtype=dtype, device="cpu")
-            vit.get_submodule(module).register_buffer(kind, zeros, persistent=False)
-    load_vit(vit, state, dtype)
-    return vit
-
-
-def _mlp_ratio(mlp: int, width: int) -> float:
-    """A ratio from which timm's `int(width * ratio)` makes `mlp` again, whatever the rounding."""
-    return (mlp + 0.5) / width
-
-
-def load_vit(vit: Vit, state: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> None:
-    """Puts timm-named weights into a tower in place of its own; position embeddings are resized,
-    and only the parts not built here may be left over.
-
-    Args:
-        vit: The tower; may be on the meta device.
-        state: Weights in any dtype; they are copied.
-        dtype: What the tower's weights get.
-
-    Raises:
-        ValueError: Missing or unexpected keys or other shapes, named.
-    """
-    own = vit.state_dict()
-    unused = ("norm.", "fc_norm.", "head.", f"blocks.{len(vit.blocks)}.")
-    left_over = [key for key in state if key not in own and not key.startswith(unused)]
-    missing = [key for key in own if key not in state]
-    if left_over or missing:
-        raise ValueError(
-            f"encoder weights do not fit: missing {missing[:5]}, unexpected {left_over[:5]}; "
-            "give the weights of this architecture."
-        )
-    kept = {key: tensor for key, tensor in state.items() if key in own}
-    if "pos_embed" in kept:
-        prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
-        kept["pos_embed"] = resize_positions(
-            kept["pos_embed"].float(), vit.patch_embed.num_patches, prefix
-        )
-    for key, tensor in kept.items():
-        if tensor.shape != own[key].shape:
-            raise ValueError(
-                f"encoder weight {key} has shape {tuple(tensor.shape)}, not "
-                f"{tuple(own[key].shape)}; give the weights of this architecture."
-            )
-    copies = {key: tensor.to(dtype, copy=True) for key, tensor in kept.items()}
-    vit.load_state_dict(copies, assign=True)
-
-
-def resize_positions(positions_1PD: Tensor, patches: int, prefix: int = 1) -> Tensor:
-    """Position embeddings for another square number of patches: bicubic in fp32, those of the
-    `prefix` tokens (the class token) kept as they are.
-
-    Raises:
-        ValueError: The embeddings are not those of a square of patches.
-    """
-    old = positions_1PD.shape[1] - prefix
-    if old == patches:
-        return positions_1PD
-    old_side, new_side = math.isqrt(max(old, 0)), math.isqrt(patches)
-    if old < 1 or old_side**2 != old:
-        raise ValueError(
-            f"pos_embed has {positions_1PD.shape[1]} positions, which are not {prefix} and a "
-            "square of patches: give the weights of this architecture."
-        )
-    class_11D, grid = positions_1PD[:, :prefix], positions_1PD[:, prefix:].float()
-    grid = grid.reshape(1, old_side, old_side, -1).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, size=(new_side, new_side), mode="bicubic", align_corners=False)
-    grid = grid.permute(0, 2, 3, 1).flatten(1, 2).to(positions_1PD.dtype)
-    return torch.cat((class_11D, grid), 1)
+    return whole
 
 
 def freeze(module: ModuleT, dtype: torch.dtype | None = None) -> ModuleT:
@@ -330,12 +277,3 @@ def freeze(module: ModuleT, dtype: torch.dtype | None = None) -> ModuleT:
 
 def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
     return module
-
-
-def _check_image_size(image_size: int, patch_size: int) -> None:
-    if image_size < patch_size or image_size % patch_size:
-        below = max(1, image_size // patch_size) * patch_size
-        raise ValueError(
-            f"image_size = {image_size} must be a multiple of the patch size {patch_size}: "
-            f"take {below} or {below + patch_size}."
-        )

@@ -43,8 +43,7 @@ def clip_vision_to_timm(state: Mapping[str, Tensor], layers: int) -> dict[str, T
     """A Hugging Face CLIP vision tower in timm's names; query, key and value become one matrix.
 
     Args:
-        state: State dict of `CLIPModel` or `CLIPVisionModel`; the text tower and the final norm
-            are left out.
+        state: State dict of `CLIPModel` or `CLIPVisionModel`; the text tower is left out.
         layers: Number of blocks in it.
 
     Raises:
@@ -54,15 +53,18 @@ def clip_vision_to_timm(state: Mapping[str, Tensor], layers: int) -> dict[str, T
     source = {
         key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)
     }
-    result = {ours: _take(source, theirs) for theirs, ours in CLIP_TO_TIMM.items()}
+    result = {ours: take(source, theirs) for theirs, ours in CLIP_TO_TIMM.items()}
     result["cls_token"] = result["cls_token"].reshape(1, 1, -1)
     result["pos_embed"] = result["pos_embed"][None]
+    for kind in ("weight", "bias"):
+        if f"post_layernorm.{kind}" in source:
+            result[f"norm.{kind}"] = source[f"post_layernorm.{kind}"]
     for index in range(layers):
         block = f"encoder.layers.{index}."
         for kind in ("weight", "bias"):
             for theirs, ours in CLIP_BLOCK_TO_TIMM.items():
-                result[f"blocks.{index}.{ours}.{kind}"] = _take(source, f"{block}{theirs}.{kind}")
-            parts = [_take(source, f"{block}self_attn.{name}_proj.{kind}") for name in "qkv"]
+                result[f"blocks.{index}.{ours}.{kind}"] = take(source, f"{block}{theirs}.{kind}")
+            parts = [take(source, f"{block}self_attn.{name}_proj.{kind}") for name in "qkv"]
             result[f"blocks.{index}.attn.qkv.{kind}"] = torch.cat(parts)
     return result
 
@@ -76,18 +78,18 @@ def blip2_vision_to_eva(state: Mapping[str, Tensor], layers: int) -> dict[str, T
         ValueError: A weight is missing, by name, or a key bias is not zero.
     """
     result = {
-        "cls_token": _take(state, "embeddings.class_embedding"),
-        "pos_embed": _take(state, "embeddings.position_embedding"),
-        "patch_embed.proj.weight": _take(state, "embeddings.patch_embedding.weight"),
-        "patch_embed.proj.bias": _take(state, "embeddings.patch_embedding.bias"),
+        "cls_token": take(state, "embeddings.class_embedding"),
+        "pos_embed": take(state, "embeddings.position_embedding"),
+        "patch_embed.proj.weight": take(state, "embeddings.patch_embedding.weight"),
+        "patch_embed.proj.bias": take(state, "embeddings.patch_embedding.bias"),
     }
     for index in range(layers):
         block = f"encoder.layers.{index}."
         for theirs, ours in BLIP2_BLOCK_TO_TIMM.items():
             for kind in ("weight", "bias"):
-                result[f"blocks.{index}.{ours}.{kind}"] = _take(state, f"{block}{theirs}.{kind}")
-        result[f"blocks.{index}.attn.qkv.weight"] = _take(state, f"{block}self_attn.qkv.weight")
-        q_bias, k_bias, v_bias = _take(state, f"{block}self_attn.qkv.bias").chunk(3)
+                result[f"blocks.{index}.{ours}.{kind}"] = take(state, f"{block}{theirs}.{kind}")
+        result[f"blocks.{index}.attn.qkv.weight"] = take(state, f"{block}self_attn.qkv.weight")
+        q_bias, k_bias, v_bias = take(state, f"{block}self_attn.qkv.bias").chunk(3)
         if k_bias.any():
             raise ValueError(
                 f"{block}self_attn.qkv.bias has a key part that is not zero; this encoder has none."
@@ -200,15 +202,15 @@ def from_bert(state: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
     prefix = "bert." if any(key.startswith("bert.") for key in state) else ""
     result = {}
     for kind in ("weight", "bias"):
-        result[f"qformer.norm.{kind}"] = _take(state, f"{prefix}embeddings.LayerNorm.{kind}")
+        result[f"qformer.norm.{kind}"] = take(state, f"{prefix}embeddings.LayerNorm.{kind}")
     for name in ("word_embeddings", "position_embeddings"):
-        result[f"qformer.{name}.weight"] = _take(state, f"{prefix}embeddings.{name}.weight")
+        result[f"qformer.{name}.weight"] = take(state, f"{prefix}embeddings.{name}.weight")
     for index in range(layers):
         theirs = f"{prefix}encoder.layer.{index}."
         for kind in ("weight", "bias"):
             for ours, part in ATTENTION.items():
                 source = "attention." + part.replace("attention.", "self.")
-                result[f"qformer.layers.{index}.self_attn.{ours}.{kind}"] = _take(
+                result[f"qformer.layers.{index}.self_attn.{ours}.{kind}"] = take(
                     state, f"{theirs}{source}.{kind}"
                 )
             for ours, part in {
@@ -216,19 +218,24 @@ def from_bert(state: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
                 "down": "output.dense",
                 "norm": "output.LayerNorm",
             }.items():
-                tensor = _take(state, f"{theirs}{part}.{kind}")
+                tensor = take(state, f"{theirs}{part}.{kind}")
                 result[f"qformer.layers.{index}.text_ffn.{ours}.{kind}"] = tensor
                 result[f"qformer.layers.{index}.query_ffn.{ours}.{kind}"] = tensor.clone()
     if "cls.predictions.bias" in state:
         head = "cls.predictions.transform."
         for kind in ("weight", "bias"):
-            result[f"lm_head.dense.{kind}"] = _take(state, f"{head}dense.{kind}")
-            result[f"lm_head.norm.{kind}"] = _take(state, f"{head}LayerNorm.{kind}")
+            result[f"lm_head.dense.{kind}"] = take(state, f"{head}dense.{kind}")
+            result[f"lm_head.norm.{kind}"] = take(state, f"{head}LayerNorm.{kind}")
         result["lm_head.bias"] = state["cls.predictions.bias"]
     return result
 
 
-def _take(state: Mapping[str, Tensor], name: str) -> Tensor:
+def take(state: Mapping[str, Tensor], name: str) -> Tensor:
+    """A weight by name.
+
+    Raises:
+        ValueError: It is missing.
+    """
     if name not in state:
         raise ValueError(f"weights lack {name!r}: is this the right model, and is the file whole?")
     return state[name]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.transforms import normalise
+from pipeline.pixels import CLIP_PIXELS, PixelConfig, normalise
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,11 @@ class Batch:
     tokens: dict[str, Tensor]
     replaced: list[str]
 
-    def pixels_B3HW(self, device: torch.device | str = "cpu") -> Tensor:
+    def pixels_B3HW(
+        self, device: torch.device | str = "cpu", pixels: PixelConfig = CLIP_PIXELS
+    ) -> Tensor:
         """The images as an encoder takes them: in planes, float32, normalised, on a device."""
-        return normalise(self.images_B3HW.to(device, non_blocking=True).contiguous())
+        return normalise(self.images_B3HW.to(device, non_blocking=True).contiguous(), pixels)
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory, for copies that overlap."""

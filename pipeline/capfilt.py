@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from pipeline.filters import (
     missing_columns,
     passing_captions,
 )
-from pipeline.images import ImageError, ImageHeader, decode, read_header, resize_square
+from pipeline.images import ImageError, ImageHeader, decode, read_header
+from pipeline.pixels import PixelConfig, fit_square
 from pipeline.sample import Rejected, Sample
 from pipeline.shards import Row
 
@@ -43,10 +45,25 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """How a model wants its images: side in pixels, squashed or cropped from the centre."""
+    """How a model wants its images.
+
+    Attributes:
+        size: side of the square in pixels.
+        crop: the centre of the resized image, instead of the whole image squashed.
+        interpolation: filter of the resize.
+        resize_to: side (of a crop: short side) after the resize; 0 takes ``size``.
+    """
 
     size: int
     crop: bool = False
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize_to: int = 0
+
+    def square(self, image: Tensor) -> Tensor:
+        """The uint8 square 3SS of a uint8 image 3HW."""
+        geometry: Literal["crop", "squash"] = "crop" if self.crop else "squash"
+        pixels = PixelConfig((), (), self.interpolation, geometry, self.resize_to, "torch")
+        return fit_square(image, self.size, pixels)
 
 
 @dataclass(frozen=True)
@@ -154,7 +171,7 @@ def _admit(
         image = decode(record.image, filters.max_pixels)
     except ImageError as broken:
         return replace(row, reason=broken.reason)
-    small = [resize_square(image, spec.size, spec.crop) for spec in (captioner, scorer)]
+    small = [spec.square(image) for spec in (captioner, scorer)]
     return _Passed(record, header, row.sha256, *small)
 
 

@@ -178,15 +178,17 @@ def _from_unscaled(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Bicubic, anti-aliased resize of a uint8 3HW tensor; in memory as the image is."""
+def resize(image: Tensor, height: int, width: int, mode: str = "bicubic") -> Tensor:
+    """Anti-aliased resize (``bicubic`` or ``bilinear``) of a uint8 3HW tensor; in memory as the
+    image is.
+    """
     rows = _shorten(image, height, width).permute(1, 2, 0)
     if 1 in rows.shape[:2]:
         # Of a side of one pixel any stride is valid, and torch reads far outside with some.
         rows = rows.clone(memory_format=torch.contiguous_format)
     # Torch takes HW3 for what it is only with the stride of a batch that such images would have.
     batch = rows[None].permute(0, 3, 1, 2)
-    return interpolate(batch, size=(height, width), mode="bicubic", antialias=True)[0]
+    return interpolate(batch, size=(height, width), mode=mode, antialias=True)[0]
 
 
 def resize_square(image: Tensor, size: int, crop: bool = False) -> Tensor:

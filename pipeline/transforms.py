@@ -1,20 +1,21 @@
 """Decoded images -> squares: random crop and flip to train, squash to evaluate.
 
 Squares to train on stay uint8, a quarter of what floats would be on their way from the processes
-that decode and to the device; ``normalise`` makes them what an encoder sees, there.
+that decode and to the device; ``pixels.normalise`` makes them what an encoder sees, there.
 """
 
-import functools
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from pipeline.images import resize, resize_square
+from pipeline.pixels import CLIP_MEAN, CLIP_PIXELS, CLIP_STD, PixelConfig, fit_square, normalise
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+__all__ = ["CLIP_MEAN", "CLIP_STD", "EvalTransform", "TrainTransform", "TransformConfig"]
+__all__ += ["eval_transform", "normalise", "train_transform"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class TransformConfig:
         ratio: range of the crop's width over height.
         flip: probability of a horizontal flip.
         keep_sides: no flip where the text names left or right.
+        interpolation: filter of the resize; follows ``encoder.pixels.interpolation``.
     """
 
     size: int = 224
@@ -34,6 +36,7 @@ class TransformConfig:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
     keep_sides: bool = False
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -55,13 +58,15 @@ class TrainTransform:
         self, image: Tensor, generator: torch.Generator, allow_flip: bool = True
     ) -> Tensor:
         """Crop, resize, flip; draws as many numbers with a flip as without."""
-        size = self.config.size
+        size, mode = self.config.size, self.config.interpolation
         draws = torch.rand(3 + 2, generator=generator, dtype=torch.float64).tolist()
-        if self._whole:
+        if self._whole and mode == "bicubic":
             square = resize_square(image, size)
+        elif self._whole:
+            square = resize(image, size, size, mode)
         else:
             top, left, height, width = self._crop(image.shape[1], image.shape[2], draws)
-            square = resize(image[:, top : top + height, left : left + width], size, size)
+            square = resize(image[:, top : top + height, left : left + width], size, size, mode)
         if allow_flip and draws[4] < self.config.flip:
             square = square.flip(-1)
         return square
@@ -79,14 +84,14 @@ class TrainTransform:
 
 
 class EvalTransform:
-    """uint8 3HW -> float32 3SS: bicubic squash to the square, nothing random."""
+    """uint8 3HW -> float32 3SS: an encoder's own square, normalised, nothing random."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, pixels: PixelConfig = CLIP_PIXELS) -> None:
+        self.size, self.pixels = size, pixels
 
     def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """``generator`` is taken for the sake of the common signature and not used."""
-        return normalise(resize_square(image, self.size))
+        return normalise(fit_square(image, self.size, self.pixels), self.pixels)
 
 
 def train_transform(size: int) -> TrainTransform:
@@ -94,19 +99,6 @@ def train_transform(size: int) -> TrainTransform:
     return TrainTransform(TransformConfig(size=size))
 
 
-def eval_transform(size: int) -> EvalTransform:
-    """The paper's evaluation transform for a resolution."""
-    return EvalTransform(size)
-
-
-def normalise(images: Tensor) -> Tensor:
-    """uint8 ...3HW -> float32 ...3HW with CLIP's mean and standard deviation, on their device."""
-    mean, scale = _constants(images.device)
-    return (images.to(torch.float32) - mean) * scale
-
-
-@functools.cache
-def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and one over deviation, in 0 to 255; copied once, since a copy waits for the device."""
-    mean, deviation = 255 * torch.tensor(CLIP_MEAN), 255 * torch.tensor(CLIP_STD)
-    return mean[:, None, None].to(device), (1 / deviation)[:, None, None].to(device)
+def eval_transform(size: int, pixels: PixelConfig = CLIP_PIXELS) -> EvalTransform:
+    """The evaluation transform for a resolution; by default the paper's encoders'."""
+    return EvalTransform(size, pixels)

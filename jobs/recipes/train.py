@@ -13,10 +13,12 @@ from tyro.conf import Suppress, arg
 from cluster.guard import GuardConfig
 from cluster.zero import ZeroConfig
 from modeling.blip2 import Stage1Config, Stage2Config
+from modeling.features import FeatureConfig
 from modeling.optim import OptimConfig
 from modeling.precision import Dtype
 from modeling.qformer import QFormerConfig
 from pipeline.loader import LoaderConfig
+from pipeline.pixels import PixelConfig
 from pipeline.text_processors import TextRule
 from pipeline.transforms import TransformConfig
 
@@ -26,9 +28,11 @@ class EncoderChoice:
     """The image encoder.
 
     Attributes:
-        name: a Hugging Face folder of CLIP or BLIP-2 (relative to the clone), a hub id,
-            ``timm:NAME``, or the reference's ``eva_vit_g.pth``.
-        image_size: side in pixels of what it is shown, in training and after it.
+        name: a Hugging Face folder of CLIP, BLIP-2, SigLIP, SigLIP-2, DINOv2, DINOv3 or a timm
+            model (relative to the clone), a hub id, ``timm:NAME``, or the reference's
+            ``eva_vit_g.pth``.
+        image_size: side in pixels of what it is shown, in training and after it; 0 takes the
+            encoder's own.
         dtype: number format of its weights where it is frozen; ``auto`` is bf16 where the device
             multiplies it in hardware, else fp32.
         heads: attention heads, for a ``.pth`` file, whose shapes do not tell them; 0 takes heads of
@@ -38,6 +42,8 @@ class EncoderChoice:
         checkpoint_blocks: recompute its activations in the backward pass, block by block.
         compile: let ``torch.compile`` make one program of a frozen encoder: minutes at the start,
             for fewer and larger kernels at every step.
+        features: block, norm and tokens that are taken of it; by default its family's.
+        pixels: normalisation and resize of its images; by default the model's own.
     """
 
     name: str
@@ -48,8 +54,12 @@ class EncoderChoice:
     drop_path: float = 0.0
     checkpoint_blocks: bool = False
     compile: bool = False
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    pixels: PixelConfig = field(default_factory=PixelConfig)
 
     def __post_init__(self) -> None:
+        if self.image_size < 0:
+            raise ValueError(f"encoder.image_size = {self.image_size}: give 0 or more pixels")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"encoder.drop_path = {self.drop_path} must lie in [0, 1)")
         for name in ("drop_path", "checkpoint_blocks"):
