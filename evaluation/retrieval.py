@@ -31,7 +31,7 @@ class Embedders:
     """Texts -> unit features ``B E``."""
     match: Callable[[Tensor, Tensor, Sequence[str]], Tensor]
     """Tokens ``B P D`` of different images, for each pair the row of its image ``R``, and ``R``
-    texts -> logits ``R`` of "match"; the model projects an image's keys once for all its pairs."""
+    texts -> scores ``R`` of "match"; the model projects an image's keys once for all its pairs."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ def retrieve(
     *,
     k: int = 128,
     captions_per_image: int | None = None,
+    similarity_weight: float = 1.0,
     batch_size: int = 64,
     match_batch_size: int = 128,
 ) -> tuple[dict[str, Any], Rankings]:
@@ -68,6 +69,8 @@ def retrieve(
         items: images with their captions, all of them candidates of each other.
         k: candidates per image and per text that ITM re-ranks.
         captions_per_image: use only so many captions of each image; None for all.
+        similarity_weight: factor of the ITC similarity that ITM's score is added to; 1 in the
+            reference.
 
     Returns:
         ``{"tr_r1" … "ir_r10", "itc": {the same, ITC alone}, "chance", "images", "texts", "k"}`` and
@@ -94,6 +97,7 @@ def retrieve(
         return embed.match(tokens_IPD[images_B], row_R, texts)
 
     union_IT = for_text_IT | for_image_IT
+    scores_IT *= similarity_weight
     _rerank(scores_IT, union_IT, texts, match=match, batch_size=match_batch_size)
     absent = float("-inf")
     rankings = Rankings(
@@ -163,7 +167,7 @@ def _rerank(
     match: Callable[[Tensor, Sequence[str]], Tensor],
     batch_size: int,
 ) -> None:
-    """Add the ITM logit of every candidate pair to its ITC similarity, in place."""
+    """Add the ITM score of every candidate pair to its weighted ITC similarity, in place."""
     rows, columns = candidates_IT.nonzero(as_tuple=True)  # in the order of images
     with tqdm(total=len(rows), desc="retrieval: match", unit="pair") as progress:
         pairs = zip(rows.split(batch_size), columns.split(batch_size), strict=True)

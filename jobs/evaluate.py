@@ -76,6 +76,10 @@ class EvaluateArgs:
     """captions an image in retrieval; all of them if not given"""
     k: int = 128
     """candidates that ITM re-ranks (paper, section 4.4)"""
+    rerank: Literal["reference", "odds"] = "reference"
+    """score of a candidate: reference adds ITM's logit of "match" to the ITC similarity, as LAVIS does;
+    odds adds ITM's log-odds to the similarity over the temperature, so that both count as they do
+    in their losses"""
     caption_prompt: str | None = None
     """what captions continue; "a photo of" for finetuned models"""
     controls: bool = True
@@ -269,9 +273,12 @@ def evaluate_retrieval(
 ) -> dict[str, Any]:
     """Retrieve among the images; writes ``retrieval_SPLIT_examples.json``."""
 
+    odds = args.rerank == "odds"
+
     def match(tokens_BPD: Tensor, rows_R: Tensor, texts: Sequence[str]) -> Tensor:
-        # The logit of "match" alone, as in the reference, and not its lead over "no match".
-        return model.match_tokens(tokens_BPD, rows_R, texts)[:, 1]
+        logits_RC = model.match_tokens(tokens_BPD, rows_R, texts)
+        # The reference takes the logit of "match" alone, and not its lead over "no match".
+        return logits_RC[:, 1] - logits_RC[:, 0] if odds else logits_RC[:, 1]
 
     embed = Embedders(model.embed_images, model.text_embeds, match)
     scores, rankings = retrieve(
@@ -279,10 +286,11 @@ def evaluate_retrieval(
         embed,
         k=args.k,
         captions_per_image=args.retrieval_captions,
+        similarity_weight=1 / model.temperature if odds else 1.0,
         batch_size=args.batch_size,
     )
     out.write(f"retrieval_{args.split}_examples.json", examples(items, rankings))
-    return scores | {"notes": size_notes(items)}
+    return scores | {"rerank": args.rerank, "notes": size_notes(items)}
 
 
 def _add_control(scores: dict[str, Any], name: str, control: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from jobs.encoder_settings import pixels_of
 from jobs.interchange_huggingface import is_huggingface
 from jobs.languages import Language
 from jobs.models import Trained, load_trained, tokenise
-from modeling.blip2 import Stage1, Stage2
+from modeling.blip2 import TEMPERATURE_BOUNDS, Stage1, Stage2
 from modeling.language import EncoderDecoderLM, GenerationSettings
 from modeling.precision import DTYPES, multiplies_bf16
 from modeling.prompts import vqa_zero_shot
@@ -265,6 +265,12 @@ class Predictor:
         """L2-normalised features ``B E``, fp32 on the CPU; compare with ``image_embeds``."""
         module, read = self._stage1()
         return self._batched(texts, lambda batch: module.text_embeds(*read(batch)).cpu())
+
+    @property
+    def temperature(self) -> float:
+        """What the similarities are divided by in the contrastive loss (stage 1)."""
+        low, high = TEMPERATURE_BOUNDS
+        return min(max(self._stage1()[0].temperature.item(), low), high)
 
     def match(self, images: Sequence[Picture], texts: Sequence[str]) -> Tensor:
         """ITM score ``R`` of each pair: logit of "match" minus that of "no match".

@@ -72,6 +72,28 @@ def test_reranking_adds_the_logit_of_match_to_the_similarity(
     )
 
 
+def test_reranking_by_odds_adds_the_lead_of_match_to_the_similarity_over_the_temperature(
+    stage1_run: Path, benchmark_data: Path, tmp_path: Path
+) -> None:
+    model = load(stage1_run, dtype="fp32")
+    args = EvaluateArgs(
+        stage1_run, benchmark_data, ("retrieval",), out=tmp_path, dtype="fp32", rerank="odds"
+    )
+    assert evaluate(args, model)["retrieval"]["rerank"] == "odds"
+    shown = json.loads((tmp_path / "retrieval_test_examples.json").read_text())
+    query = shown["image_to_text"][2]
+    texts = [result["text"] for result in query["results"]]
+    feats, tokens = model.embed_images([benchmark_data / "images/test/000002.jpg"])
+    similarity = (feats[0] @ model.text_embeds(texts).T).amax(0)
+    logits = model.match_tokens(tokens, torch.zeros(len(texts), dtype=torch.long), texts)
+    assert model.temperature == pytest.approx(0.07)
+    assert torch.allclose(
+        torch.tensor([result["score"] for result in query["results"]]),
+        logits[:, 1] - logits[:, 0] + similarity / 0.07,
+        atol=1e-4,
+    )
+
+
 def test_limit_and_no_controls(stage2_run: Path, benchmark_data: Path) -> None:
     args = EvaluateArgs(stage2_run, benchmark_data, ("vqa",), limit=3, controls=False)
     vqa = evaluate(args)["vqa"]
