@@ -35,6 +35,8 @@ class DemoArgs:
     repetition_penalty: float = 1.0
     device: str = "cpu"
     dtype: Literal["recipe", "bf16", "fp32"] = "recipe"
+    prompt_template: Literal["recipe", "plain", "chat"] = "recipe"
+    """chat: write the prompt with the language model's chat template; recipe: as in training"""
 
 
 def demo(args: DemoArgs) -> str:
@@ -51,7 +53,7 @@ def demo(args: DemoArgs) -> str:
         args.repetition_penalty,
     )
     read_picture(args.image)  # a wrong file is found before minutes of loading
-    model = load(args.checkpoint, args.device, args.dtype)
+    model = load(args.checkpoint, args.device, args.dtype, prompt_template=args.prompt_template)
     return model.caption([args.image], args.prompt, settings)[0]
 
 

@@ -24,7 +24,7 @@ if not __package__:  # run as a script: import from the clone, not from jobs/
 import tyro
 
 from evaluation import tables
-from evaluation.caption import caption_images, score_captions
+from evaluation.caption import caption_images, empty_texts, score_captions
 from evaluation.data import (
     CaptionedImage,
     ImageId,
@@ -81,6 +81,8 @@ class EvaluateArgs:
     """of the shuffled controls"""
     device: str = "cpu"
     dtype: Literal["recipe", "bf16", "fp32"] = "recipe"
+    prompt_template: Literal["recipe", "plain", "chat"] = "recipe"
+    """chat: write prompts with the language model's chat template; recipe: as in training"""
     batch_size: int = 64
     table: int | None = None
     """a table of the paper (2 to 5): print its row beside ours"""
@@ -115,7 +117,9 @@ def evaluate(args: EvaluateArgs, model: Predictor | None = None) -> dict[str, An
     """
     if not args.data.is_dir():
         raise FileNotFoundError(f"--data {args.data}: no such folder")
-    model = model or load(args.checkpoint, args.device, args.dtype, args.batch_size)
+    model = model or load(
+        args.checkpoint, args.device, args.dtype, args.batch_size, args.prompt_template
+    )
     _check_stage(args, model)
     runners = {
         "caption": evaluate_caption,
@@ -151,6 +155,7 @@ def evaluate_caption(args: EvaluateArgs, model: Predictor) -> dict[str, Any]:
     )
     _write(args, f"captions_{args.split}_results.json", predictions)
     scores = score_captions(items, predictions, args.seed)
+    _tell_empty(scores, [said["caption"] for said in predictions], model)
     _write(args, f"captions_{args.split}_scores.json", scores.pop("cider_per_image"))
     if "shuffled" in scores:
         scores["shuffled_cider"] = scores.pop("shuffled")["cider"]
@@ -172,6 +177,7 @@ def evaluate_questions(
     predictions = ask(questions, title=task)
     _write(args, f"{task}_{args.split}_results.json", predictions)
     scores = score_answers(questions, predictions, metric)
+    _tell_empty(scores, [said["answer"] for said in predictions], model)
     if not args.controls:
         return scores
     if len(questions.images) > 1:
@@ -275,6 +281,17 @@ def true_captions(data: Path, split: str, questions: QuestionSet) -> dict[ImageI
     if missing:
         raise ValueError(f"captions_{split}.json has no caption for image {missing[0]}")
     return {key: by_file[path][0] for key, path in questions.images.items()}
+
+
+def _tell_empty(scores: dict[str, Any], texts: list[str], model: Predictor) -> None:
+    """Put the share of empty texts beside the scores, and warn where most of them are."""
+    remedy = "look at the prompt, and at how the checkpoint was trained"
+    if model.has_unused_chat_template:
+        remedy = "ask it through its chat template: --prompt-template chat"
+    scores["empty"], warning = empty_texts(texts, remedy)
+    if warning:
+        scores["notes"] = [*scores.get("notes", []), warning]
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
 
 
 def _add_control(scores: dict[str, Any], name: str, control: dict[str, Any]) -> None:

@@ -23,9 +23,9 @@ from jobs.interchange_huggingface import is_huggingface, read_huggingface, write
 from jobs.interchange_lavis import read_lavis, trainable_of, write_lavis
 from jobs.interchange_native import read_native, write_native
 from jobs.interchange_parts import Options, Parts, language_outline
+from jobs.languages import adapter
 from jobs.model_files import DTYPES
 from modeling.blip2 import Stage1Config
-from modeling.language import DecoderLM, EncoderDecoderLM
 from modeling.vision import EvaConfig, ImageEncoder, build_eva_encoder, freeze
 from modeling.weights import blip2_vision_to_eva
 
@@ -157,5 +157,4 @@ def _language(parts: Parts) -> models.Language:
     model = type(outline).from_pretrained(
         None, config=outline.config, state_dict=state, dtype=DTYPES[choice.dtype]
     )
-    adapter = EncoderDecoderLM if outline.config.is_encoder_decoder else DecoderLM
-    return adapter(model, AutoTokenizer.from_pretrained(frozen.files), choice.max_text)
+    return adapter(choice, model, AutoTokenizer.from_pretrained(frozen.files))

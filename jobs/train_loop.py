@@ -23,7 +23,7 @@ from cluster.guard import Guard
 from cluster.malloc import keep_freed_memory
 from cluster.runlog import RunLog
 from cluster.watchdog import Watchdog
-from jobs import hardware, recipes
+from jobs import hardware, languages, recipes
 from jobs.recipes.train import RunConfig
 from jobs.train_steps import Loop
 from jobs.train_task import Task
@@ -122,6 +122,7 @@ def prepare(
     store = checkpoint.open_store(out)
     found, damaged = checkpoint.resume(store)
     writer = checkpoint.Writer(store, recipe.run.keep, found.where if found else "")
+    recipe = languages.settle_text(recipe, found.recipe if found else None)
     plan = Plan(recipe, store.folder, sources, schedule, writer, found)
     if found is not None:
         _check_same(found, plan)

@@ -6,13 +6,14 @@ model's folder when a job starts (``jobs.models.fit``).
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Suppress, arg
 
 from cluster.guard import GuardConfig
 from cluster.zero import ZeroConfig
 from modeling.blip2 import Stage1Config, Stage2Config
+from modeling.language_text import Rules, Template
 from modeling.optim import OptimConfig
 from modeling.qformer import QFormerConfig
 from pipeline.loader import LoaderConfig
@@ -70,6 +71,11 @@ class LanguageChoice:
         family: what the recipe's objective is made for; a model of another one is refused.
         dtype: of its weights; T5 never in fp16.
         max_text: tokens a text is cut to.
+        text_rules: begin and end of a text; ``own``: the tokenizer's begin token is given and its
+            end token learned; ``reference``: what BLIP-2's code does for OPT and FlanT5, where a
+            decoder's text ends with its line; ``auto``: ``reference`` for OPT and T5, else ``own``.
+        prompt_template: ``plain`` puts a prompt behind the image as it is; ``chat`` writes it with
+            the tokenizer's chat template, the image at the begin of the user's message.
         shard: each rank holds a part of its weights, and they are gathered block by block: for one
             that does not fit a GPU as a whole.
     """
@@ -78,7 +84,11 @@ class LanguageChoice:
     family: Literal["decoder", "encoder-decoder", "any"] = "any"
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
     max_text: int = 32
+    text_rules: Rules = "auto"
+    prompt_template: Template = "plain"
     shard: bool = False
+
+    BEFORE: ClassVar[dict[str, str]] = {"text_rules": "reference"}
 
 
 @dataclass(frozen=True)
