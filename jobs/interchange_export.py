@@ -33,8 +33,9 @@ from jobs.interchange_parts import (
     check_tower,
     language_outline,
 )
+from jobs.missing_parts import check_tokenizer
 from jobs.model_files import find_folder, read_config
-from jobs.models import load_bert_tokenizer
+from jobs.models import load_reader
 from jobs.recipes.train import LanguageChoice
 from modeling.language_text import text_form
 from modeling.qformer import QFormerConfig
@@ -190,7 +191,7 @@ def prepare_folder(parts: Parts, options: Options, folder: Path) -> tuple[dict[s
     }
     pictures = _image_processor(parts.recipe.encoder.image_size)
     if parts.recipe.kind == "stage1":
-        tokenizer = load_bert_tokenizer(_reader_name(parts, options))
+        tokenizer = load_reader(_reader_name(parts, options), parts.recipe.model)
         # No image tokens in front of the text: the model joins queries and text itself.
         Blip2Processor(pictures, tokenizer, num_query_tokens=None).save_pretrained(folder)
         fields["image_text_hidden_size"] = parts.recipe.model.embed  # type: ignore[union-attr]
@@ -198,10 +199,11 @@ def prepare_folder(parts: Parts, options: Options, folder: Path) -> tuple[dict[s
         return _save_config(config, "Blip2ForImageTextRetrieval", _dtype(encoder), folder), 0
     language = parts.language
     assert language is not None and language.files is not None
+    check_tokenizer("language model", language.files)
     tokenizer = AutoTokenizer.from_pretrained(language.files)
     text = _text_config(language, tokenizer, parts.recipe.language)  # type: ignore[union-attr]
     if instruct:
-        reader = load_bert_tokenizer(_reader_name(parts, options))
+        reader = load_reader(_reader_name(parts, options), parts.recipe.model)
         processor: Any = InstructBlipProcessor(pictures, tokenizer, reader, qformer.queries)
         vision["model_type"] = "instructblip_vision_model"
     else:

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from cluster.cache import NodeCache
 from jobs import recipes
 from jobs.interchange_files import Lazy, Tensors, open_folder, write_folder
+from jobs.missing_parts import check_tokenizer
 from jobs.model_files import DTYPES, PICKLES, find_folder, local_folder, read_pth, readable
 from jobs.recipes.train import LanguageChoice
 from modeling.language import DecoderLM, EncoderDecoderLM
@@ -35,6 +36,7 @@ def load_language(choice: LanguageChoice) -> Language:
             the recipe's, or T5 in fp16, which overflows there.
     """
     folder = find_folder("language model", choice.name)
+    check_tokenizer("language model", folder)
     pair = checked_config(choice, folder).is_encoder_decoder
     family: Any = AutoModelForSeq2SeqLM if pair else AutoModelForCausalLM
     dtype = DTYPES[choice.dtype]
