@@ -25,6 +25,7 @@ from modeling.blip2 import (
     WithEncoder,
     stage2_from_stage1,
 )
+from modeling.language_text import IMAGE_TOKEN
 from modeling.vision import ImageEncoder, freeze
 from modeling.weights import from_bert
 
@@ -77,6 +78,7 @@ def load_reader(name: str, model: Stage1Config | Stage2Config) -> Any:
     """
     tokenizer = load_bert_tokenizer(name)
     words, rows = len(tokenizer), model.qformer.vocab
+    words -= IMAGE_TOKEN in tokenizer.get_added_vocab()
     generates = isinstance(model, Stage1Config) and model.itg
     if words != rows and (generates or words - 1 != rows):  # without ITG nobody reads [DEC]
         raise ValueError(

@@ -16,7 +16,7 @@ Template = Literal["plain", "chat"]
 _REFERENCE = frozenset({"opt", "t5", "mt5", "umt5"})
 # Private-use characters: they stand for the image and the answer while a template is read.
 _IMAGE, _ANSWER = "\ue000", "\ue001"
-_PLACE = "<image>"  # a token that only Hugging Face's BLIP-2 uses; it never reaches the model
+IMAGE_TOKEN = "<image>"  # Hugging Face's processors add it; it never reaches a model of ours
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def check_words(tokenizer: Any, rows: int, what: str) -> None:
     """
     if len(tokenizer) <= rows:
         return
-    last = max(index for word, index in tokenizer.get_vocab().items() if word != _PLACE)
+    last = max(index for word, index in tokenizer.get_vocab().items() if word != IMAGE_TOKEN)
     if last >= rows:
         raise ValueError(
             f"{what}: the tokenizer has {len(tokenizer):,} words, but the model's embedding has "
