@@ -74,7 +74,7 @@ def find_checkpoint(path: str | Path) -> checkpoint.Checkpoint:
         reason = why_no_checkpoint(path)
         if not reason:
             raise
-        raise ValueError(f"checkpoint {path} {reason}") from none
+        raise ValueError(f"checkpoint {path}: no checkpoint there: it {reason}") from none
 
 
 def why_no_checkpoint(path: str | Path) -> str:
