@@ -67,6 +67,24 @@ def caption_images(
     return results
 
 
+def empty_texts(texts: Sequence[str], remedy: str) -> tuple[float, str]:
+    """The share of texts that hold nothing, and a warning where it is more than half.
+
+    Args:
+        remedy: what the user can do about it.
+
+    Returns:
+        A fraction, and one sentence or "".
+    """
+    share = sum(not text.strip() for text in texts) / max(1, len(texts))
+    if share <= 0.5:
+        return share, ""
+    return share, (
+        f"{share:.0%} of {len(texts)} texts are empty: the language model ends at once after "
+        f"this prompt, and the scores say nothing about what it sees; {remedy}"
+    )
+
+
 def score_captions(
     items: Sequence[CaptionedImage], results: Sequence[Mapping[str, Any]], seed: int = 0
 ) -> dict[str, Any]:

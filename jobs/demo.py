@@ -7,6 +7,7 @@ python jobs/demo.py --checkpoint RUN --image FILE --prompt "Question: what colou
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 if not __package__:  # run as a script: import from the clone, not from jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -37,6 +38,8 @@ class DemoArgs:
     dtype: PredictDtype = "auto"
     """number format of the frozen models: recipe is the one they were trained with, and so is auto,
     but fp32 in place of bf16 where the device multiplies that in software"""
+    prompt_template: Literal["recipe", "plain", "chat"] = "recipe"
+    """chat: write the prompt with the language model's chat template; recipe: as in training"""
 
 
 def demo(args: DemoArgs) -> str:
@@ -53,7 +56,7 @@ def demo(args: DemoArgs) -> str:
         args.repetition_penalty,
     )
     read_picture(args.image)  # a wrong file is found before minutes of loading
-    model = load(args.checkpoint, args.device, args.dtype)
+    model = load(args.checkpoint, args.device, args.dtype, prompt_template=args.prompt_template)
     return model.caption([args.image], args.prompt, settings)[0]
 
 

@@ -33,7 +33,7 @@ from evaluation.benchmark import (
     read_captioning,
     read_retrieval,
 )
-from evaluation.caption import caption_images, reference_notes, score_captions
+from evaluation.caption import caption_images, empty_texts, reference_notes, score_captions
 from evaluation.data import CaptionedImage, QuestionSet
 from evaluation.image_files import name_some, unreadable
 from evaluation.metrics import vqa_accuracy
@@ -77,9 +77,9 @@ class EvaluateArgs:
     k: int = 128
     """candidates that ITM re-ranks (paper, section 4.4)"""
     rerank: Literal["reference", "odds"] = "reference"
-    """score of a candidate: reference adds ITM's logit of "match" to the ITC similarity, as LAVIS does;
-    odds adds ITM's log-odds to the similarity over the temperature, so that both count as they do
-    in their losses"""
+    """score of a candidate: reference adds ITM's logit of "match" to the ITC similarity, as LAVIS
+    does; odds adds ITM's log-odds to the similarity over the temperature, so that both count as
+    they do in their losses"""
     caption_prompt: str | None = None
     """what captions continue; "a photo of" for finetuned models"""
     controls: bool = True
@@ -92,6 +92,8 @@ class EvaluateArgs:
     dtype: PredictDtype = "auto"
     """number format of the frozen models: recipe is the one they were trained with, and so is auto,
     but fp32 in place of bf16 where the device multiplies that in software"""
+    prompt_template: Literal["recipe", "plain", "chat"] = "recipe"
+    """chat: write prompts with the language model's chat template; recipe: as in training"""
     batch_size: int = 64
     table: int | None = None
     """a table of the paper (2 to 5): print its row beside ours"""
@@ -134,7 +136,9 @@ def evaluate(args: EvaluateArgs, model: Predictor | None = None) -> dict[str, An
     if not args.data.is_dir():
         raise FileNotFoundError(f"--data {args.data}: no such folder")
     data = {task: _read(args, task) for task in args.tasks}
-    model = model or load(args.checkpoint, args.device, args.dtype, args.batch_size)
+    model = model or load(
+        args.checkpoint, args.device, args.dtype, args.batch_size, args.prompt_template
+    )
     _check_stage(args, model)
     broken = _check_images(args, data)
     results: dict[str, Any] = {
@@ -210,14 +214,15 @@ def evaluate_caption(
         )
         out.write(name, predictions)
     scored = [item for item in items if item.references]
-    notes = reference_notes(items)
+    empty, warnings = _empty(model, [said["caption"] for said in predictions])
+    notes = [*warnings, *reference_notes(items)]
     if not scored:
-        return {"count": 0, "notes": notes}
+        return {"count": 0, "empty": empty, "notes": notes}
     scores = score_captions(scored, predictions, args.seed)
     out.write(f"captions_{args.split}_scores.json", scores.pop("cider_per_image"))
     if "shuffled" in scores:
         scores["shuffled_cider"] = scores.pop("shuffled")["cider"]
-    return scores | {"notes": [*notes, *scores["notes"]]}
+    return scores | {"empty": empty, "notes": [*notes, *scores["notes"]]}
 
 
 def evaluate_questions(
@@ -227,9 +232,10 @@ def evaluate_questions(
     metric: Metric = vqa_accuracy if task == "vqa" else gqa_accuracy
     answered = asked.questions.answered()
     predictions = _answer(args, model, asked.questions, out, task)
-    notes = scoring_notes(asked.questions, metric)
+    empty, warnings = _empty(model, [said["answer"] for said in predictions])
+    notes = [*warnings, *scoring_notes(asked.questions, metric)]
     if not answered.questions:
-        return {"count": 0, "notes": notes}
+        return {"count": 0, "empty": empty, "notes": notes}
     scores = score_answers(answered, predictions, metric)
     if args.controls and len(answered.images) > 1:
         blind = _answer(args, model, answered.shuffled(args.seed), out, f"{task}_blind")
@@ -247,7 +253,16 @@ def evaluate_questions(
             )
             out.write(name, read)
         _add_control(scores, "text_only", score_answers(answered, read, metric))
-    return scores | {"notes": notes}
+    return scores | {"empty": empty, "notes": notes}
+
+
+def _empty(model: Predictor, texts: list[str]) -> tuple[float, list[str]]:
+    """The share of empty texts, and a warning where most of them are."""
+    remedy = "look at the prompt, and at how the checkpoint was trained"
+    if model.has_unused_chat_template:
+        remedy = "ask it through its chat template: --prompt-template chat"
+    share, warning = empty_texts(texts, remedy)
+    return share, [f"warning: {warning}"] if warning else []
 
 
 def _answer(

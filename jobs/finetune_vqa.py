@@ -70,7 +70,7 @@ def make_module(recipe: Stage2Recipe, init: str, fresh: bool) -> nn.Module:
 def make_task(recipe: Stage2Recipe, module: nn.Module, device: torch.device) -> Task:
     """The loop's view: the question goes into the Q-Former and, as a prompt, into the LLM."""
     images = train_models.image_input(recipe, device)
-    reader = models.load_bert_tokenizer(recipe.tokenizer)
+    reader = models.load_reader(recipe.tokenizer, recipe.model)
 
     def asked(batch: Batch) -> list[str]:
         return [recipe.prompt.replace("{}", question) for question in batch.questions]

@@ -23,9 +23,11 @@ from jobs.interchange_huggingface import is_huggingface, read_huggingface, write
 from jobs.interchange_lavis import read_lavis, trainable_of, write_lavis
 from jobs.interchange_native import read_native, write_native
 from jobs.interchange_parts import Options, Parts, language_outline
-from jobs.model_files import dtype_of
+from jobs.languages import adapter
+from jobs.missing_parts import check_tokenizer
+from jobs.model_files import dtype_of, local_folder
 from modeling.blip2 import Stage1Config
-from modeling.language import DecoderLM, EncoderDecoderLM
+from modeling.language_text import check_words
 from modeling.vision import EvaConfig, ImageEncoder, build_eva_encoder, freeze
 from modeling.weights import blip2_vision_to_eva
 
@@ -69,13 +71,47 @@ def write(
         ValueError: Something is at ``out`` already, or the format has no place for a part.
     """
     check_new(out)
+    options = options or Options()
+    if kind != "lavis":
+        _check_tokenizers(parts, options)
     if kind == "native":
         write_native(parts, out)
         return []
     if kind == "lavis":
         return write_lavis(parts, out, frozen)
-    options = options or Options()
     return write_huggingface(with_frozen(parts, options), out, options)
+
+
+def _check_tokenizers(parts: Parts, options: Options) -> None:
+    """Check the tokenizers that are at hand against the models that they are for.
+
+    Raises:
+        ValueError: one is missing from the language model's folder, or is of another length.
+    """
+    recipe, language = parts.recipe, parts.language
+    if recipe.model.qformer.text:
+        name = options.tokenizer or str(parts.tokenizer or "") or recipe.tokenizer
+        if local_folder(name) is not None:
+            models.load_reader(name, recipe.model)
+    if language is not None and language.files is not None:
+        check_tokenizer("language model", language.files)
+        words = AutoTokenizer.from_pretrained(language.files)
+        rows = language_outline(language.config).get_input_embeddings().num_embeddings
+        check_words(words, rows, f"language model {language.files}")
+
+
+def _reader(parts: Parts, folder: Path) -> Any:
+    """The tokenizer of a Hugging Face folder's Q-Former: its own, else BERT's."""
+    if parts.tokenizer is not None:
+        return models.load_reader(str(parts.tokenizer.absolute()), parts.recipe.model)
+    name = parts.recipe.tokenizer
+    try:
+        return models.load_reader(name, parts.recipe.model)
+    except ValueError as broken:
+        raise ValueError(
+            f"{folder} has no tokenizer files for its Q-Former; save the processor there too "
+            f"(without it, BERT's would be taken: {broken})"
+        ) from broken
 
 
 def is_foreign(path: Path) -> bool:
@@ -122,8 +158,7 @@ def load(folder: Path, device: torch.device | str = "cpu") -> models.Trained:
     module = parts.module()
     found: dict[str, Any] = {"encoder": encoder.to(device), "module": module.to(device).eval()}
     if recipe.model.qformer.text:
-        name = str(parts.tokenizer.absolute()) if parts.tokenizer else recipe.tokenizer
-        found["tokenizer"] = models.load_bert_tokenizer(name)
+        found["tokenizer"] = _reader(parts, folder)
     if recipe.kind == "stage2":
         found["language"] = _language(parts)
         found["language"].to(device)
@@ -157,5 +192,5 @@ def _language(parts: Parts) -> models.Language:
     model = type(outline).from_pretrained(
         None, config=outline.config, state_dict=state, dtype=dtype_of(choice.dtype)
     )
-    adapter = EncoderDecoderLM if outline.config.is_encoder_decoder else DecoderLM
-    return adapter(model, AutoTokenizer.from_pretrained(frozen.files), choice.max_text)
+    check_tokenizer("Hugging Face folder", frozen.files)
+    return adapter(choice, model, AutoTokenizer.from_pretrained(frozen.files))

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.interchange_files import Tensors, read_json
+from jobs.missing_parts import why_no_checkpoint
 from modeling.blip2 import Stage1Config, Stage2Config
 from modeling.qformer import QFormerConfig
 from modeling.sizes import settle
@@ -39,10 +40,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         ValueError: There is none, or it is another model's.
     """
     if not (folder / "config.json").is_file():
-        raise ValueError(
-            f"Hugging Face folder {folder} has no config.json; give the folder that "
-            "save_pretrained wrote"
+        reason = why_no_checkpoint(folder) or (
+            "has no config.json; give the folder that save_pretrained wrote (a run of ours is "
+            "--from native)"
         )
+        raise ValueError(f"Hugging Face folder {folder} {reason}")
     config = read_json(folder / "config.json", "config")
     kind = config.get("model_type")
     if kind not in KINDS:

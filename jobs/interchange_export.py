@@ -34,9 +34,11 @@ from jobs.interchange_parts import (
     check_tower,
     language_outline,
 )
+from jobs.missing_parts import check_tokenizer
 from jobs.model_files import find_folder, read_config
-from jobs.models import load_bert_tokenizer
-from jobs.recipes.train import EncoderChoice
+from jobs.models import load_reader
+from jobs.recipes.train import EncoderChoice, LanguageChoice
+from modeling.language_text import text_form
 from modeling.qformer import QFormerConfig
 from modeling.towers import count_blocks, eva_to_huggingface
 from modeling.vision import resize_positions
@@ -189,7 +191,7 @@ def prepare_folder(parts: Parts, options: Options, folder: Path) -> tuple[dict[s
     }
     pictures = _image_processor(parts.recipe.encoder)
     if parts.recipe.kind == "stage1":
-        tokenizer = load_bert_tokenizer(_reader_name(parts, options))
+        tokenizer = load_reader(_reader_name(parts, options), parts.recipe.model)
         # No image tokens in front of the text: the model joins queries and text itself.
         Blip2Processor(pictures, tokenizer, num_query_tokens=None).save_pretrained(folder)
         fields["image_text_hidden_size"] = parts.recipe.model.embed  # type: ignore[union-attr]
@@ -197,10 +199,11 @@ def prepare_folder(parts: Parts, options: Options, folder: Path) -> tuple[dict[s
         return _save_config(config, "Blip2ForImageTextRetrieval", _dtype(encoder), folder), 0
     language = parts.language
     assert language is not None and language.files is not None
+    check_tokenizer("language model", language.files)
     tokenizer = AutoTokenizer.from_pretrained(language.files)
-    text = _text_config(language, tokenizer)
+    text = _text_config(language, tokenizer, parts.recipe.language)  # type: ignore[union-attr]
     if instruct:
-        reader = load_bert_tokenizer(_reader_name(parts, options))
+        reader = load_reader(_reader_name(parts, options), parts.recipe.model)
         processor: Any = InstructBlipProcessor(pictures, tokenizer, reader, qformer.queries)
         vision["model_type"] = "instructblip_vision_model"
     else:
@@ -253,21 +256,26 @@ def _qformer_config(qformer: QFormerConfig, instruct: bool) -> dict[str, Any]:
     return fields if instruct else fields | {"use_qformer_text_input": qformer.text}
 
 
-def _text_config(language: Frozen, tokenizer: Any) -> dict[str, Any]:
+def _text_config(language: Frozen, tokenizer: Any, choice: LanguageChoice) -> dict[str, Any]:
     """The language model's configuration with the token ids that generation needs.
 
-    ``generate`` of BLIP-2 takes them from here. A causal model ends a caption with the end of the
-    line (``modeling.language``), as in the released folders.
+    ``generate`` of BLIP-2 takes them from here. A causal model ends a caption as it was taught to
+    (``modeling.language_text``): OPT with the end of the line, as in the released folders.
+
+    Raises:
+        ValueError: the tokenizer does not fit the model.
     """
     config = _clean(language.config)
     generation = (language.files or Path()) / "generation_config.json"
     if generation.is_file():
         saved = read_json(generation, "generation config")
         config = {n: saved[n] for n in _TOKENS if saved.get(n) is not None} | config
-    if not language_outline(language.config).config.is_encoder_decoder:
-        config["eos_token_id"] = tokenizer("\n", add_special_tokens=False)["input_ids"][-1]
+    outline = language_outline(language.config)
+    form = text_form(tokenizer, outline, choice.text_rules, choice.prompt_template)
+    if not outline.config.is_encoder_decoder:
+        config["eos_token_id"] = form.stops if len(form.stops) > 1 else form.end
     if config.get("pad_token_id") is None:
-        config["pad_token_id"] = tokenizer.pad_token_id
+        config["pad_token_id"] = form.pad
     return config
 
 

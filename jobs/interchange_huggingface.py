@@ -99,6 +99,7 @@ def read_huggingface(folder: Path, options: Options | None = None) -> Parts:
         note.get("lavis"),
         folder,
         {name: list(lazy.shape) for name, lazy in counters.items()},
+        notes=_notes(recipe),
     )
 
 
@@ -204,6 +205,16 @@ def _tokenizer(folder: Path, stage1: bool) -> Path | None:
         if place.is_dir():
             return place
     return folder if stage1 and (folder / "tokenizer_config.json").is_file() else None
+
+
+def _notes(recipe: Recipe) -> tuple[str, ...]:
+    """What the user should know of a folder that lacks a part which can be had elsewhere."""
+    if not recipe.model.qformer.text or recipe.tokenizer.startswith("./"):
+        return ()
+    return (
+        f"the Q-Former's tokenizer is not in the folder: {recipe.tokenizer} is taken for it; "
+        "--tokenizer FOLDER names another",
+    )
 
 
 def _noted_recipe(noted: dict[str, Any], plain: Recipe, where: str) -> Recipe:

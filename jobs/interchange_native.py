@@ -31,6 +31,7 @@ from jobs.interchange_files import (
 )
 from jobs.interchange_huggingface import FILES, NOTE
 from jobs.interchange_parts import Frozen, Parts, module_shapes
+from jobs.missing_parts import find_checkpoint
 from jobs.recipes.train import EncoderChoice
 from modeling.blip2 import stage_weights
 from modeling.weights import compare_shapes
@@ -46,7 +47,7 @@ def read_native(path: Path) -> Parts:
     Raises:
         ValueError: No checkpoint there, a damaged one, or weights that are not its recipe's.
     """
-    found = checkpoint.find(path)
+    found = find_checkpoint(path)
     found.verify()
     recipe = models.read_recipe(found)
     where = f"checkpoint {found.folder}"

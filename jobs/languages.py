@@ -6,6 +6,8 @@ pages. Any others are rewritten once into the node's cache, tensor by tensor, an
 
 import os
 import shutil
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,13 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from cluster.cache import NodeCache
+from jobs import recipes
 from jobs.interchange_files import Lazy, Tensors, open_folder, write_folder
+from jobs.missing_parts import check_tokenizer
 from jobs.model_files import PICKLES, dtype_of, find_folder, local_folder, read_pth, readable
 from jobs.recipes.train import LanguageChoice
 from modeling.language import DecoderLM, EncoderDecoderLM
+from modeling.language_text import settle_rules
 
 Language = DecoderLM | EncoderDecoderLM
 WORTH_REWRITING = 1 << 30  # bytes; smaller models are cast in memory
@@ -31,13 +36,50 @@ def load_language(choice: LanguageChoice) -> Language:
             the recipe's, or T5 in fp16, which overflows there.
     """
     folder = find_folder("language model", choice.name)
+    check_tokenizer("language model", folder)
     pair = checked_config(choice, folder).is_encoder_decoder
     family: Any = AutoModelForSeq2SeqLM if pair else AutoModelForCausalLM
     dtype = dtype_of(choice.dtype)
     with readable("language model", choice.name):
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = family.from_pretrained(stored_as(folder, dtype), dtype=dtype)
-    return (EncoderDecoderLM if pair else DecoderLM)(model, tokenizer, choice.max_text)
+    return adapter(choice, model, tokenizer)
+
+
+def adapter(choice: LanguageChoice, model: Any, tokenizer: Any) -> Language:
+    """A loaded language model behind the adapter of its family, with the recipe's text rules.
+
+    Raises:
+        ValueError: the tokenizer does not fit the model, or lacks what the recipe asks for.
+    """
+    family = EncoderDecoderLM if model.config.is_encoder_decoder else DecoderLM
+    try:
+        return family(model, tokenizer, choice.max_text, choice.text_rules, choice.prompt_template)
+    except ValueError as broken:
+        raise ValueError(f"language model {choice.name!r}: {broken}") from broken
+
+
+def settle_text(recipe: Any, before: Mapping[str, Any] | None) -> Any:
+    """A recipe with the rules of its language model's texts settled, where the model is here.
+
+    Args:
+        before: the recipe of the run that is resumed. It keeps the rules it began with, where
+            nobody asks for others.
+
+    Raises:
+        ValueError: the language model is of another family than the recipe's.
+    """
+    if recipe.kind != "stage2" or recipe.language.text_rules != "auto":
+        return recipe
+    choice = recipe.language
+    folder = local_folder(choice.name)
+    if before is not None and before.get("kind") == "stage2":
+        rules = recipes.from_dict(LanguageChoice, before["language"]).text_rules
+    elif folder is not None:
+        rules = settle_rules("auto", checked_config(choice, folder).model_type)
+    else:  # it is fetched later, and its kind then says the same
+        rules = "auto"
+    return replace(recipe, language=replace(choice, text_rules=rules))
 
 
 def checked_config(choice: LanguageChoice, folder: Path) -> Any:
@@ -70,7 +112,7 @@ def language_width(choice: LanguageChoice) -> int | None:
     folder = local_folder(choice.name)
     if folder is None:
         return None
-    config = checked_config(choice, folder)
+    config = checked_config(choice, folder).get_text_config()
     return getattr(config, "word_embed_proj_dim", None) or config.hidden_size
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cluster.dist import place
 from jobs.interchange_files import first_line, open_folder, open_tensors
+from jobs.missing_parts import check_model, check_tokenizer, is_hub_id
 from modeling.precision import DTYPES, chosen, multiplies_bf16
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,25 +34,23 @@ def local_folder(name: str) -> Path | None:
     return next((path for path in (ROOT / name, Path(name)) if path.is_dir()), None)
 
 
-def is_hub_id(name: str) -> bool:
-    """Whether a name could be a hub id: ``owner/name``."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
-
-
 def find_folder(what: str, name: str, weights: bool = True) -> Path:
     """The local folder of a model, fetched from the hub where ``name`` is a hub id.
 
     Args:
         what: says in messages what is missing.
-        weights: False fetches configuration and tokenizer alone. Otherwise safetensors, or torch's
+        weights: False fetches configuration and tokenizer alone, and a folder must hold a
+            tokenizer; with weights it must hold a model. Otherwise safetensors, or torch's
             ``.bin`` files where the hub has no others (OPT); those are read with
             ``weights_only=True`` like everything else.
 
     Raises:
-        ValueError: no such folder, and no such model that could be reached.
+        ValueError: no such folder, one that lacks a part, and no such model that could be reached.
     """
     folder = local_folder(name)
     if folder is not None:
+        check = check_model if weights else check_tokenizer
+        check(what, folder)
         return folder
     if not is_hub_id(name):
         raise ValueError(f"{what} {name!r}: no such folder, and it is no hub id (owner/name)")

@@ -15,9 +15,18 @@ from jobs import recipes
 from jobs.encoder_settings import is_here, own_size, with_older
 from jobs.encoders import encoder_width, load_encoder
 from jobs.languages import Language, language_width, load_language
+from jobs.missing_parts import find_checkpoint
 from jobs.model_files import dtype_of, find_folder, local_folder, read_state, readable
 from jobs.recipes.train import Stage1Recipe, Stage2Recipe
-from modeling.blip2 import Stage1, Stage2, WithEncoder, stage2_from_stage1
+from modeling.blip2 import (
+    Stage1,
+    Stage1Config,
+    Stage2,
+    Stage2Config,
+    WithEncoder,
+    stage2_from_stage1,
+)
+from modeling.language_text import IMAGE_TOKEN
 from modeling.vision import ImageEncoder, freeze
 from modeling.weights import from_bert
 
@@ -61,6 +70,25 @@ def load_bert_tokenizer(name: str) -> Any:
     return tokenizer
 
 
+def load_reader(name: str, model: Stage1Config | Stage2Config) -> Any:
+    """BERT's tokenizer with ``[DEC]``, for a Q-Former that reads text.
+
+    Raises:
+        ValueError: no such folder or hub id, or a tokenizer of another length than the Q-Former's
+            embedding: its ids would stand for other words, or for none.
+    """
+    tokenizer = load_bert_tokenizer(name)
+    words, rows = len(tokenizer), model.qformer.vocab
+    words -= IMAGE_TOKEN in tokenizer.get_added_vocab()
+    generates = isinstance(model, Stage1Config) and model.itg
+    if words != rows and (generates or words - 1 != rows):  # without ITG nobody reads [DEC]
+        raise ValueError(
+            f"tokenizer {name!r} has {words:,} words with {DEC}, but the Q-Former's embedding has "
+            f"{rows:,} rows; give the tokenizer that it was trained with"
+        )
+    return tokenizer
+
+
 def tokenise(tokenizer: Any, texts: list[str], max_text: int = 32) -> dict[str, Tensor]:
     """``ids`` and ``mask`` (B, L), int64, padded to the batch's longest, at most ``max_text``."""
     rows = tokenizer(texts, padding=True, truncation=True, max_length=max_text, return_tensors="pt")
@@ -69,7 +97,8 @@ def tokenise(tokenizer: Any, texts: list[str], max_text: int = 32) -> dict[str, 
 
 def text_reader(recipe: Stage1Recipe) -> Any:
     """``tokenise`` with the recipe's tokenizer and length, for the loader."""
-    return partial(tokenise, load_bert_tokenizer(recipe.tokenizer), max_text=recipe.max_text)
+    reader = load_reader(recipe.tokenizer, recipe.model)
+    return partial(tokenise, reader, max_text=recipe.max_text)
 
 
 def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Trained:
@@ -78,7 +107,7 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Traine
     Raises:
         ValueError: no checkpoint there, a damaged one, or frozen models that are gone.
     """
-    found = checkpoint.find(path)
+    found = find_checkpoint(path)
     found.verify()
     recipe = read_recipe(found)
     trained = recipe.encoder.train
@@ -90,7 +119,7 @@ def load_trained(path: str | Path, device: torch.device | str = "cpu") -> Traine
     freeze(encoder, dtype_of(recipe.encoder.dtype))
     parts: dict[str, Any] = {"encoder": encoder.to(device), "module": module.to(device).eval()}
     if recipe.model.qformer.text:
-        parts["tokenizer"] = load_bert_tokenizer(recipe.tokenizer)
+        parts["tokenizer"] = load_reader(recipe.tokenizer, recipe.model)
     if recipe.kind == "stage2":
         parts["language"] = load_language(recipe.language)
         parts["language"].to(device)
@@ -169,7 +198,7 @@ def start_from_bert(module: Stage1 | Stage2, name: str) -> None:
     """Give a stage-1 Q-Former BERT's weights; what BERT does not have stays random.
 
     Raises:
-        ValueError: BERT's shapes are not the recipe's.
+        ValueError: BERT's shapes are not the recipe's, or it has fewer words than the tokenizer.
     """
     state = read_state(find_folder("BERT", name))
     layers = module.config.qformer.layers
@@ -181,10 +210,12 @@ def start_from_bert(module: Stage1 | Stage2, name: str) -> None:
             target = own[key][: len(tensor)] if "word_embeddings" in key else own[key]
             if key == "lm_head.bias":
                 target = own[key][: len(tensor)]
-            if target.shape != tensor.shape:
+            few = "word_embeddings" in key and len(tensor) < len(own[key]) - 1  # it has no [DEC]
+            if few or target.shape != tensor.shape:
                 raise ValueError(
                     f"bert {name!r}: {key} has shape {tuple(tensor.shape)}, "
-                    f"the recipe's Q-Former {tuple(target.shape)}; give a BERT of its size"
+                    f"the recipe's Q-Former {tuple(own[key].shape)}; give a BERT of its size and "
+                    "of its tokenizer"
                 )
             target.copy_(tensor)
 
@@ -222,7 +253,7 @@ def weights_of(path: str, kind: str, heads: int) -> tuple[checkpoint.Checkpoint,
     if interchange.is_foreign(Path(path)):
         weights = interchange.foreign_weights(Path(path), kind, heads)
         return checkpoint.Checkpoint(Path(path), {"kind": kind}, {"step": 0}), weights
-    found = checkpoint.find(path)
+    found = find_checkpoint(path)
     if found.recipe.get("kind") != kind:
         raise ValueError(
             f"--init {path}: the checkpoint's kind is {found.recipe.get('kind')!r}; "

@@ -14,6 +14,7 @@ embedding.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -25,7 +26,7 @@ from torch import Tensor
 from jobs import interchange
 from jobs.encoder_settings import pixels_of
 from jobs.interchange_huggingface import is_huggingface
-from jobs.languages import Language
+from jobs.languages import Language, adapter
 from jobs.models import Trained, load_trained, tokenise
 from modeling.blip2 import TEMPERATURE_BOUNDS, Stage1, Stage2
 from modeling.language import EncoderDecoderLM, GenerationSettings
@@ -41,7 +42,7 @@ Picture = str | Path | bytes | Image.Image
 
 CAPTION = GenerationSettings(beams=5, max_new_tokens=30)
 """Captioning (paper, table 7); a minimum length, where one is wanted, is the caller's."""
-VQA = GenerationSettings(beams=5, max_new_tokens=10, length_penalty=-1.0)
+VQA = GenerationSettings(beams=5, max_new_tokens=10, length_penalty=-1.0, one_line=True)
 """Zero-shot VQA (paper, section 4.1): a length penalty of -1 asks for short answers."""
 
 
@@ -50,6 +51,7 @@ def load(
     device: str = "cpu",
     dtype: PredictDtype = "auto",
     batch_size: int = 64,
+    prompt_template: Literal["recipe", "plain", "chat"] = "recipe",
 ) -> "Predictor":
     """Load a checkpoint of stage 1 or 2 with its frozen models.
 
@@ -59,9 +61,12 @@ def load(
         dtype: number format of the frozen models. ``recipe`` is the one they were trained with;
             ``auto`` is too, but fp32 in place of bf16 where the device multiplies that in software.
         batch_size: images or texts in one forward pass.
+        prompt_template: whether prompts are written with the language model's chat template;
+            ``recipe`` does as in training.
 
     Raises:
-        ValueError: no checkpoint there, a damaged one, or an unknown dtype or device.
+        ValueError: no checkpoint there, a damaged one, an unknown dtype or device, or a chat
+            template asked of a language model that has none.
     """
     if dtype not in get_args(PredictDtype):
         raise ValueError(f"dtype {dtype!r}: choose one of {', '.join(get_args(PredictDtype))}")
@@ -77,7 +82,22 @@ def load(
         trained.encoder.to(DTYPES[dtype])
         if trained.language is not None:
             trained.language.model.to(DTYPES[dtype])
+    if prompt_template != "recipe":
+        trained = _with_template(trained, prompt_template)
     return Predictor(trained, device, batch_size)
+
+
+def _with_template(trained: Trained, template: Literal["plain", "chat"]) -> Trained:
+    """A checkpoint whose prompts are written in another way than in training."""
+    if trained.language is None:
+        raise ValueError(
+            f"prompt template {template!r}: this is a stage-1 checkpoint, which has no language "
+            "model; leave it out"
+        )
+    choice = replace(trained.recipe.language, prompt_template=template)
+    language = adapter(choice, trained.language.model, trained.language.tokenizer)
+    recipe = replace(trained.recipe, language=choice)
+    return replace(trained, recipe=recipe, language=language)
 
 
 class Predictor:
@@ -145,6 +165,12 @@ class Predictor:
         return "" if self._asks else getattr(self.trained.recipe, "prompt", "")
 
     @property
+    def has_unused_chat_template(self) -> bool:
+        """Whether the language model's tokenizer has a chat template, and prompts are plain."""
+        language = self._language()
+        return language.form.chat is None and bool(language.tokenizer.chat_template)
+
+    @property
     def _asks(self) -> bool:
         """Whether the checkpoint was finetuned to answer: its prompt has a question's place."""
         return "{}" in getattr(self.trained.recipe, "prompt", "")
@@ -154,7 +180,9 @@ class Predictor:
         question = self._question(question)
         if self._asks:
             return self.trained.recipe.prompt.replace("{}", question.strip())
-        return vqa_zero_shot(question, isinstance(self._language(), EncoderDecoderLM))
+        language = self._language()
+        pair = isinstance(language, EncoderDecoderLM)
+        return vqa_zero_shot(question, pair, chat=language.form.chat is not None)
 
     @torch.inference_mode()
     def encode(self, images: Sequence[Picture]) -> Tensor:

@@ -23,7 +23,7 @@ from cluster.guard import Guard
 from cluster.malloc import keep_freed_memory
 from cluster.runlog import RunLog
 from cluster.watchdog import Watchdog
-from jobs import encoder_settings, hardware, precision, recipes
+from jobs import encoder_settings, hardware, languages, precision, recipes
 from jobs.recipes.train import RunConfig
 from jobs.train_steps import Loop
 from jobs.train_task import Task
@@ -133,6 +133,7 @@ def prepare(
     before = found.recipe if found else encoder_settings.of_init(init)
     recipe = encoder_settings.settled(recipe, before)
     writer = checkpoint.Writer(store, recipe.run.keep, found.where if found else "")
+    recipe = languages.settle_text(recipe, found.recipe if found else None)
     plan = Plan(recipe, store.folder, sources, schedule, writer, found)
     if found is not None:
         recipe = precision.keep(recipe, _recipe_of(found, recipe))

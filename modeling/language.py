@@ -18,19 +18,21 @@ from torch import Tensor, nn
 from transformers.activations import NewGELUActivation
 
 from modeling import gather, losses
+from modeling.language_head import plain_body
+from modeling.language_text import Rules, Template, text_form
 from modeling.linear import faster_products
 from modeling.losses import IGNORED
 from modeling.vision import freeze
-
-# Models whose logits are the output matrix times the last hidden state and nothing else, so that
-# only target positions need be multiplied with it. Any other model goes through its own forward.
-PLAIN_HEADS = frozenset({"opt", "llama", "gpt2", "gpt_neox", "mistral", "qwen2", "t5"})
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
     """Beam search; the defaults are COCO captioning's but for the minimum length. VQA: 10 tokens,
     length penalty -1.
+
+    Attributes:
+        one_line: keep the first line of what is said. An answer to a question is one line; a model
+            that ends its texts with a token of its own may go on with a question of its own.
     """
 
     beams: int = 5
@@ -38,6 +40,7 @@ class GenerationSettings:
     min_new_tokens: int = 0
     length_penalty: float = 1.0
     repetition_penalty: float = 1.0
+    one_line: bool = False
 
     def __post_init__(self) -> None:
         if self.beams < 1 or self.max_new_tokens < 1:
@@ -79,16 +82,35 @@ def fused_gelu(model: Any) -> Any:
 class _Frozen:
     """What both families share: the frozen model, its embeddings, tokens in and text out."""
 
-    def __init__(self, model: Any, tokenizer: Any, max_text: int = 32) -> None:
-        if tokenizer.pad_token_id is None:
-            raise ValueError(
-                "the language model's tokenizer has no padding token: set tokenizer.pad_token."
-            )
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        max_text: int = 32,
+        rules: Rules = "auto",
+        template: Template = "plain",
+    ) -> None:
+        """Args:
+            model: a language model from transformers; it is frozen and put into eval mode.
+            tokenizer: the one it was trained with.
+            max_text: tokens a text is cut to, with its end.
+            rules: how texts begin and end (`modeling.language_text`).
+            template: whether prompts are written with the tokenizer's chat template.
+
+        Raises:
+            ValueError: the tokenizer does not fit the model, or lacks what `rules` or `template`
+                need.
+        """
+        self.form = text_form(tokenizer, model, rules, template)
         self.model = fused_gelu(faster_products(freeze(model)))
         self.tokenizer = tokenizer
         self.max_text = max_text
         self.embed = model.get_input_embeddings()
         self.width: int = self.embed.embedding_dim
+        self.max_positions: int | None = getattr(
+            model.config.get_text_config(), "max_position_embeddings", None
+        )
+        self._body = plain_body(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -198,8 +220,10 @@ class _Frozen:
         return total, (labels_BS != IGNORED).sum()
 
     def _inputs(self, prompts_BQD: Tensor | None, ids: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Embeddings (B, S, D) of [queries][text][padding] and their attention mask (B, S)."""
-        ids_BL = self._pad(ids, self.tokenizer.pad_token_id)
+        """Embeddings (B, S, D) of [queries][text][padding] and their attention mask (B, S); with a
+        chat template the text up to the user's words stands in front of the queries.
+        """
+        ids_BL = self._pad(ids, self.form.pad)
         mask_BL = self._pad([[1] * len(row) for row in ids], 0)
         text_BLD = self.embed(ids_BL)
         if prompts_BQD is None:
@@ -208,27 +232,32 @@ class _Frozen:
             raise ValueError(
                 f"{prompts_BQD.shape[0]} visual prompts for {len(ids)} texts: one each is needed."
             )
-        inputs_BSD = torch.cat((prompts_BQD.to(text_BLD.dtype), text_BLD), 1)
+        head = len(self.form.chat.head) if self.form.chat else 0
+        visual_BQD = prompts_BQD.to(text_BLD.dtype)
+        inputs_BSD = torch.cat((text_BLD[:, :head], visual_BQD, text_BLD[:, head:]), 1)
         return inputs_BSD, F.pad(mask_BL, (prompts_BQD.shape[1], 0), value=1)
 
-    def _decode(self, ids_BL: Tensor) -> list[str]:
+    def _decode(self, ids_BL: Tensor, one_line: bool) -> list[str]:
         texts = self.tokenizer.batch_decode(ids_BL, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        texts = [text.strip() for text in texts]
+        return [text.partition("\n")[0].strip() for text in texts] if one_line else texts
+
+    def _check_length(self, tokens: int) -> None:
+        if self.max_positions is not None and tokens > self.max_positions:
+            raise ValueError(
+                f"{tokens} positions (queries, prompt and text) but the language model has "
+                f"{self.max_positions}: shorten the text or generate fewer tokens."
+            )
 
 
 class DecoderLM(_Frozen):
     """A causal language model, OPT first of all.
 
-    Training: [queries][prompt][caption "\\n"][padding]; generation: [padding][queries][prompt],
-        the queries next to the text.
-    As in the reference, a begin-of-sequence token that the tokenizer sets is a target too, unless
-    a text prompt holds it.
+    Training: [queries][prompt][caption end][padding]; generation: [padding][queries][prompt], the
+        queries next to the text. The end is OPT's end of the line, another model's own end token.
+    As in the reference, OPT's begin-of-sequence token is a target too, unless a text prompt holds
+    it; another model's is given.
     """
-
-    def __init__(self, model: Any, tokenizer: Any, max_text: int = 32) -> None:
-        super().__init__(model, tokenizer, max_text)
-        self.end_of_line: int = tokenizer("\n", add_special_tokens=False)["input_ids"][-1]
-        self.max_positions: int | None = getattr(model.config, "max_position_embeddings", None)
 
     def token_losses(
         self,
@@ -237,7 +266,7 @@ class DecoderLM(_Frozen):
         uniform_B: Tensor | None = None,
         prompt_texts: list[str] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Summed loss on caption + end of line, and the number of these tokens."""
+        """Summed loss on caption + end, and the number of these tokens."""
         given, targets = self._rows(texts, uniform_B, prompt_texts)
         inputs_BSD, mask_BS = self._inputs(
             prompts_BQD, [a + b for a, b in zip(given, targets, strict=True)]
@@ -247,12 +276,10 @@ class DecoderLM(_Frozen):
         ignored = [[IGNORED] * (queries + len(row)) for row in given]
         # Position i says what stands at i + 1.
         labels = [(a + b)[1:] for a, b in zip(ignored, targets, strict=True)]
-        if self.model.config.model_type in PLAIN_HEADS:
+        if self._body is not None:
             # Padding comes last, where no target sees it: without a mask the model need not ask
             # the device what is in it, and takes its fastest attention.
-            hidden_BSD = self.model.base_model(
-                inputs_embeds=inputs_BSD, use_cache=False
-            ).last_hidden_state
+            hidden_BSD = self._body(inputs_embeds=inputs_BSD, use_cache=False).last_hidden_state
             return self._loss(hidden_BSD, labels)
         logits_BSV = self.model(inputs_embeds=inputs_BSD, attention_mask=mask_BS).logits
         return self._loss_of_logits(logits_BSV[:, :-1], self._pad(labels, IGNORED))
@@ -261,7 +288,7 @@ class DecoderLM(_Frozen):
     def generate(
         self, prompts_BQD: Tensor | None, prompts_text: list[str], settings: GenerationSettings
     ) -> list[str]:
-        """Continues each prompt up to the end of the line.
+        """Continues each prompt up to the end of its text: of the line under the reference's rules.
 
         Args:
             prompts_BQD: Soft visual prompts, one a text; None for text alone.
@@ -270,7 +297,8 @@ class DecoderLM(_Frozen):
         """
         if not prompts_text:
             return []
-        inputs_BSD, mask_BS = self._inputs(prompts_BQD, self._ids(prompts_text, special=True))
+        given = self._given(prompts_text, prompts_BQD is not None)
+        inputs_BSD, mask_BS = self._inputs(prompts_BQD, given)
         if not inputs_BSD.shape[1]:
             raise ValueError("nothing to continue: give a visual prompt or a text prompt.")
         self._check_length(inputs_BSD.shape[1] + settings.max_new_tokens)
@@ -278,35 +306,50 @@ class DecoderLM(_Frozen):
         ids_BL = self.model.generate(
             inputs_embeds=inputs_BSD,
             attention_mask=mask_BS,
-            eos_token_id=self.end_of_line,
-            pad_token_id=self.tokenizer.pad_token_id,
+            eos_token_id=self.form.stops,
+            pad_token_id=self.form.pad,
             **settings.arguments(),
         )
-        return [text.partition("\n")[0].strip() for text in self._decode(ids_BL)]
+        return self._decode(ids_BL, self.form.reference or settings.one_line)
 
     def _rows(
         self, texts: list[str], uniform_B: Tensor | None, prompt_texts: list[str] | None
     ) -> tuple[list[list[int]], list[list[int]]]:
-        """Long targets are cut but keep their end of line; nothing is drawn."""
-        if prompt_texts is None:
+        """Long targets are cut but keep their end; nothing is drawn."""
+        texts = [text.strip() for text in texts]
+        if prompt_texts is None and self.form.reference:
             given: list[list[int]] = [[] for _ in texts]
-            targets = self._ids([text.strip() for text in texts], special=True)
+            targets = self._ids(texts, special=True)
             targets = [_without_end(row, self.tokenizer.eos_token_id) for row in targets]
         else:
-            given = self._ids(prompt_texts, special=True)
-            joints = [
-                "" if prompt.endswith((" ", "\n")) or not prompt else " " for prompt in prompt_texts
-            ]
-            continued = [joint + text.strip() for joint, text in zip(joints, texts, strict=True)]
-            targets = self._ids(continued, special=False)
-        return given, [[*row[: self.max_text - 1], self.end_of_line] for row in targets]
+            asked = prompt_texts or [""] * len(texts)
+            given = self._given(asked, pictured=True)
+            joints = [self._joint(prompt) for prompt in asked]
+            targets = self._ids([a + b for a, b in zip(joints, texts, strict=True)], special=False)
+        return given, [[*row[: self.max_text - 1], self.form.end] for row in targets]
 
-    def _check_length(self, tokens: int) -> None:
-        if self.max_positions is not None and tokens > self.max_positions:
-            raise ValueError(
-                f"{tokens} positions (queries, prompt and text) but the language model has "
-                f"{self.max_positions}: shorten the text or generate fewer tokens."
-            )
+    def _given(self, prompts: list[str], pictured: bool) -> list[list[int]]:
+        """Token ids of prompts, as they stand in front of what is said.
+
+        Args:
+            pictured: whether visual prompts stand in front of the text.
+        """
+        chat = self.form.chat
+        if chat is not None:
+            line = "\n" if pictured else ""
+            written = [
+                (line + text.strip() if text.strip() else "") + chat.tail for text in prompts
+            ]
+            return [chat.head + row for row in self._ids(written, special=False)]
+        if self.form.reference:
+            return self._ids(prompts, special=True)
+        return [self.form.begin + row for row in self._ids(prompts, special=False)]
+
+    def _joint(self, prompt: str) -> str:
+        """What stands between a prompt and what follows it."""
+        if self.form.chat is not None:
+            return self.form.chat.joint
+        return "" if prompt.endswith((" ", "\n")) or not prompt else " "
 
 
 class EncoderDecoderLM(_Frozen):
@@ -330,17 +373,18 @@ class EncoderDecoderLM(_Frozen):
         given, labels = self._rows(texts, uniform_B, prompt_texts)
         inputs_BSD, mask_BS = self._inputs(prompts_BQD, given)
         labels_BL = self._pad(labels, IGNORED)
-        config = self.model.config
-        if config.model_type not in PLAIN_HEADS:
+        self._check_length(max(inputs_BSD.shape[1], labels_BL.shape[1]))
+        shifted_BL = self._shifted(labels_BL)
+        if self._body is None:
             logits_BLV = self.model(
-                inputs_embeds=inputs_BSD, attention_mask=mask_BS, labels=labels_BL
+                inputs_embeds=inputs_BSD, attention_mask=mask_BS, decoder_input_ids=shifted_BL
             ).logits
             return self._loss_of_logits(logits_BLV, labels_BL)
         equal = len({len(row) for row in given}) < 2
         seen = None if equal else _additive(mask_BS, inputs_BSD.dtype)
-        hidden_BLD = self._decoded(inputs_BSD, seen, labels_BL)
-        if config.scale_decoder_outputs:
-            hidden_BLD = hidden_BLD * config.d_model**-0.5
+        hidden_BLD = self._decoded(inputs_BSD, seen, shifted_BL)
+        if getattr(self.model.config, "scale_decoder_outputs", False):
+            hidden_BLD = hidden_BLD * self.model.config.d_model**-0.5
         return self._loss(hidden_BLD, labels)
 
     @torch.no_grad()
@@ -353,36 +397,42 @@ class EncoderDecoderLM(_Frozen):
         if not prompts_text:
             return []
         inputs_BSD, mask_BS = self._inputs(prompts_BQD, self._ids(prompts_text, special=True))
+        self._check_length(max(inputs_BSD.shape[1], settings.max_new_tokens))
         ids_BL = self.model.generate(
             inputs_embeds=inputs_BSD, attention_mask=mask_BS, **settings.arguments()
         )
-        return self._decode(ids_BL)
+        return self._decode(ids_BL, settings.one_line)
 
     def _rows(
         self, texts: list[str], uniform_B: Tensor | None, prompt_texts: list[str] | None
     ) -> tuple[list[list[int]], list[list[int]]]:
-        """Both end with the end-of-sequence token, but for a prompt that has its own."""
-        end = self.tokenizer.eos_token_id
+        """Both end with the end-of-sequence token, but for a prompt that has its own; both begin
+        with what the tokenizer puts in front of a text (BART's does).
+        """
+        begin, end = self.form.begin, self.form.end
         ids = [
             row[: self.max_text - 1]
             for row in self._ids([text.strip() for text in texts], special=False)
         ]
         if prompt_texts is None:
             cuts = split_prefix(torch.tensor([len(row) for row in ids]), uniform_B).tolist()
-            given = [[*row[:cut], end] for row, cut in zip(ids, cuts, strict=True)]
+            given = [[*begin, *row[:cut], end] for row, cut in zip(ids, cuts, strict=True)]
             ids = [row[cut:] for row, cut in zip(ids, cuts, strict=True)]
         else:
             given = self._ids(prompt_texts, special=True)
-        return given, [[*row, end] for row in ids]
+        return given, [[*begin, *row, end] for row in ids]
 
-    def _decoded(self, inputs_BSD: Tensor, seen: Tensor | None, labels_BL: Tensor) -> Tensor:
-        """The decoder's last hidden states (B, L, D), given the labels one position late."""
+    def _shifted(self, labels_BL: Tensor) -> Tensor:
+        """What the decoder reads: the labels one position late."""
+        start: int = self.model.config.decoder_start_token_id
+        shifted_BL = F.pad(labels_BL[:, :-1], (1, 0), value=start)
+        return shifted_BL.masked_fill(shifted_BL == IGNORED, self.form.pad)
+
+    def _decoded(self, inputs_BSD: Tensor, seen: Tensor | None, shifted_BL: Tensor) -> Tensor:
+        """The decoder's last hidden states (B, L, D)."""
         encoded_BSD = self.model.get_encoder()(
             inputs_embeds=inputs_BSD, attention_mask=seen
         ).last_hidden_state
-        start: int = self.model.config.decoder_start_token_id
-        shifted_BL = F.pad(labels_BL[:, :-1], (1, 0), value=start)
-        shifted_BL = shifted_BL.masked_fill(shifted_BL == IGNORED, self.tokenizer.pad_token_id)
         return self.model.get_decoder()(
             input_ids=shifted_BL,
             encoder_hidden_states=encoded_BSD,

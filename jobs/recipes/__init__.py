@@ -39,10 +39,14 @@ def recipe(kind: str, name: str) -> Any:
 def from_dict(cls: type, data: dict[str, Any], where: str = "recipe") -> Any:
     """Rebuild a frozen dataclass from what ``dataclasses.asdict`` and JSON made of it.
 
+    A field that an older version did not write gets the value that version worked with, where
+    ``cls.BEFORE`` names one, else its default.
+
     Raises:
         ValueError: a field that ``cls`` does not have; the message names it.
     """
     hints = typing.get_type_hints(cls)
+    data = getattr(cls, "BEFORE", {}) | data
     unknown = sorted(set(data) - set(hints))
     if unknown:
         raise ValueError(

@@ -6,7 +6,7 @@ model's folder when a job starts (``jobs.models.fit``).
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Suppress, arg
 
@@ -14,6 +14,7 @@ from cluster.guard import GuardConfig
 from cluster.zero import ZeroConfig
 from modeling.blip2 import Stage1Config, Stage2Config
 from modeling.features import FeatureConfig
+from modeling.language_text import Rules, Template
 from modeling.optim import OptimConfig
 from modeling.precision import Dtype
 from modeling.qformer import QFormerConfig
@@ -84,6 +85,11 @@ class LanguageChoice:
         dtype: number format of its weights; ``auto`` is bf16 where the device multiplies it in
             hardware, else fp32. T5 overflows in fp16.
         max_text: tokens a text is cut to.
+        text_rules: begin and end of a text; ``own``: the tokenizer's begin token is given and its
+            end token learned; ``reference``: what BLIP-2's code does for OPT and FlanT5, where a
+            decoder's text ends with its line; ``auto``: ``reference`` for OPT and T5, else ``own``.
+        prompt_template: ``plain`` puts a prompt behind the image as it is; ``chat`` writes it with
+            the tokenizer's chat template, the image at the begin of the user's message.
         shard: each rank holds a part of its weights, and they are gathered block by block: for one
             that does not fit a GPU as a whole.
     """
@@ -92,7 +98,11 @@ class LanguageChoice:
     family: Literal["decoder", "encoder-decoder", "any"] = "any"
     dtype: Dtype = "auto"
     max_text: int = 32
+    text_rules: Rules = "auto"
+    prompt_template: Template = "plain"
     shard: bool = False
+
+    BEFORE: ClassVar[dict[str, str]] = {"text_rules": "reference"}
 
 
 @dataclass(frozen=True)

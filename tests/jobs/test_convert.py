@@ -345,7 +345,7 @@ def compare_generation(
         ids = torch.tensor([language._ids([prompt], True)[0]])
         ids = torch.cat((torch.full((1, foreign.QUERIES), model.config.image_token_index), ids), 1)
         target = language._ids([("" if pair else " ") + texts[i]], False)[0]
-        target = torch.tensor([[*target, tokenizer.eos_token_id if pair else language.end_of_line]])
+        target = torch.tensor([[*target, language.form.end]])
         if pair:
             expected = model(images[i : i + 1], input_ids=ids, labels=target, **one).loss
         else:
