@@ -85,7 +85,7 @@ class Checkpoint:
             if size != recorded["bytes"]:
                 detail = f"has {size:,} bytes instead of {recorded['bytes']:,}"
                 if not path.is_file():
-                    detail = f"of {recorded['bytes']:,} bytes is missing"
+                    detail += ": it is missing"
                 raise Damaged.file(f"{self.where}/{name}", detail)
             if _sha256(path) != recorded["sha256"]:
                 detail = "has another sha256 than when it was saved"

@@ -23,11 +23,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cluster.cache import default_folder
 from jobs import interchange
 from jobs.encoder_settings import pixels_of
 from jobs.interchange_huggingface import is_huggingface
 from jobs.languages import Language, adapter
 from jobs.models import Trained, load_trained, tokenise
+from modeling import linear
 from modeling.blip2 import TEMPERATURE_BOUNDS, Stage1, Stage2
 from modeling.language import EncoderDecoderLM, GenerationSettings
 from modeling.precision import DTYPES, multiplies_bf16
@@ -72,6 +74,7 @@ def load(
         raise ValueError(f"dtype {dtype!r}: choose one of {', '.join(get_args(PredictDtype))}")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {device!r}: this machine has no CUDA device; use cpu")
+    linear.CHOICES.keep_in(default_folder())
     foreign = is_huggingface(Path(checkpoint))
     trained = (
         interchange.load(Path(checkpoint), device) if foreign else load_trained(checkpoint, device)

@@ -24,6 +24,7 @@ if not __package__:  # run as a script: import from the clone, not from jobs/
 import pyarrow.parquet as pq
 import tyro
 
+from cluster import checkpoint
 from evaluation.audit import audit_capfilt
 from evaluation.plots import Chart, log_series, read_log
 from evaluation.report import (
@@ -174,6 +175,21 @@ def curves(runs: Sequence[Path]) -> Curves:
     return Curves("Training", charts)
 
 
+def arithmetic(runs: Sequence[Path]) -> Facts:
+    """The number formats of every run and the processor of its last checkpoint."""
+    rows = {}
+    for path in runs:
+        try:
+            state = checkpoint.find(path).state
+        except ValueError:  # a run that has not saved yet
+            continue
+        formats = state.get("precision")
+        if formats:
+            said = ", ".join(f"{part} {dtype}" for part, dtype in formats.items())
+            rows[path.name] = f"{said}; {state['processor']}"
+    return Facts("What training computed in", rows)
+
+
 def sections_of(
     capfilt: Sequence[Path],
     train: Sequence[Path],
@@ -185,7 +201,7 @@ def sections_of(
     for out in capfilt:
         sections += capfilt_sections(out, (truth or {}).get(out))
     if train:
-        sections.append(curves(train))
+        sections += [arithmetic(train), curves(train)]
     for e in evaluations:
         sections += retrieval_section(e)
     return [*sections, *caption_section(evaluations), *answer_sections(evaluations)]

@@ -31,6 +31,7 @@ from evaluation.audit import audit_capfilt
 from evaluation.report import Facts, Report, Result, Results, write_report
 from jobs.cli import run
 from jobs.report import hardware, read_evaluation, sections_of
+from jobs.tour_time import Work, expected_seconds, measure
 from pipeline.tinyworld.scene import Scene
 from pipeline.tinyworld.write import load_truth, write_coco, write_eval, write_web
 
@@ -53,11 +54,12 @@ class TourArgs:
     """pairs with human captions, passed through"""
     test: int = 256
     """test images, each of another scene"""
-    stage1_steps: int = 400
-    t5_steps: int = 550
-    """of stage 2 with the T5, the slower learner"""
+    stage1_steps: int = 200
+    """batches of 64"""
+    t5_steps: int = 600
+    """batches of 32 in stage 2 with the T5, the slower learner"""
     opt_steps: int = 300
-    """of stage 2 with the OPT"""
+    """batches of 32 in stage 2 with the OPT"""
     ranks: int = 2
     """data-parallel processes of the training stages, one core each"""
 
@@ -127,6 +129,26 @@ def _environment() -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
     }
+
+
+def announce(args: TourArgs) -> None:
+    """Say how long it will take here, and in which number format, before anything begins."""
+    work = Work(
+        images=args.web,
+        stage1=64 * args.stage1_steps,
+        t5=32 * args.t5_steps,
+        opt=32 * args.opt_steps,
+        tests=args.test,
+        ranks=args.ranks,
+    )
+    dtype, trained, fp32 = measure()
+    minutes = expected_seconds(work, trained, fp32) / 60
+    why = "multiplies bf16 in hardware" if dtype == "bf16" else "has no bf16 instructions"
+    print(
+        f"This takes about {minutes:.0f} minutes here: a trial made {trained:.0f} samples/s on one "
+        f"core in {dtype}, since this CPU {why}. The first captions can be looked at within two.",
+        flush=True,
+    )
 
 
 def make_data(args: TourArgs, data: Path) -> None:
@@ -282,6 +304,7 @@ def tour(args: TourArgs) -> int:
         raise ValueError(f"--out {args.out} holds a tour of other sizes: name another folder")
     begun.write_text(mine)
 
+    announce(args)
     t = Tour(out, stages=7)
     results: dict[str, Any] = {"caption": {}, "vqa": {}}
     data, capfilt_out, runs = out / "data", out / "capfilt", out / "train"

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from cluster import checkpoint, dist, supervise, zero
+from cluster.cache import default_folder
 from cluster.dist import Place, StopSignal
 from cluster.guard import Guard
 from cluster.malloc import keep_freed_memory
@@ -193,6 +194,7 @@ def train(plan: Plan, make_task: Callable[[Any, torch.device], Task]) -> int:
     watchdog = Watchdog(run.zero.timeout_s, here.rank)
     plan = replace(plan, recipe=precision.resolve(plan.recipe, precision.agreed(here.device)))
     run = plan.run
+    linear.CHOICES.keep_in(default_folder())
     if plan.found is not None:
         linear.CHOICES.follow(plan.found.state.get("products", {}))
     if not dist.same_everywhere(plan.digest()):

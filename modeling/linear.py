@@ -16,12 +16,16 @@ Legend: N rows, D width in, O width out; leading dimensions are rows.
 """
 
 import functools
+import hashlib
+import json
 import math
 import os
+import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -56,6 +60,8 @@ class Choices:
 
     def __init__(self) -> None:
         self.made: dict[str, Library] = {}
+        self._measured: dict[str, Library] = {}
+        self._file: Path | None = None
 
     def library(self, kind: Kind, out: int, width: int) -> Library:
         """The library for one of the products of a layer with a weight (out, width)."""
@@ -64,8 +70,36 @@ class Choices:
             library = _faster(kind, *_PROBE, torch.get_num_threads())
             if library == "onednn" and (out, width) != _PROBE:
                 library = _faster(kind, out, width, torch.get_num_threads())
-            self.made[layer] = library
+            self.made[layer] = self._measured[layer] = library
+            self._write()
         return self.made[layer]
+
+    def keep_in(self, folder: Path) -> None:
+        """Take over what earlier processes on this machine found, and leave there what is new.
+
+        Args:
+            folder: a folder of this machine; one file in it for each kind of processor, version of
+                torch and number of threads. A file that cannot be read or written is done without.
+        """
+        self._file = folder / f"products-{_machine()}.json"
+        try:
+            found = json.loads(self._file.read_text())
+        except (OSError, ValueError):
+            return
+        if isinstance(found, dict):
+            self._measured |= {k: v for k, v in found.items() if v in ("torch", "onednn")}
+            self.follow(self._measured)
+
+    def _write(self) -> None:
+        if self._file is None:
+            return
+        part = self._file.with_suffix(f".{os.getpid()}")
+        try:
+            part.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(json.dumps(self._measured, indent=1, sort_keys=True))
+            part.replace(self._file)
+        except OSError:  # a full or read-only disk costs the next process some milliseconds
+            part.unlink(missing_ok=True)
 
     def follow(self, made: Mapping[str, Library]) -> None:
         """Take over choices that were made before, by this run or by another process."""
@@ -157,6 +191,22 @@ def _has_choice(x: Tensor, y: Tensor, elements: int = 0) -> bool:
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def _machine() -> str:
+    """A name for what decides the timings: processor, instructions, torch, threads."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):  # not Linux, or not x86: the short name must do
+        pass
+    parts = [cpu, torch.backends.cpu.get_cpu_capability(), torch.__version__]
+    parts += [
+        os.environ.get(name, "") for name in ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+    ]
+    parts.append(str(torch.get_num_threads()))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 @functools.cache

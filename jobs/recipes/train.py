@@ -335,7 +335,7 @@ def tinyworld_t5() -> Stage2Recipe:
         encoder=base.encoder,
         language=LanguageChoice("modeling/zoo/t5", "encoder-decoder"),
         model=Stage2Config(qformer, llm_width=128),
-        run=base.run,
+        run=replace(base.run, global_batch=32),
     )
 
 
@@ -349,7 +349,7 @@ def _tiny_run() -> RunConfig:
         steps=400,
         global_batch=64,
         save_every=100,
-        optim=OptimConfig(lr=5e-4, min_lr=1e-5, warmup_steps=40, total_steps=400),
+        optim=OptimConfig(lr=1e-3, min_lr=1e-5, warmup_steps=20, total_steps=400),
         zero=ZeroConfig(clip=1.0),
         transform=TINY_IMAGES,
     )

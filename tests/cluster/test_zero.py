@@ -7,7 +7,7 @@ from cluster.zero import ZeroConfig, _check, to_deepspeed
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_bf16_accumulates_and_exchanges_in_fp32(stage):
-    made = to_deepspeed(ZeroConfig(stage=stage), micro_batch=5, accumulation=3, world=2)
+    made = to_deepspeed(ZeroConfig(stage=stage, precision="bf16"), micro_batch=5, accumulation=3, world=2)
     assert made["train_batch_size"] == 30
     assert made["train_micro_batch_size_per_gpu"] == 5
     assert made["gradient_accumulation_steps"] == 3
@@ -19,7 +19,7 @@ def test_bf16_accumulates_and_exchanges_in_fp32(stage):
 
 
 def test_stage_0_keeps_fp32_weights_under_autocast():
-    made = to_deepspeed(ZeroConfig(stage=0, clip=1.0), 1, 1, 1)
+    made = to_deepspeed(ZeroConfig(stage=0, precision="bf16", clip=1.0), 1, 1, 1)
     assert made["torch_autocast"]["enabled"] and "bf16" not in made
     assert made["gradient_clipping"] == 0.0  # the guard clips
     assert "torch_autocast" not in to_deepspeed(ZeroConfig(stage=0, precision="fp32"), 1, 1, 1)

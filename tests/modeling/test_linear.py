@@ -110,6 +110,20 @@ def test_choices_that_were_written_down_are_followed_without_a_timing(monkeypatc
     assert choices.library("input", 200, 300) == "onednn"
 
 
+def test_choices_are_kept_for_the_next_process(monkeypatch, tmp_path):
+    monkeypatch.setattr(linear_module, "_faster", lambda *_: "torch")
+    first, second = Choices(), Choices()
+    first.keep_in(tmp_path / "cache")
+    first.library("forward", 200, 300)
+    second.keep_in(tmp_path / "cache")
+    assert second.made == {"forward 200x300": "torch"}
+    (kept,) = (tmp_path / "cache").iterdir()
+    kept.write_text("{damaged")
+    third = Choices()
+    third.keep_in(tmp_path / "cache")
+    assert third.made == {}
+
+
 @needs_onednn
 def test_the_timing_gives_a_library_for_each_kind_of_product():
     for kind in ("forward", "input", "weight"):

@@ -1,0 +1,82 @@
+"""How long the tour takes on this machine, told before it starts.
+
+A trial step of the tour's own Q-Former is timed, a second or two; every stage is so many of them,
+by what the stages took beside the trial where they were measured.
+"""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from cluster.malloc import keep_freed_memory
+from jobs import recipes
+from modeling.blip2 import Stage1
+from modeling.precision import DTYPES, chosen, multiplies_bf16
+
+TRIAL_BATCH, TRIAL_WORDS = 16, 20
+START = 14.0
+"""Seconds that a stage needs to import, load and end, at the trial's rate of ``USUAL``."""
+USUAL = 60.0
+"""Samples a second of the trial in fp32 on one core where ``START`` was measured."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the tour will do.
+
+    Attributes:
+        images: pairs that CapFilt captions.
+        stage1, t5, opt: samples that each training stage sees.
+        tests: images that are evaluated.
+        ranks: processes that share a training stage.
+    """
+
+    images: int
+    stage1: int
+    t5: int
+    opt: int
+    tests: int
+    ranks: int
+
+
+def expected_seconds(work: Work, trained: float, fp32: float) -> float:
+    """Seconds of the whole tour.
+
+    Args:
+        trained: samples a second of the trial in the number format of training.
+        fp32: the same in fp32, which CapFilt and the evaluation mostly compute in.
+    """
+    training = (1.5 * work.stage1 + 0.45 * work.t5 + 0.5 * work.opt) / (trained * work.ranks)
+    rest = (1.2 * work.images + 12 * work.tests) / (2 * fp32)
+    return training + rest + 8 * START * USUAL / fp32
+
+
+def measure() -> tuple[str, float, float]:
+    """The number format that training will take here, and the trial's rates in it and in fp32."""
+    keep_freed_memory()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        dtype = chosen("auto", multiplies_bf16("cpu"))
+        fp32 = _samples_per_second(torch.float32)
+        return dtype, fp32 if dtype == "fp32" else _samples_per_second(DTYPES[dtype]), fp32
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _samples_per_second(dtype: torch.dtype, steps: int = 3) -> float:
+    """Rate of a forward and backward pass of stage 1 on made-up tokens, on one core."""
+    recipe = recipes.recipe("stage1", "tinyworld")
+    config = recipe.model
+    torch.manual_seed(0)
+    stage = Stage1(config).to(dtype)
+    tokens = torch.randn(TRIAL_BATCH, 65, config.qformer.encoder_width, dtype=dtype)
+    ids = torch.randint(5, config.qformer.vocab - 2, (TRIAL_BATCH, TRIAL_WORDS))
+    shortest = float("inf")
+    for _ in range(steps):
+        begun = time.perf_counter()
+        losses = stage(tokens, ids, torch.ones_like(ids))
+        losses["loss"].backward()
+        shortest = min(shortest, time.perf_counter() - begun)
+    return TRIAL_BATCH / shortest

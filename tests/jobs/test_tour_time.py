@@ -1,0 +1,20 @@
+"""The tour tells how long it will take, by a trial of its own arithmetic."""
+
+from jobs.tour_time import Work, expected_seconds, measure
+
+WORK = Work(images=4096, stage1=12_800, t5=17_920, opt=9_600, tests=256, ranks=2)
+
+
+def test_a_machine_of_half_the_rate_takes_twice_as_long():
+    assert expected_seconds(WORK, 20, 20) == 2 * expected_seconds(WORK, 40, 40)
+
+
+def test_bf16_shortens_the_training_alone():
+    training = expected_seconds(WORK, 30, 30) - expected_seconds(WORK, 60, 30)
+    assert 0 < training < expected_seconds(WORK, 30, 30) / 2
+
+
+def test_the_trial_runs_in_the_format_that_training_will_take():
+    dtype, trained, fp32 = measure()
+    assert dtype in ("bf16", "fp32") and trained > 0 and fp32 > 0
+    assert (trained == fp32) == (dtype == "fp32")
