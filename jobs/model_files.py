@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cluster.dist import place
 from jobs.interchange_files import first_line, open_folder, open_tensors
-from jobs.missing_parts import check_model, check_tokenizer, is_hub_id
+from jobs.missing_parts import check_model, is_hub_id
 from modeling.precision import DTYPES, chosen, multiplies_bf16
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,8 +39,8 @@ def find_folder(what: str, name: str, weights: bool = True) -> Path:
 
     Args:
         what: says in messages what is missing.
-        weights: False fetches configuration and tokenizer alone, and a folder must hold a
-            tokenizer; with weights it must hold a model. Otherwise safetensors, or torch's
+        weights: whether a model is wanted, which a folder must then hold. False fetches
+            configuration and tokenizer alone. Otherwise safetensors are fetched, or torch's
             ``.bin`` files where the hub has no others (OPT); those are read with
             ``weights_only=True`` like everything else.
 
@@ -49,8 +49,8 @@ def find_folder(what: str, name: str, weights: bool = True) -> Path:
     """
     folder = local_folder(name)
     if folder is not None:
-        check = check_model if weights else check_tokenizer
-        check(what, folder)
+        if weights:
+            check_model(what, folder)
         return folder
     if not is_hub_id(name):
         raise ValueError(f"{what} {name!r}: no such folder, and it is no hub id (owner/name)")

@@ -15,7 +15,7 @@ from jobs import recipes
 from jobs.encoder_settings import is_here, own_size, with_older
 from jobs.encoders import encoder_width, load_encoder
 from jobs.languages import Language, language_width, load_language
-from jobs.missing_parts import find_checkpoint
+from jobs.missing_parts import check_tokenizer, find_checkpoint
 from jobs.model_files import dtype_of, find_folder, local_folder, read_state, readable
 from jobs.recipes.train import Stage1Recipe, Stage2Recipe
 from modeling.blip2 import (
@@ -64,6 +64,7 @@ def load_bert_tokenizer(name: str) -> Any:
         ValueError: no such folder or hub id.
     """
     folder = find_folder("tokenizer", name, weights=False)
+    check_tokenizer("tokenizer", folder)
     with readable("tokenizer", name):
         tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens([DEC], special_tokens=True)
