@@ -257,12 +257,15 @@ def evaluate_questions(
 
 
 def _empty(model: Predictor, texts: list[str]) -> tuple[float, list[str]]:
-    """The share of empty texts, and a warning where most of them are."""
+    """The share of empty texts, and a note, told at once, where most of them are."""
     remedy = "look at the prompt, and at how the checkpoint was trained"
     if model.has_unused_chat_template:
         remedy = "ask it through its chat template: --prompt-template chat"
     share, warning = empty_texts(texts, remedy)
-    return share, [f"warning: {warning}"] if warning else []
+    if not warning:
+        return share, []
+    print(f"warning: {warning}", file=sys.stderr, flush=True)
+    return share, [warning]
 
 
 def _answer(

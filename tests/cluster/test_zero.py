@@ -7,7 +7,9 @@ from cluster.zero import ZeroConfig, _check, to_deepspeed
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_bf16_accumulates_and_exchanges_in_fp32(stage):
-    made = to_deepspeed(ZeroConfig(stage=stage, precision="bf16"), micro_batch=5, accumulation=3, world=2)
+    made = to_deepspeed(
+        ZeroConfig(stage=stage, precision="bf16"), micro_batch=5, accumulation=3, world=2
+    )
     assert made["train_batch_size"] == 30
     assert made["train_micro_batch_size_per_gpu"] == 5
     assert made["gradient_accumulation_steps"] == 3

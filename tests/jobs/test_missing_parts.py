@@ -157,7 +157,10 @@ def test_what_is_a_file_and_what_is_of_another_format(blip2: Path, opt_run: Path
     [
         ("state.json", "has no state.json, .* copy the step's folder again"),
         ("recipe.json", "recipe.json cannot be read .No such file"),
-        ("trainable.safetensors", r"trainable.safetensors has 0 bytes instead of [\d,]+: it is missing"),
+        (
+            "trainable.safetensors",
+            r"trainable.safetensors has 0 bytes instead of [\d,]+: it is missing",
+        ),
     ],
 )
 def test_a_checkpoint_of_ours_without_a_file(opt_run: Path, tmp_path: Path, gone: str, match: str):

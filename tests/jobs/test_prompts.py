@@ -123,7 +123,7 @@ def test_answers_that_are_mostly_empty_are_told(chat_run, benchmark_data, capsys
             and results[task]["accuracy" if task == "vqa" else "cider"] == 0
         )
         warning = f"100% of {texts} texts are empty"
-        assert warning in results[task]["notes"][-1] and f"warning: {warning}" in said
+        assert warning in results[task]["notes"][0] and f"warning: {warning}" in said
     assert said.count("ask it through its chat template: --prompt-template chat") == 2
     evaluate(replace(args, tasks=("vqa",), prompt_template="chat"))
     said = capsys.readouterr().err
@@ -132,7 +132,7 @@ def test_answers_that_are_mostly_empty_are_told(chat_run, benchmark_data, capsys
 
 def test_answers_that_say_something_are_not_warned_of(opt_run, benchmark_data, capsys):
     results = evaluate(EvaluateArgs(opt_run, benchmark_data, ("vqa",), controls=False))
-    assert results["vqa"]["empty"] <= 0.5 and "notes" not in results["vqa"]
+    assert results["vqa"]["empty"] <= 0.5 and "empty" not in " ".join(results["vqa"]["notes"])
     assert "warning: " not in capsys.readouterr().err
 
 
