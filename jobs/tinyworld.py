@@ -48,18 +48,18 @@ class TourArgs:
     out: Path = Path("runs/demo")
     """folder of everything that the tour makes"""
     seed: int = 0
-    web: int = 6144
+    web: int = 5120
     """noisy image-text pairs for CapFilt"""
     human: int = 3072
     """pairs with human captions, passed through"""
     test: int = 256
     """test images, each of another scene"""
-    stage1_steps: int = 200
-    """batches of 64"""
-    t5_steps: int = 600
-    """batches of 32 in stage 2 with the T5, the slower learner"""
-    opt_steps: int = 300
-    """batches of 32 in stage 2 with the OPT"""
+    stage1_steps: int = 120
+    """of 64 samples, as all steps here"""
+    t5_steps: int = 500
+    """of stage 2 with the T5, the slower learner"""
+    opt_steps: int = 160
+    """of stage 2 with the OPT"""
     ranks: int = 2
     """data-parallel processes of the training stages, one core each"""
 
@@ -136,8 +136,8 @@ def announce(args: TourArgs) -> None:
     work = Work(
         images=args.web,
         stage1=64 * args.stage1_steps,
-        t5=32 * args.t5_steps,
-        opt=32 * args.opt_steps,
+        t5=64 * args.t5_steps,
+        opt=64 * args.opt_steps,
         tests=args.test,
         ranks=args.ranks,
     )

@@ -335,7 +335,7 @@ def tinyworld_t5() -> Stage2Recipe:
         encoder=base.encoder,
         language=LanguageChoice("modeling/zoo/t5", "encoder-decoder"),
         model=Stage2Config(qformer, llm_width=128),
-        run=replace(base.run, global_batch=32),
+        run=base.run,
     )
 
 
