@@ -6,12 +6,13 @@ RUN    := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-long lint zoo clean
+.PHONY: help setup demo test test-fast test-avx2 test-long lint zoo clean
 
 help:
 	@echo "make demo       everything on the embedded data set: data, CapFilt, stages 1 and 2, evaluation, report"
 	@echo "make test       all tests, the fast ones first"
 	@echo "make test-fast  the fast tests only"
+	@echo "make test-avx2  those that multiply most, as a CPU with AVX2 alone runs them"
 	@echo "make test-long  what takes minutes each: random kills, lost machines, other numbers of ranks"
 	@echo "make lint       ruff and mypy"
 	@echo "make zoo        train the small frozen models again, from nothing"
@@ -38,6 +39,12 @@ test: $(READY)
 
 test-long: $(READY)
 	@$(RUN) -m pytest -q -m long
+
+AVX2_ONLY := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+
+test-avx2: $(READY)
+	@$(AVX2_ONLY) $(RUN) -m pytest -q -m "not slow" tests/modeling tests/jobs/test_training.py \
+		tests/jobs/test_bench_train.py tests/jobs/test_predict.py tests/jobs/test_matrix.py
 
 test-fast: $(READY)
 	@$(RUN) -m pytest -q -m "not slow"

@@ -15,7 +15,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class TourArgs:
     out: Path = Path("runs/demo")
     """folder of everything that the tour makes"""
     seed: int = 0
-    web: int = 5120
+    web: int = 4608
     """noisy image-text pairs for CapFilt"""
     human: int = 3072
     """pairs with human captions, passed through"""
@@ -103,12 +104,46 @@ class Tour:
         Raises:
             ValueError: the command failed; its own message stands above.
         """
-        line = [launcher, *(str(word) for word in words)]
-        print(f"$ {shlex.join(line)}", flush=True)
-        line[0] = str(BIN / launcher)
+        line = _shown(launcher, words)
         done = subprocess.run(line, cwd=ROOT, env=_environment(), check=False)
-        if done.returncode:
-            raise ValueError(f"this stage ended with exit code {done.returncode}: {words[0]}")
+        _check(done.returncode, words[0])
+
+    def commands(self, *lines: Sequence[object]) -> None:
+        """Run several Python commands side by side, a core each, and pass their output on, one
+        after the other, as each has ended.
+
+        Raises:
+            ValueError: one of them failed; its own message stands above.
+        """
+
+        def run(words: Sequence[object]) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                _shown("python", words),
+                cwd=ROOT,
+                env=_environment(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                check=False,
+            )
+
+        with ThreadPoolExecutor(len(lines)) as pool:
+            for words, done in zip(lines, pool.map(run, lines), strict=True):
+                for line in done.stdout.splitlines():
+                    print(line.rpartition("\r")[2])  # of a progress bar its end
+                _check(done.returncode, words[0])
+
+
+def _shown(launcher: str, words: Sequence[object]) -> list[str]:
+    """A command as it is run, printed as a user would type it."""
+    line = [launcher, *(str(word) for word in words)]
+    print(f"$ {shlex.join(line)}", flush=True)
+    return [str(BIN / launcher), *line[1:]]
+
+
+def _check(code: int, name: object) -> None:
+    if code:
+        raise ValueError(f"this stage ended with exit code {code}: {name}")
 
 
 def _resident(process: psutil.Process) -> int:
@@ -198,12 +233,12 @@ def train(tour: Tour, stage: int, recipe: str, steps: int, ranks: int, *more: ob
     )
 
 
-def evaluate(tour: Tour, checkpoint: Path, out: Path, *tasks: str) -> dict[str, Any]:
-    """Score one checkpoint on the test split; returns what it wrote to ``results.json``."""
-    tour.command(
+def evaluation(tour: Tour, name: str, *tasks: str) -> list[object]:
+    """The command that scores one run's checkpoint on the test split."""
+    return [
         "jobs/evaluate.py",
         "--checkpoint",
-        checkpoint,
+        tour.out / "train" / name,
         "--data",
         tour.out / "data" / "eval",
         "--split",
@@ -215,11 +250,15 @@ def evaluate(tour: Tour, checkpoint: Path, out: Path, *tasks: str) -> dict[str, 
         "--rerank",
         "odds",
         "--out",
-        out,
+        tour.out / "eval" / name,
         "--tasks",
         *tasks,
-    )
-    return json.loads((out / "results.json").read_text())
+    ]
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """What an evaluation wrote."""
+    return json.loads((folder / "results.json").read_text())
 
 
 def targets(results: dict[str, Any]) -> list[tuple[str, float, str, bool]]:
@@ -330,10 +369,13 @@ def tour(args: TourArgs) -> int:
         t.end(f"stage2_{family}")
 
     t.begin("evaluation", f"{args.test} test images of scenes that no model was ever shown")
-    scored = evaluate(t, runs / "stage1", out / "eval" / "stage1", "retrieval")
-    results["retrieval"] = scored["retrieval"]
+    t.commands(
+        evaluation(t, "stage1", "retrieval"),
+        *(evaluation(t, family, "caption", "vqa") for family in FAMILIES),
+    )
+    results["retrieval"] = read_results(out / "eval" / "stage1")["retrieval"]
     for family in FAMILIES:
-        scored = evaluate(t, runs / family, out / "eval" / family, "caption", "vqa")
+        scored = read_results(out / "eval" / family)
         results["caption"][family] = scored["caption"]
         results["vqa"][family] = scored["vqa"]
     shuffled = [results["caption"][family]["shuffled_cider"] for family in FAMILIES]
