@@ -55,11 +55,11 @@ class TourArgs:
     """pairs with human captions, passed through"""
     test: int = 256
     """test images, each of another scene"""
-    stage1_steps: int = 120
+    stage1_steps: int = 100
     """of 64 samples, as all steps here"""
-    t5_steps: int = 500
+    t5_steps: int = 600
     """of stage 2 with the T5, the slower learner"""
-    opt_steps: int = 160
+    opt_steps: int = 200
     """of stage 2 with the OPT"""
     ranks: int = 2
     """data-parallel processes of the training stages, one core each"""
