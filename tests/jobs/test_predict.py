@@ -131,8 +131,8 @@ def test_questions_and_captions_follow_the_checkpoint_s_rule(
     assert not torch.equal(*ranker.text_embeds(texts))
     recipe = replace(ranker.trained.recipe, text="reference")
     ranker.trained = replace(ranker.trained, recipe=recipe)
-    assert torch.equal(*ranker.text_embeds(texts))
-    assert torch.equal(*ranker.match(pictures[:1] * 2, texts))
+    assert torch.allclose(*ranker.text_embeds(texts), atol=1e-6)
+    assert torch.allclose(*ranker.match(pictures[:1] * 2, texts), atol=1e-6)
 
 
 def test_over_long_texts_keep_their_end() -> None:
