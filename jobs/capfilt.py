@@ -35,6 +35,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
+from cluster.cache import default_folder
 from cluster.ray_map import Parts, Stages, map_shards
 from cluster.ray_session import RayConfig, Resources, describe_cluster, session
 from cluster.storage import Storage, absolute_url, open_storage
@@ -45,8 +46,9 @@ from jobs.capfilt_summary import Summary, Tally, show, summarise
 from jobs.capfilt_work import RETRY, Work
 from jobs.cli import run
 from jobs.recipes.capfilt import CapFiltRecipe
+from modeling import linear
 from modeling.captioner import REVISION
-from modeling.linear import Library, forward_library
+from modeling.linear import Library
 from modeling.precision import chosen, multiplies_bf16
 from pipeline.capfilt import Described, Kept, ModelInput, prepare
 from pipeline.filters import FilterConfig
@@ -233,7 +235,8 @@ def _settle(
             dtype, not on_cpu or multiplies_bf16("cpu")
         )
     if products is None:
-        products = forward_library() if on_cpu else "torch"
+        linear.CHOICES.keep_in(default_folder())
+        products = linear.forward_library() if on_cpu else "torch"
     settled = replace(args, config=replace(args.config, dtype=dtype))
     return settled, {"device": _device(args, resources), "products": products}
 

@@ -33,6 +33,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
+from modeling.precision import one_thread
+
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Library = Literal["torch", "onednn"]
 Kind = Literal["forward", "input", "weight"]  # x W^T and its gradients g W, g^T x
@@ -67,9 +69,9 @@ class Choices:
         """The library for one of the products of a layer with a weight (out, width)."""
         layer = f"{kind} {out}x{width}"
         if layer not in self.made:
-            library = _faster(kind, *_PROBE, torch.get_num_threads())
+            library = _faster(kind, *_PROBE)
             if library == "onednn" and (out, width) != _PROBE:
-                library = _faster(kind, out, width, torch.get_num_threads())
+                library = _faster(kind, out, width)
             self.made[layer] = self._measured[layer] = library
             self._write()
         return self.made[layer]
@@ -78,8 +80,8 @@ class Choices:
         """Take over what earlier processes on this machine found, and leave there what is new.
 
         Args:
-            folder: a folder of this machine; one file in it for each kind of processor, version of
-                torch and number of threads. A file that cannot be read or written is done without.
+            folder: a folder of this machine; one file in it for each kind of processor and
+                version of torch. A file that cannot be read or written is done without.
         """
         self._file = folder / f"products-{_machine()}.json"
         try:
@@ -159,7 +161,7 @@ def forward_library() -> Library:
     """The library for forward passes where all layers take the same one, by one timing."""
     if _OP is None:
         return "torch"
-    return _forced.get() or _override() or _faster("forward", *_PROBE, torch.get_num_threads())
+    return library("forward", *_PROBE)
 
 
 def faster_products(module: ModuleT) -> ModuleT:
@@ -194,7 +196,7 @@ def _has_choice(x: Tensor, y: Tensor, elements: int = 0) -> bool:
 
 
 def _machine() -> str:
-    """A name for what decides the timings: processor, instructions, torch, threads."""
+    """A name for what decides the timings: processor, instructions, torch."""
     cpu = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -205,7 +207,6 @@ def _machine() -> str:
     parts += [
         os.environ.get(name, "") for name in ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
     ]
-    parts.append(str(torch.get_num_threads()))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -225,8 +226,10 @@ def _override() -> Library | None:
 
 
 @functools.cache
-def _faster(kind: Kind, out: int, width: int, threads: int) -> Library:
-    """The faster library for a product of this kind and shape, with this many threads."""
+def _faster(kind: Kind, out: int, width: int) -> Library:
+    """The faster library for a product of this kind and shape, by the time of one thread, which
+    other work on the machine does not change.
+    """
     rows = min(256, max(32, (1 << 27) // (out * width)))
     x, weight, grad = torch.ones(rows, width), torch.ones(out, width), torch.ones(rows, out)
     runs: dict[Kind, tuple[Callable[[], Tensor], Callable[[], Tensor]]] = {
@@ -235,12 +238,12 @@ def _faster(kind: Kind, out: int, width: int, threads: int) -> Library:
         "weight": (lambda: grad.t() @ x, lambda: _onednn(grad.t(), x.t())),
     }
     shortest = [float("inf"), float("inf")]
-    with torch.no_grad():
-        for _ in range(6):  # in turn, so that a busy machine slows both
+    with torch.no_grad(), one_thread():
+        for _ in range(6):
             for index, run in enumerate(runs[kind]):
-                begun = time.perf_counter()
+                begun = time.thread_time()
                 run()
-                shortest[index] = min(shortest[index], time.perf_counter() - begun)
+                shortest[index] = min(shortest[index], time.thread_time() - begun)
     return "onednn" if shortest[0] > _AHEAD * shortest[1] else "torch"
 
 

@@ -6,6 +6,8 @@ CPU multiplies it in software, ten to forty times slower than fp32.
 
 import functools
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -46,11 +48,25 @@ def _cpu_multiplies_bf16() -> bool:
 
 
 def seconds_of_product(dtype: torch.dtype, size: int = 256, repeats: int = 8) -> float:
-    """Shortest time of a product of two square matrices on this CPU, in seconds."""
+    """Shortest time of a product of two square matrices on one thread of this CPU, in seconds of
+    that thread, which other work on the machine does not change.
+    """
     left, right = torch.ones(2, size, size, dtype=dtype)
     shortest = float("inf")
-    for _ in range(repeats):
-        begun = time.perf_counter()
-        left @ right
-        shortest = min(shortest, time.perf_counter() - begun)
+    with one_thread():
+        for _ in range(repeats):
+            begun = time.thread_time()
+            left @ right
+            shortest = min(shortest, time.thread_time() - begun)
     return shortest
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, torch computes on the calling thread alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

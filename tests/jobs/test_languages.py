@@ -124,8 +124,8 @@ def test_processes_of_a_node_share_one_copy(tmp_path: Path):
         "from jobs.recipes.train import LanguageChoice\n"
         "def own(): return int([l for l in open('/proc/self/status') if 'RssAnon' in l][0]"
         ".split()[1]) * 1024\n"
-        "load_language(LanguageChoice(sys.argv[2])); before = own()\n"
-        "model = load_language(LanguageChoice(sys.argv[1])).model\n"
+        "load_language(LanguageChoice(sys.argv[2], dtype='bf16')); before = own()\n"
+        "model = load_language(LanguageChoice(sys.argv[1], dtype='bf16')).model\n"
         "assert sum(p.sum().isfinite() for p in model.parameters())\n"
         "print(own() - before)\n"
     )

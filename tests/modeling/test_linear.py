@@ -84,7 +84,7 @@ def test_the_backward_pass_takes_the_libraries_of_the_forward_pass(monkeypatch):
 def test_a_library_is_chosen_once_a_layer_by_the_faster_time(monkeypatch):
     asked = []
 
-    def faster(kind, out, width, threads):
+    def faster(kind, out, width):
         asked.append((kind, out, width))
         return "torch" if kind == "weight" or (out, width) == (96, 256) else "onednn"
 
@@ -127,7 +127,7 @@ def test_choices_are_kept_for_the_next_process(monkeypatch, tmp_path):
 @needs_onednn
 def test_the_timing_gives_a_library_for_each_kind_of_product():
     for kind in ("forward", "input", "weight"):
-        assert linear_module._faster(kind, 64, 320, 1) in ("torch", "onednn")
+        assert linear_module._faster(kind, 64, 320) in ("torch", "onednn")
         assert CHOICES.library(kind, 64, 320) == CHOICES.made[f"{kind} 64x320"]
 
 
