@@ -109,8 +109,8 @@ def _reader(parts: Parts, folder: Path) -> Any:
         return models.load_reader(name, parts.recipe.model)
     except ValueError as broken:
         raise ValueError(
-            f"{folder} has no tokenizer files for its Q-Former, and {name}, which would be taken for "
-            "them, cannot be loaded; save the processor there too"
+            f"{folder} has no tokenizer files for its Q-Former, and {name}, which would be taken "
+            "for them, cannot be loaded; save the processor there too"
         ) from broken
 
 
