@@ -1,6 +1,7 @@
 """Which number formats a run computes in: where ``auto`` in a recipe becomes a format."""
 
 import platform
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,14 +17,7 @@ def resolve(recipe: Any, fast_bf16: bool) -> Any:
     Args:
         fast_bf16: whether every device of the run multiplies bf16 in hardware.
     """
-    run = recipe.run
-    zero = replace(run.zero, precision=chosen(run.zero.precision, fast_bf16))
-    encoder = replace(recipe.encoder, dtype=chosen(recipe.encoder.dtype, fast_bf16))
-    recipe = replace(recipe, run=replace(run, zero=zero), encoder=encoder)
-    if recipe.kind == "stage1":
-        return recipe
-    language = replace(recipe.language, dtype=chosen(recipe.language.dtype, fast_bf16))
-    return replace(recipe, language=language)
+    return _each_format(recipe, recipe, lambda now, _: chosen(now, fast_bf16))
 
 
 def keep(recipe: Any, before: Any) -> Any:
@@ -32,19 +26,18 @@ def keep(recipe: Any, before: Any) -> Any:
     Args:
         before: the checkpoint's recipe, of the same kind.
     """
+    return _each_format(recipe, before, lambda now, then: then if now == "auto" else now)
 
-    def format_of(now: str, then: str) -> str:
-        return then if now == "auto" else now
 
-    run, zero = recipe.run, before.run.zero
-    precision = format_of(run.zero.precision, zero.precision)
-    encoder = replace(recipe.encoder, dtype=format_of(recipe.encoder.dtype, before.encoder.dtype))
-    recipe = replace(
-        recipe, run=replace(run, zero=replace(run.zero, precision=precision)), encoder=encoder
-    )
+def _each_format(recipe: Any, other: Any, choose: Callable[[str, str], str]) -> Any:
+    """The recipe with each format chosen from its own and another recipe's."""
+    run, then = recipe.run, other.run
+    zero = replace(run.zero, precision=choose(run.zero.precision, then.zero.precision))
+    encoder = replace(recipe.encoder, dtype=choose(recipe.encoder.dtype, other.encoder.dtype))
+    recipe = replace(recipe, run=replace(run, zero=zero), encoder=encoder)
     if recipe.kind == "stage1":
         return recipe
-    dtype = format_of(recipe.language.dtype, before.language.dtype)
+    dtype = choose(recipe.language.dtype, other.language.dtype)
     return replace(recipe, language=replace(recipe.language, dtype=dtype))
 
 

@@ -12,7 +12,7 @@ import torch
 from cluster.malloc import keep_freed_memory
 from jobs import recipes
 from modeling.blip2 import Stage1
-from modeling.precision import DTYPES, chosen, multiplies_bf16
+from modeling.precision import DTYPES, chosen, multiplies_bf16, one_thread
 
 TRIAL_BATCH, TRIAL_WORDS = 16, 20
 START = 170.0
@@ -55,14 +55,10 @@ def expected_seconds(work: Work, trained: float, fp32: float) -> float:
 def measure() -> tuple[str, float, float]:
     """The number format that training will take here, and the trial's rates in it and in fp32."""
     keep_freed_memory()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        dtype = chosen("auto", multiplies_bf16("cpu"))
+    dtype = chosen("auto", multiplies_bf16("cpu"))
+    with one_thread():
         fp32 = _samples_per_second(torch.float32)
         return dtype, fp32 if dtype == "fp32" else _samples_per_second(DTYPES[dtype]), fp32
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _samples_per_second(dtype: torch.dtype, steps: int = 3) -> float:
