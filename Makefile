@@ -43,8 +43,8 @@ test-long: $(READY)
 AVX2_ONLY := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
 test-avx2: $(READY)
-	@$(AVX2_ONLY) $(RUN) -m pytest -q -m "not slow" tests/modeling tests/jobs/test_training.py \
-		tests/jobs/test_bench_train.py tests/jobs/test_predict.py tests/jobs/test_matrix.py
+	@$(AVX2_ONLY) $(RUN) -m pytest -q -m "not slow" tests/modeling tests/jobs/training/test_training.py \
+		tests/jobs/benchmarks/test_train.py tests/jobs/test_predict.py tests/jobs/models/test_matrix.py
 
 test-fast: $(READY)
 	@$(RUN) -m pytest -q -m "not slow"

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cluster.dist import Place
-from cluster.guard import Skipped
+from cluster.ranks.dist import Place
+from cluster.ranks.guard import Skipped
 
 LOG, SKIPPED, VALIDATION = "log.jsonl", "skipped.jsonl", "validation.jsonl"
 

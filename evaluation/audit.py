@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline.manifest import committed
+from pipeline.shards.manifest import committed
 from pipeline.tinyworld.scene import Scene
 from pipeline.tinyworld.text import is_true
 

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation.caption_metrics import CIDER_ON_ONE, caption_metrics, cider, tokenise_captions
-from evaluation.data import CaptionedImage, derangement
+from evaluation.benchmarks.readers import CaptionedImage, derangement
+from evaluation.scores.captions import CIDER_ON_ONE, caption_metrics, cider, tokenise_captions
 
 Encode = Callable[[Sequence[Path]], Tensor]
 """Image files -> what a model makes of each before a text is known: ``B`` rows."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from evaluation.metrics import FEWEST_ANSWERS
+from evaluation.scores.metrics import FEWEST_ANSWERS
 
 TASKS = ("caption", "vqa", "gqa", "retrieval")
 # The paper's metric that a task's score stands for; which one of a table depends on the data given.

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from evaluation.benchmarks.readers import CaptionedImage
 from evaluation.caption import chunks
-from evaluation.data import CaptionedImage
-from evaluation.metrics import recalls
+from evaluation.scores.metrics import recalls
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from evaluation.benchmarks.readers import ImageId, Question, QuestionSet
 from evaluation.caption import Encode, Generate, Keep, chunks, keep_nothing
-from evaluation.data import ImageId, Question, QuestionSet
-from evaluation.metrics import (
+from evaluation.scores.metrics import (
     FEWEST_ANSWERS,
     GroupedMean,
     Mean,

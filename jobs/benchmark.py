@@ -22,12 +22,12 @@ if not __package__:  # run as a script: import from the clone, not from jobs/
 from jobs.cli import run
 
 BENCHMARKS = {
-    "capfilt": "jobs.bench_capfilt",
-    "overlap": "jobs.bench_overlap",
-    "loader": "jobs.bench_loader",
-    "data": "jobs.bench_data",
-    "train": "jobs.bench_train",
-    "scale": "jobs.bench_scale",
+    "capfilt": "jobs.benchmarks.capfilt",
+    "overlap": "jobs.benchmarks.overlap",
+    "loader": "jobs.benchmarks.loader",
+    "data": "jobs.benchmarks.data",
+    "train": "jobs.benchmarks.train",
+    "scale": "jobs.benchmarks.scale",
 }
 
 

@@ -8,7 +8,7 @@ or Visual Genome (with --images). Output: WebDataset tars, a parquet row for eve
 records, and gallery.html to judge the filter by eye. Started again, it does what is not committed
 yet; several runs on one output share the work.
 ``plan``, ``verify``, ``stats``, ``compact``, ``gallery`` and ``retry --reason R`` go in front of
-the options: see jobs/capfilt_tools.py.
+the options: see jobs/captioning/tools.py.
 Fields of the recipe are overridden as ``--config.sampling.top-p 0.95``.
 Exit codes: 0; 2 for a mistake, told in one line; 3 where every input was dropped.
 """
@@ -35,25 +35,27 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from cluster.cache import default_folder
-from cluster.ray_map import Parts, Stages, map_shards
-from cluster.ray_session import RayConfig, Resources, describe_cluster, session
-from cluster.storage import Storage, absolute_url, open_storage
-from jobs import capfilt_tools, recipes
-from jobs.capfilt_duplicates import mark_duplicates
-from jobs.capfilt_models import Describer, find_folder, read_processor, revision
-from jobs.capfilt_summary import Summary, Tally, show, summarise
-from jobs.capfilt_work import RETRY, Work
+from cluster.ray.map import Parts, Stages, map_shards
+from cluster.ray.session import RayConfig, Resources, describe_cluster, session
+from cluster.storage.base import Storage, absolute_url, open_storage
+from cluster.storage.cache import default_folder
+from jobs import recipes
+from jobs.captioning import tools
+from jobs.captioning.duplicates import mark_duplicates
+from jobs.captioning.models import Describer, find_folder, read_processor, revision
+from jobs.captioning.summary import Summary, Tally, show, summarise
+from jobs.captioning.work import RETRY, Work
 from jobs.cli import run
 from jobs.recipes.capfilt import CapFiltRecipe
 from modeling import linear
-from modeling.captioner import REVISION
+from modeling.captioning.captioner import REVISION
 from modeling.linear import Library
 from modeling.precision import chosen, multiplies_bf16
-from pipeline.capfilt import Described, Kept, ModelInput, prepare
-from pipeline.filters import FilterConfig
-from pipeline.gallery import build_gallery
-from pipeline.manifest import (
+from pipeline.capfilt.describe import Described, Kept, ModelInput, prepare
+from pipeline.capfilt.filters import FilterConfig
+from pipeline.capfilt.gallery import build_gallery
+from pipeline.capfilt.output import JsonLayout, assemble
+from pipeline.shards.manifest import (
     PLAN,
     Commit,
     Plan,
@@ -65,8 +67,7 @@ from pipeline.manifest import (
     is_committed,
     open_plan,
 )
-from pipeline.output import JsonLayout, assemble
-from pipeline.sources import Source, open_source
+from pipeline.sources.open import Source, open_source
 
 ROOT = Path(__file__).resolve().parents[1]
 _LIBRARIES = ("torch", "transformers", "tokenizers", "pillow", "numpy", "pyarrow")
@@ -127,8 +128,8 @@ def retry_capfilt(args: CapFiltArgs, reasons: Sequence[str]) -> Summary:
     """
 
     def dropped(storage: Storage, work: list[Work]) -> list[Work]:
-        _, commits = capfilt_tools.existing(args.output)
-        rows = capfilt_tools.to_retry(storage, commits, frozenset(reasons))
+        _, commits = tools.existing(args.output)
+        rows = tools.to_retry(storage, commits, frozenset(reasons))
         times = Counter(commit.retry_of for commit in commits)
         return [
             replace(item, name=f"{item.name}{RETRY}{times[item.name] + 1:02d}", again=tuple(again))
@@ -183,7 +184,7 @@ def show_plan(args: CapFiltArgs) -> None:
     unit = "images" if shards and shards[0].items else "bytes"
     print(f"input   {args.input}: {len(shards):,} shards, {sum(s.size for s in shards):,} {unit}")
     print(f"output  {args.output}: {done:,} committed, {len(shards) - done:,} to do")
-    print(capfilt_tools.estimate(commits, len(shards) - done, args.ray.workers or 1))
+    print(tools.estimate(commits, len(shards) - done, args.ray.workers or 1))
 
 
 def _plan(
@@ -336,10 +337,10 @@ def parse(argv: Sequence[str]) -> CapFiltArgs:
 def main() -> int:
     """Run, or the tool that the first argument names."""
     command, rest = sys.argv[1] if len(sys.argv) > 1 else "", sys.argv[2:]
-    if command in capfilt_tools.TOOLS:
-        return capfilt_tools.main(sys.argv[1:])
+    if command in tools.TOOLS:
+        return tools.main(sys.argv[1:])
     if command == "retry":
-        reasons, rest = capfilt_tools.take_reasons(rest)
+        reasons, rest = tools.take_reasons(rest)
         return show(retry_capfilt(parse(rest), reasons))
     args = parse(rest if command in ("run", "plan") else sys.argv[1:])
     if command == "plan":

@@ -4,8 +4,8 @@ import io
 import sys
 from collections.abc import Callable
 
-from cluster.cache import Changed
-from cluster.storage import Unreachable
+from cluster.storage.base import Unreachable
+from cluster.storage.cache import Changed
 
 
 def run(main: Callable[[], int | None]) -> None:

@@ -22,8 +22,9 @@ from typing import Annotated
 
 import tyro
 
-from jobs import cli, interchange
-from jobs.interchange_files import read_json
+from jobs import cli
+from jobs.interchange import formats
+from jobs.models.tensors import read_json
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Arguments:
         frozen: write the frozen models that IN holds into a LAVIS file too.
     """
 
-    source: Annotated[interchange.Format, tyro.conf.arg(name="from")]
-    to: interchange.Format
+    source: Annotated[formats.Format, tyro.conf.arg(name="from")]
+    to: formats.Format
     path: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IN")]
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     recipe: str = ""
@@ -70,13 +71,11 @@ def convert(given: Arguments) -> None:
     """
     if given.source == given.to:
         raise ValueError(f"--from {given.source} --to {given.to}: nothing to convert; copy it")
-    interchange.check_new(given.out)
+    formats.check_new(given.out)
     config = read_json(given.config, "--config") if given.config else {}
-    options = interchange.Options(
-        given.recipe, given.encoder, given.language, given.tokenizer, config
-    )
-    parts = interchange.read(given.source, given.path, options)
-    notes = interchange.write(parts, given.to, given.out, options, given.frozen)
+    options = formats.Options(given.recipe, given.encoder, given.language, given.tokenizer, config)
+    parts = formats.read(given.source, given.path, options)
+    notes = formats.write(parts, given.to, given.out, options, given.frozen)
     for note in (*parts.notes, *notes):
         print(f"note: {note}")
     count = sum(tensor.numel() for tensor in parts.trainable.values())

@@ -17,7 +17,7 @@ import tyro
 
 from jobs.cli import run
 from jobs.predict import PredictDtype, load, read_picture
-from modeling.language import GenerationSettings
+from modeling.language.adapters import GenerationSettings
 
 
 @dataclass(frozen=True)

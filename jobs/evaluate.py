@@ -26,20 +26,20 @@ import tyro
 from torch import Tensor
 
 from evaluation import tables
-from evaluation.benchmark import (
+from evaluation.benchmarks.folder import (
     Asked,
     Captioned,
     read_asking,
     read_captioning,
     read_retrieval,
 )
+from evaluation.benchmarks.image_files import name_some, unreadable
+from evaluation.benchmarks.readers import CaptionedImage, QuestionSet
 from evaluation.caption import caption_images, empty_texts, reference_notes, score_captions
-from evaluation.data import CaptionedImage, QuestionSet
-from evaluation.image_files import name_some, unreadable
-from evaluation.metrics import vqa_accuracy
 from evaluation.outputs import Outputs
 from evaluation.results import paper_metrics, print_results
 from evaluation.retrieval import Embedders, examples, retrieve, size_notes
+from evaluation.scores.metrics import vqa_accuracy
 from evaluation.vqa import (
     Metric,
     answer_from_text,

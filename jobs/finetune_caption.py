@@ -17,21 +17,22 @@ if not __package__:  # run as a script: import from the clone, not from jobs/
 
 from torch import nn
 
-from jobs import cli, stage2, train_cli, train_models
+from jobs import cli, stage2
 from jobs.recipes.train import Stage2Recipe
+from jobs.training import command, start
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Check everything, then train."""
-    return train_cli.main("finetune_caption", arguments, make_module, stage2.make_task)
+    return command.main("finetune_caption", arguments, make_module, stage2.make_task)
 
 
 def make_module(recipe: Stage2Recipe, init: str, fresh: bool) -> nn.Module:
     """The image encoder and the stage 2 of a pre-training run."""
-    stage = train_models.new_stage(recipe, fresh and not init)
+    stage = start.new_stage(recipe, fresh and not init)
     if init:
-        train_models.start_from(stage, init, "stage2")
-    return train_models.with_encoder(recipe, stage, fresh)
+        start.start_from(stage, init, "stage2")
+    return start.with_encoder(recipe, stage, fresh)
 
 
 if __name__ == "__main__":

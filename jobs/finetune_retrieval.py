@@ -16,12 +16,13 @@ if not __package__:  # run as a script: import from the clone, not from jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     import jobs.environment  # noqa: F401  a line, not a traceback, where packages are missing
 
-from jobs import cli, stage1, train_cli
+from jobs import cli, stage1
+from jobs.training import command
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Check everything, then train: all of it is stage 1's but where it starts from."""
-    return train_cli.main("finetune_retrieval", arguments, stage1.make_module, stage1.make_task)
+    return command.main("finetune_retrieval", arguments, stage1.make_module, stage1.make_task)
 
 
 if __name__ == "__main__":

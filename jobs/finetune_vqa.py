@@ -21,18 +21,20 @@ if not __package__:  # run as a script: import from the clone, not from jobs/
 import torch
 from torch import Tensor, nn
 
-from evaluation.benchmark import read_questions
-from jobs import cli, models, train_cli, train_models
+from evaluation.benchmarks.folder import read_questions
+from jobs import cli
+from jobs.models import trained
 from jobs.recipes.train import Stage2Recipe
-from jobs.train_task import Task
-from pipeline.loader import Batch, LoaderConfig
-from pipeline.questions import Asked, QuestionShards
-from pipeline.reading import Shards
+from jobs.training import command, start
+from jobs.training.objective import Task
+from pipeline.loading.loader import Batch, LoaderConfig
+from pipeline.loading.questions import Asked, QuestionShards
+from pipeline.shards.reading import Shards
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Check everything, then train."""
-    return train_cli.main("finetune_vqa", arguments, make_module, make_task, open_questions)
+    return command.main("finetune_vqa", arguments, make_module, make_task, open_questions)
 
 
 def open_questions(data: str, config: LoaderConfig) -> tuple[Shards, ...]:
@@ -59,27 +61,27 @@ def _open(place: str) -> QuestionShards:
 def make_module(recipe: Stage2Recipe, init: str, fresh: bool) -> nn.Module:
     """The image encoder and the stage 2 of a pre-training run, with a Q-Former that reads."""
     *first, last = init.split(",")
-    stage = train_models.new_stage(recipe, fresh and not first)
+    stage = start.new_stage(recipe, fresh and not first)
     for run in first:
-        train_models.say_start(models.start_from_stage1(stage, run))
+        start.say_start(trained.start_from_stage1(stage, run))
     if last:
-        train_models.start_from(stage, last, "stage2")
-    return train_models.with_encoder(recipe, stage, fresh)
+        start.start_from(stage, last, "stage2")
+    return start.with_encoder(recipe, stage, fresh)
 
 
 def make_task(recipe: Stage2Recipe, module: nn.Module, device: torch.device) -> Task:
     """The loop's view: the question goes into the Q-Former and, as a prompt, into the LLM."""
-    images = train_models.image_input(recipe, device)
-    reader = models.load_reader(recipe.tokenizer, recipe.model)
+    images = start.image_input(recipe, device)
+    reader = trained.load_reader(recipe.tokenizer, recipe.model)
 
     def asked(batch: Batch) -> list[str]:
         return [recipe.prompt.replace("{}", question) for question in batch.questions]
 
     def shown(batch: Batch) -> tuple[Tensor, ...]:
-        read = models.tokenise(reader, batch.questions, recipe.max_question)
+        read = trained.tokenise(reader, batch.questions, recipe.max_question)
         return images(batch), read["ids"].to(device), read["mask"].to(device)
 
-    return Task(module, train_models.language_losses(recipe, device, shown, asked))
+    return Task(module, start.language_losses(recipe, device, shown, asked))
 
 
 if __name__ == "__main__":

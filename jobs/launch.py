@@ -18,7 +18,7 @@ from typing import Annotated
 
 import tyro
 
-from cluster import ray_launch, ray_session
+from cluster.ray import launch, session
 from jobs import cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,11 +32,11 @@ def main(arguments: list[str] | None = None) -> int:
     """
     given = sys.argv[1:] if arguments is None else arguments
     config, address, command = parse(given)
-    with ray_session.session(ray_session.RayConfig(address=address), ROOT):
-        return ray_launch.run(config, command)
+    with session.session(session.RayConfig(address=address), ROOT):
+        return launch.run(config, command)
 
 
-def parse(arguments: list[str]) -> tuple[ray_launch.GroupConfig, str | None, list[str]]:
+def parse(arguments: list[str]) -> tuple[launch.GroupConfig, str | None, list[str]]:
     """The group, Ray's address and the job's command of a command line.
 
     Raises:
@@ -53,9 +53,9 @@ def parse(arguments: list[str]) -> tuple[ray_launch.GroupConfig, str | None, lis
 
 
 def _options(
-    config: Annotated[ray_launch.GroupConfig, tyro.conf.arg(name="")],
+    config: Annotated[launch.GroupConfig, tyro.conf.arg(name="")],
     address: str | None = None,
-) -> tuple[ray_launch.GroupConfig, str | None]:
+) -> tuple[launch.GroupConfig, str | None]:
     """Train on the machines of a Ray cluster.
 
     Args:

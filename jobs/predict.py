@@ -23,15 +23,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cluster.cache import default_folder
-from jobs import interchange
-from jobs.encoder_settings import pixels_of
-from jobs.interchange_huggingface import is_huggingface
-from jobs.languages import Language, adapter
-from jobs.models import Trained, load_trained, tokenise
+from cluster.storage.cache import default_folder
+from jobs.interchange import formats
+from jobs.interchange.huggingface import is_huggingface
+from jobs.models.encoder_settings import pixels_of
+from jobs.models.languages import Language, adapter
+from jobs.models.trained import Trained, load_trained, tokenise
 from modeling import linear
 from modeling.blip2 import TEMPERATURE_BOUNDS, Stage1, Stage2
-from modeling.language import EncoderDecoderLM, GenerationSettings
+from modeling.language.adapters import EncoderDecoderLM, GenerationSettings
 from modeling.precision import DTYPES, multiplies_bf16
 from modeling.prompts import vqa_zero_shot
 from modeling.qformer import select
@@ -77,7 +77,7 @@ def load(
     linear.CHOICES.keep_in(default_folder())
     foreign = is_huggingface(Path(checkpoint))
     trained = (
-        interchange.load(Path(checkpoint), device) if foreign else load_trained(checkpoint, device)
+        formats.load(Path(checkpoint), device) if foreign else load_trained(checkpoint, device)
     )
     if dtype == "auto":
         dtype = "recipe" if multiplies_bf16(device) else "fp32"

@@ -26,8 +26,7 @@ import tyro
 
 from cluster import checkpoint
 from evaluation.audit import audit_capfilt
-from evaluation.plots import Chart, log_series, read_log
-from evaluation.report import (
+from evaluation.report.page import (
     CapFilt,
     Curves,
     Dropped,
@@ -39,7 +38,8 @@ from evaluation.report import (
     Section,
     write_report,
 )
-from evaluation.sections import (
+from evaluation.report.plots import Chart, log_series, read_log
+from evaluation.report.sections import (
     Evaluated,
     answer_sections,
     caption_section,
@@ -48,8 +48,8 @@ from evaluation.sections import (
     scores,
 )
 from jobs.cli import run
-from pipeline.manifest import Commit, committed
-from pipeline.shards import read_span
+from pipeline.shards.manifest import Commit, committed
+from pipeline.shards.tar import read_span
 from pipeline.tinyworld.scene import Scene
 from pipeline.tinyworld.text import is_true
 

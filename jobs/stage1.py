@@ -21,28 +21,30 @@ if not __package__:  # run as a script: import from the clone, not from jobs/
 import torch
 from torch import nn
 
-from jobs import cli, models, train_cli, train_models
+from jobs import cli
+from jobs.models import trained
 from jobs.recipes.train import Stage1Recipe
-from jobs.train_task import Losses, Micro, Task
+from jobs.training import command, start
+from jobs.training.objective import Losses, Micro, Task
 from modeling import contrast
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Check everything, then train."""
-    return train_cli.main("stage1", arguments, make_module, make_task)
+    return command.main("stage1", arguments, make_module, make_task)
 
 
 def make_module(recipe: Stage1Recipe, init: str, fresh: bool) -> nn.Module:
     """All that trains; ``init`` names a stage-1 run to finetune."""
-    stage = train_models.new_stage(recipe, fresh)
+    stage = start.new_stage(recipe, fresh)
     if init:
-        train_models.start_from(stage, init, "stage1")
-    return train_models.with_encoder(recipe, stage, fresh)
+        start.start_from(stage, init, "stage1")
+    return start.with_encoder(recipe, stage, fresh)
 
 
 def make_task(recipe: Stage1Recipe, module: nn.Module, device: torch.device) -> Task:
     """Stage 1 as the training loop sees it: module, losses, tokeniser."""
-    images = train_models.image_input(recipe, device)
+    images = start.image_input(recipe, device)
 
     move = methodcaller("to", device, non_blocking=True)
 
@@ -63,7 +65,7 @@ def make_task(recipe: Stage1Recipe, module: nn.Module, device: torch.device) -> 
         frozen = not recipe.encoder.train
         return contrast.losses_in_turn(engine, [pairs(micro) for micro in micros], frozen)
 
-    return Task(module, losses, models.text_reader(recipe))
+    return Task(module, losses, trained.text_reader(recipe))
 
 
 if __name__ == "__main__":

@@ -19,28 +19,30 @@ if not __package__:  # run as a script: import from the clone, not from jobs/
 import torch
 from torch import Tensor, nn
 
-from jobs import cli, models, train_cli, train_models
+from jobs import cli
+from jobs.models import trained
 from jobs.recipes.train import Stage2Recipe
-from jobs.train_task import Task
-from pipeline.loader import Batch
+from jobs.training import command, start
+from jobs.training.objective import Task
+from pipeline.loading.loader import Batch
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Check everything, then train."""
-    return train_cli.main("stage2", arguments, make_module, make_task)
+    return command.main("stage2", arguments, make_module, make_task)
 
 
 def make_module(recipe: Stage2Recipe, init: str, fresh: bool) -> nn.Module:
     """All that trains; ``init`` names a stage-1 run whose Q-Former is taken."""
-    stage = train_models.new_stage(recipe, fresh and not init)
+    stage = start.new_stage(recipe, fresh and not init)
     if init:
-        train_models.say_start(models.start_from_stage1(stage, init))
-    return train_models.with_encoder(recipe, stage, fresh)
+        start.say_start(trained.start_from_stage1(stage, init))
+    return start.with_encoder(recipe, stage, fresh)
 
 
 def make_task(recipe: Stage2Recipe, module: nn.Module, device: torch.device) -> Task:
     """Stage 2 as the training loop sees it; frozen models stay outside the engine."""
-    images = train_models.image_input(recipe, device)
+    images = start.image_input(recipe, device)
     prompt = recipe.prompt or None
 
     def prompts(batch: Batch) -> list[str] | None:
@@ -49,7 +51,7 @@ def make_task(recipe: Stage2Recipe, module: nn.Module, device: torch.device) -> 
     def shown(batch: Batch) -> tuple[Tensor, ...]:
         return (images(batch),)
 
-    return Task(module, train_models.language_losses(recipe, device, shown, prompts))
+    return Task(module, start.language_losses(recipe, device, shown, prompts))
 
 
 if __name__ == "__main__":

@@ -29,10 +29,10 @@ import psutil
 import tyro
 
 from evaluation.audit import audit_capfilt
-from evaluation.report import Facts, Report, Result, Results, write_report
+from evaluation.report.page import Facts, Report, Result, Results, write_report
 from jobs.cli import run
 from jobs.report import hardware, read_evaluation, sections_of
-from jobs.tour_time import Work, expected_seconds, measure
+from jobs.tour.estimate import Work, expected_seconds, measure
 from pipeline.tinyworld.scene import Scene
 from pipeline.tinyworld.write import load_truth, write_coco, write_eval, write_web
 

@@ -31,8 +31,8 @@ import tyro
 from transformers import AutoTokenizer
 
 from cluster.malloc import keep_freed_memory
-from jobs import zoo_language, zoo_probe, zoo_vision
 from jobs.cli import run
+from jobs.zoo_training import language, probes, vision
 
 ROOT = Path(__file__).resolve().parents[1]
 Name = Literal["clip", "captioner", "t5", "opt"]
@@ -73,34 +73,34 @@ def _record(name: str, folder: Path, plan: Any, seconds: float) -> dict[str, flo
         "plan": asdict(plan),
     }
     (folder / "zoo.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    zoo_probe.demand(name, scores)
+    probes.demand(name, scores)
     return scores
 
 
 def train_clip(out: Path, seed: int) -> dict[str, float]:
     """Make ``out/clip``; returns its scores."""
-    plan = replace(zoo_vision.ClipTraining(), seed=seed)
+    plan = replace(vision.ClipTraining(), seed=seed)
     start = time.monotonic()
-    zoo_vision.train_clip(out / "clip", plan)
+    vision.train_clip(out / "clip", plan)
     return _record("clip", out / "clip", plan, time.monotonic() - start)
 
 
 def train_captioner(out: Path, seed: int) -> dict[str, float]:
     """Make ``out/captioner`` with the vocabulary of ``out/bert``; returns its scores."""
     if not (out / "bert" / "tokenizer.json").exists():
-        zoo_language.write_tokenizers(out)
-    plan = replace(zoo_vision.CaptionerTraining(), seed=seed)
+        language.write_tokenizers(out)
+    plan = replace(vision.CaptionerTraining(), seed=seed)
     start = time.monotonic()
     tokenizer = AutoTokenizer.from_pretrained(out / "bert")
-    zoo_vision.train_captioner(out / "captioner", tokenizer, plan)
+    vision.train_captioner(out / "captioner", tokenizer, plan)
     return _record("captioner", out / "captioner", plan, time.monotonic() - start)
 
 
 TRAINERS: dict[Name, Callable[[Path, int], dict[str, float]]] = {
     "clip": train_clip,
     "captioner": train_captioner,
-    "t5": zoo_language.train_t5,
-    "opt": zoo_language.train_opt,
+    "t5": language.train_t5,
+    "opt": language.train_opt,
 }
 
 
@@ -113,10 +113,10 @@ def measure(name: str, folder: Path) -> dict[str, float]:
     if not (folder / "model.safetensors").exists():
         raise FileNotFoundError(f"no model in {folder}: train it with jobs/zoo.py --only {name}")
     if name == "clip":
-        return zoo_probe.check_clip(folder)
+        return probes.check_clip(folder)
     if name == "captioner":
-        return zoo_probe.check_captioner(folder)
-    return zoo_language.check(folder)
+        return probes.check_captioner(folder)
+    return language.check(folder)
 
 
 def demand(name: str, scores: dict[str, float]) -> None:
@@ -125,10 +125,10 @@ def demand(name: str, scores: dict[str, float]) -> None:
     Raises:
         ValueError: a score is below its bar.
     """
-    if name in zoo_probe.BARS:
-        zoo_probe.demand(name, scores)
-    elif scores["reading"] < zoo_language.BAR:
-        raise ValueError(f"{name} reads {scores['reading']:.3f} right, below {zoo_language.BAR}")
+    if name in probes.BARS:
+        probes.demand(name, scores)
+    elif scores["reading"] < language.BAR:
+        raise ValueError(f"{name} reads {scores['reading']:.3f} right, below {language.BAR}")
 
 
 def _print(name: str, scores: dict[str, float]) -> None:

@@ -25,7 +25,7 @@ from modeling.qformer import (
     init_bert,
     select,
 )
-from modeling.vision import ImageEncoder
+from modeling.vision.encoders import ImageEncoder
 
 TEMPERATURE_BOUNDS = (0.001, 0.5)
 

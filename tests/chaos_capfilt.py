@@ -33,11 +33,11 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from cluster.s3 import _client
-from cluster.storage import open_storage
-from pipeline.manifest import committed_names
+from cluster.storage.base import open_storage
+from cluster.storage.s3 import _client
+from pipeline.shards.manifest import committed_names
 from tests.faulty_s3 import BUCKET, Faults, faulty_proxy, s3_server
-from tests.pipeline.test_sources import tar, trio
+from tests.pipeline.sources.test_sources import tar, trio
 from tests.tiny_models import save_captioner, save_clip
 
 ROOT = Path(__file__).parents[1]

@@ -29,7 +29,7 @@ import psutil
 
 from cluster import checkpoint
 from cluster.runlog import read_log
-from tests.jobs.test_training import ENV, ROOT, SMALL, curve, launcher
+from tests.jobs.training.test_training import ENV, ROOT, SMALL, curve, launcher
 from tests.tiny_training import capfilt_output, tiny_clip
 
 LIMIT = 3600  # seconds in which a run must come to its end

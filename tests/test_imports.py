@@ -59,5 +59,5 @@ def test_a_wrong_arrow_would_be_seen(tmp_path: Path) -> None:
     file.write_text("import jobs.cli\nfrom pipeline import sample\n")
     assert imported(file) == {"jobs.cli", "pipeline.sample"}
     assert not allowed("jobs.cli", "modeling")
-    assert not allowed("modeling.vision", "evaluation")
+    assert not allowed("modeling.vision.encoders", "evaluation")
     assert allowed("modeling.prompts.VQA", "evaluation")

@@ -18,10 +18,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from cluster.storage import open_storage
-from pipeline.manifest import commit_shard
+from cluster.storage.base import open_storage
 from pipeline.sample import make_uid
-from pipeline.shards import Row, write_parquet, write_tar
+from pipeline.shards.manifest import commit_shard
+from pipeline.shards.tar import Row, write_parquet, write_tar
 
 ZOO = Path(__file__).parents[1] / "modeling" / "zoo"
 COLORS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 230), "white": (240,) * 3}

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from modeling.captioning.sampling import SamplingConfig
 from modeling.precision import Dtype
-from modeling.sampling import SamplingConfig
-from pipeline.filters import FilterConfig
+from pipeline.capfilt.filters import FilterConfig
 
 
 @dataclass(frozen=True)

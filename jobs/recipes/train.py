@@ -2,7 +2,7 @@
 
 A variant calls its base and replaces a few fields. Numbers of the paper cite its section or table
 (BLIP-2, arXiv:2301.12597). Widths and token ids that depend on a frozen model are read from the
-model's folder when a job starts (``jobs.models.fit``).
+model's folder when a job starts (``jobs.models.trained.fit``).
 """
 
 from dataclasses import dataclass, field, replace
@@ -10,15 +10,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Suppress, arg
 
-from cluster.guard import GuardConfig
-from cluster.zero import ZeroConfig
+from cluster.ranks.guard import GuardConfig
+from cluster.ranks.zero import ZeroConfig
 from modeling.blip2 import Stage1Config, Stage2Config
-from modeling.features import FeatureConfig
-from modeling.language_text import Rules, Template
+from modeling.language.text import Rules, Template
 from modeling.optim import OptimConfig
 from modeling.precision import Dtype
 from modeling.qformer import QFormerConfig
-from pipeline.loader import LoaderConfig
+from modeling.vision.features import FeatureConfig
+from pipeline.loading.loader import LoaderConfig
 from pipeline.pixels import PixelConfig
 from pipeline.text_processors import TextRule
 from pipeline.transforms import TransformConfig

@@ -1,6 +1,6 @@
 import json
 
-from cluster.dist import Place
+from cluster.ranks.dist import Place
 from cluster.runlog import RunLog, read_log
 
 

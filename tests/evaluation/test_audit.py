@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage import open_storage
+from cluster.storage.base import open_storage
 from evaluation.audit import audit_capfilt
-from pipeline.manifest import commit_shard
-from pipeline.shards import Row, write_parquet, write_tar
+from pipeline.shards.manifest import commit_shard
+from pipeline.shards.tar import Row, write_parquet, write_tar
 from pipeline.tinyworld.scene import Scene, Thing
 
 SCENE = Scene((Thing("red", "star", "small", "top", "left"),), "plain")

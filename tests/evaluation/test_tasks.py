@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from evaluation.benchmarks.readers import CaptionedImage, Question, QuestionSet
 from evaluation.caption import caption_images, chunks, score_captions
-from evaluation.data import CaptionedImage, Question, QuestionSet
 from evaluation.retrieval import Embedders, retrieve
 from evaluation.vqa import answer_from_text, answer_questions, gqa_accuracy, score_answers
 

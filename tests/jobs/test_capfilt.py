@@ -13,18 +13,18 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from cluster.storage import open_storage
+from cluster.storage.base import open_storage
 from jobs import capfilt
 from jobs.capfilt import CapFiltArgs, parse, run_capfilt
-from jobs.capfilt_models import find_folder, read_processor
-from jobs.capfilt_summary import Tally
-from jobs.capfilt_work import Work
-from pipeline.filters import FilterConfig
-from pipeline.manifest import committed, manifest_hash
-from pipeline.shards import read_parquet
-from pipeline.sources import InputShard, open_source
+from jobs.captioning.models import find_folder, read_processor
+from jobs.captioning.summary import Tally
+from jobs.captioning.work import Work
+from pipeline.capfilt.filters import FilterConfig
+from pipeline.shards.manifest import committed, manifest_hash
+from pipeline.shards.tar import read_parquet
+from pipeline.sources.open import InputShard, open_source
 from tests.faulty_s3 import BUCKET, Faults, faulty_proxy, s3_server
-from tests.pipeline.test_sources import png, tar, trio
+from tests.pipeline.sources.test_sources import png, tar, trio
 from tests.tiny_models import save_captioner, save_clip
 
 ROOT = Path(__file__).parents[2]

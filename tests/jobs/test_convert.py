@@ -22,10 +22,11 @@ from transformers import (
     InstructBlipProcessor,
 )
 
-from jobs import convert, encoders, models, predict
-from jobs.models import tokenise
+from jobs import convert, predict
+from jobs.models import encoders, trained
+from jobs.models.trained import tokenise
 from modeling.blip2 import Stage2, stage2_config
-from modeling.language import EncoderDecoderLM, GenerationSettings
+from modeling.language.adapters import EncoderDecoderLM, GenerationSettings
 from tests.jobs import foreign
 
 GREEDY = GenerationSettings(beams=1, max_new_tokens=8)
@@ -190,16 +191,16 @@ def test_lavis_instructblip_there_and_back(
 
 def test_what_was_trained_here_goes_to_lavis_and_back(stage1_run: Path, opt_run: Path, tmp_path):
     for name, path in (("one", stage1_run), ("two", opt_run)):
-        found = models.checkpoint.find(path)
+        found = trained.checkpoint.find(path)
         file = run("native", "lavis", path, tmp_path / f"{name}.pth")
         (tmp_path / "c.json").write_text('{"heads": 4, "dropout": 0.0}')
-        recipe = models.read_recipe(found)
+        recipe = trained.read_recipe(found)
         options = ["--config", tmp_path / "c.json", "--encoder", recipe.encoder.name]
         options += ["--tokenizer", recipe.tokenizer] if name == "one" else []
         options += ["--language", recipe.language.name] if name == "two" else []
         native = run("lavis", "native", file, tmp_path / name, *options)
         assert_same(load_file(native / "trainable.safetensors"), found.trainable())
-        back = models.read_recipe(models.checkpoint.find(native))
+        back = trained.read_recipe(trained.checkpoint.find(native))
         assert back.model.qformer.width == recipe.model.qformer.width
         assert back.encoder.image_size == recipe.encoder.image_size
 
@@ -265,18 +266,18 @@ def test_huggingface_to_lavis_and_in_memory(retrieval: Any, tmp_path: Path):
     expected = {k: t for k, t in expected.items() if not k.startswith("Qformer.cls")}
     expected["temp"] = torch.tensor(0.07)
     assert_same(saved, expected)
-    recipe = models.read_recipe(
-        models.checkpoint.find(run("hf", "native", folder, tmp_path / "native"))
+    recipe = trained.read_recipe(
+        trained.checkpoint.find(run("hf", "native", folder, tmp_path / "native"))
     )
     target = stage2_config(recipe.model, 20)
     for path in (folder, file, tmp_path / "native"):
         torch.manual_seed(1)
         module = Stage2(target)
-        models.start_from_stage1(module, str(path))
+        trained.start_from_stage1(module, str(path))
         assert torch.equal(module.qformer.query_tokens, model.query_tokens)
     wrong = Stage2(replace(target, qformer=replace(target.qformer, heads=2)))
     with pytest.raises(ValueError, match="4 heads, the recipe's 2"):
-        models.start_from_stage1(wrong, str(folder))
+        trained.start_from_stage1(wrong, str(folder))
 
 
 # ------------------------------------------------------------------------------ equal outputs
@@ -397,7 +398,7 @@ def test_a_finetuned_encoder_goes_along(tower: Path, tmp_path: Path):
     model, processor = foreign.generation_model("opt")
     source = foreign.save(tmp_path / "source", model, processor)
     native = run("hf", "native", source, tmp_path / "native")
-    recipe = models.read_recipe(models.checkpoint.find(native))
+    recipe = trained.read_recipe(trained.checkpoint.find(native))
     choice = replace(recipe.encoder, name=str(tower), image_size=56, train=True)
     torch.manual_seed(5)
     encoder = encoders.load_encoder(choice)
@@ -409,7 +410,7 @@ def test_a_finetuned_encoder_goes_along(tower: Path, tmp_path: Path):
     recipe = json.loads(json.dumps(asdict(replace(recipe, encoder=choice))))
     (tmp_path / "tuned").mkdir()
     files = {"trainable.safetensors": tensors}
-    models.checkpoint.fill(tmp_path / "tuned", files, recipe, {"step": 9, "updates": 9})
+    trained.checkpoint.fill(tmp_path / "tuned", files, recipe, {"step": 9, "updates": 9})
     folder = run("native", "hf", tmp_path / "tuned", tmp_path / "hf")
     theirs, ours = loaded(folder), predict.load(tmp_path / "tuned")
     images = torch.randn(1, 3, 56, 56)
@@ -440,7 +441,7 @@ def test_a_frozen_encoder_is_exported_at_the_size_it_was_used(tower: Path, tmp_p
 
 def test_shards(theirs: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Many shards, of at most so many bytes, are the same weights and load as they are."""
-    monkeypatch.setattr("jobs.interchange_files.SHARD_BYTES", 40_000)
+    monkeypatch.setattr("jobs.models.tensors.SHARD_BYTES", 40_000)
     native = run("hf", "native", theirs[1], tmp_path / "native")
     folder = run("native", "hf", native, tmp_path / "hf")
     files = sorted(folder.glob("model-*.safetensors"))

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluation.benchmark import read_questions as read
-from evaluation.benchmark import true_captions
+from evaluation.benchmarks.folder import read_questions as read
+from evaluation.benchmarks.folder import true_captions
 from jobs.evaluate import EvaluateArgs, evaluate, paper_metrics, print_results
 from jobs.predict import load
 

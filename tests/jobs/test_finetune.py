@@ -10,20 +10,15 @@ from transformers import BertConfig, BertModel
 
 from cluster import checkpoint
 from cluster.runlog import read_log
-from jobs import (
-    encoders,
-    finetune_caption,
-    finetune_retrieval,
-    finetune_vqa,
-    models,
-    predict,
-    train_models,
-)
+from jobs import finetune_caption, finetune_retrieval, finetune_vqa, predict
+from jobs.models import encoders
+from jobs.models import trained as models
 from jobs.recipes import recipe
-from jobs.train_loop import prepare
+from jobs.training import start
+from jobs.training.run import prepare
 from modeling.blip2 import stage_weights
 from tests.jobs.run_jobs import run_jobs
-from tests.jobs.test_training import curve, mistake
+from tests.jobs.training.test_training import curve, mistake
 from tests.tiny_training import capfilt_output
 
 STEPS, DECAY = 8, 0.5
@@ -219,7 +214,7 @@ def test_without_stage1_the_qformer_starts_from_bert(tmp_path):
     made = recipe("stage2", "vit-g-opt-2.7b-without-stage1")
     qformer = replace(made.model.qformer, width=32, layers=2, heads=4, ffn=64)
     made = replace(made, bert=str(tmp_path), model=replace(made.model, qformer=qformer))
-    stage = train_models.new_stage(made, fresh=True)
+    stage = start.new_stage(made, fresh=True)
     own, theirs = dict(stage.named_parameters()), bert.state_dict()
     for ours, name in (
         ("qformer.norm.weight", "embeddings.LayerNorm.weight"),
@@ -227,5 +222,5 @@ def test_without_stage1_the_qformer_starts_from_bert(tmp_path):
         ("qformer.layers.0.query_ffn.up.weight", "encoder.layer.0.intermediate.dense.weight"),
     ):
         assert torch.equal(own[ours], theirs[name])
-    other = train_models.new_stage(made, fresh=False)  # where a checkpoint will fill it
+    other = start.new_stage(made, fresh=False)  # where a checkpoint will fill it
     assert not torch.equal(dict(other.named_parameters())[ours], theirs[name])

@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs.models import load_bert_tokenizer, tokenise
+from jobs.models.trained import load_bert_tokenizer, tokenise
 from jobs.predict import CAPTION, VQA, load, read_picture
-from modeling.language import GenerationSettings
+from modeling.language.adapters import GenerationSettings
 from pipeline.images import decode
 from pipeline.transforms import eval_transform
 

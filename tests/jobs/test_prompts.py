@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from jobs import languages, models, predict, recipes
+from jobs import predict, recipes
 from jobs.evaluate import EvaluateArgs, evaluate
+from jobs.models import languages, trained
 from jobs.recipes.train import EncoderChoice, LanguageChoice
 from modeling.blip2 import Stage2
 from modeling.prompts import VQA_CHAT
@@ -37,7 +38,7 @@ def phi(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def chat_run(phi: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("chat")
     base = recipes.recipe("stage2", "tinyworld-opt")
-    recipe = models.fit(
+    recipe = trained.fit(
         replace(
             base,
             encoder=EncoderChoice(str(save_clip(root / "clip")), image_size=32),
@@ -137,8 +138,8 @@ def test_answers_that_say_something_are_not_warned_of(opt_run, benchmark_data, c
 
 
 def test_an_export_ends_its_texts_as_it_was_taught_to(opt_run: Path, phi: Path, tmp_path: Path):
-    from jobs.interchange_export import _text_config
-    from jobs.interchange_parts import Frozen
+    from jobs.interchange.huggingface_folder import _text_config
+    from jobs.interchange.parts import Frozen
 
     config = json.loads((phi / "config.json").read_text())
     words = AutoTokenizer.from_pretrained(phi)

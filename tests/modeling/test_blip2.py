@@ -15,8 +15,8 @@ from modeling.blip2 import (
     stage2_config,
     stage2_from_stage1,
 )
+from modeling.names import from_bert
 from modeling.qformer import QFormerConfig
-from modeling.weights import from_bert
 from tests.modeling.tiny import VOCAB, batch, qformer_config, sharp_stage1, sharpen, stage1_config
 
 

@@ -6,8 +6,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from jobs.recipes.known import flan_t5
-from jobs.recipes.known import opt as opt_config
+from jobs.recipes.published import flan_t5
+from jobs.recipes.published import opt as opt_config
 from modeling.blip2 import Stage1, Stage1Config, Stage2, Stage2Config, WithEncoder
 from modeling.flops import (
     Stack,
@@ -20,9 +20,9 @@ from modeling.flops import (
     vit_flops,
     vit_sizes,
 )
-from modeling.language import DecoderLM, EncoderDecoderLM
+from modeling.language.adapters import DecoderLM, EncoderDecoderLM
 from modeling.qformer import QFormerConfig
-from modeling.vision import EvaConfig, build_eva_encoder
+from modeling.vision.encoders import EvaConfig, build_eva_encoder
 from tests.modeling.tiny import VOCAB, batch, qformer_config, stage1_config
 from tests.modeling.tiny_language import opt, t5, tokenizer
 

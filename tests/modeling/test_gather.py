@@ -10,8 +10,8 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from modeling import contrast, gather
-from tests.cluster.ranks import free_port
 from tests.modeling.tiny import accumulated, batch, sharp_stage1
+from tests.run_ranks import free_port
 
 WORLDS = [2, 4]
 # Samples 0, 4 and 7 show the same image, and they live on different ranks.

@@ -8,7 +8,7 @@ from torch import nn
 
 from modeling.blip2 import Stage1, Stage2, Stage2Config, WithEncoder
 from modeling.optim import OptimConfig, learning_rate, parameter_groups, set_learning_rate
-from modeling.vision import EvaConfig, build_eva_encoder
+from modeling.vision.encoders import EvaConfig, build_eva_encoder
 from tests.modeling.tiny import qformer_config, stage1_config
 
 CONFIG = OptimConfig(lr=1.0, min_lr=0.2, warmup_lr=0.1, warmup_steps=10, total_steps=110)

@@ -6,9 +6,9 @@ from transformers import Blip2Config, Blip2ForImageTextRetrieval
 
 from modeling.blip2 import Stage1
 from modeling.masks import generation_mask
+from modeling.names import blip2_vision_to_eva, huggingface_names
 from modeling.qformer import QFormer, concatenate, select
-from modeling.vision import build_timm_encoder
-from modeling.weights import blip2_vision_to_eva, huggingface_names
+from modeling.vision.encoders import build_timm_encoder
 from tests.modeling.tiny import VOCAB, batch, qformer_config, sharp_stage1, sharpen, stage1_config
 
 

@@ -1,4 +1,4 @@
-"""Stage 1 beside the reference's algorithm, built from Hugging Face's parts (jobs.bench_reference):
+"""Stage 1 beside the reference's algorithm, built from Hugging Face's parts:
 four Q-Former passes, image keys and values recomputed in each, text padded to the full length.
 
 Equal on one rank. On several, ITG is the one difference: a mean over all tokens here, a mean of the
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jobs.bench_reference import Reference, give_weights, retrieval_model, their_parameters
+from jobs.benchmarks.reference import Reference, give_weights, retrieval_model, their_parameters
 from modeling.blip2 import Stage1
 from tests.modeling.test_qformer import huggingface_retrieval, ours_from
 from tests.modeling.tiny import VOCAB, batch, sharp_stage1, sharpen, stage1_config

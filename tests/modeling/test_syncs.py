@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from modeling import gather
 from modeling.blip2 import Stage1, Stage2, Stage2Config
-from modeling.language import DecoderLM, EncoderDecoderLM
+from modeling.language.adapters import DecoderLM, EncoderDecoderLM
 from modeling.qformer import QFormer
 from tests.modeling import tiny_language as tiny
 from tests.modeling.tiny import batch, qformer_config, stage1_config

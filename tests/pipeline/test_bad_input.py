@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.capfilt import describe, prepare
-from pipeline.filters import FilterConfig
-from pipeline.output import assemble
-from pipeline.shards import Row, index_tar, read_parquet
-from pipeline.sources import open_source
-from tests.pipeline.test_capfilt import SPECS, captions, scores
+from pipeline.capfilt.describe import describe, prepare
+from pipeline.capfilt.filters import FilterConfig
+from pipeline.capfilt.output import assemble
+from pipeline.shards.tar import Row, index_tar, read_parquet
+from pipeline.sources.open import open_source
+from tests.pipeline.capfilt.test_describe import SPECS, captions, scores
+from tests.pipeline.sources.test_sources import tar
 from tests.pipeline.test_damaged_images import avif_without_planes, tiff_with_a_broken_tag
 from tests.pipeline.test_images import encode, png_claiming
-from tests.pipeline.test_sources import tar
 
 GOOD = encode(Image.new("RGB", (20, 10), (9, 9, 9)))
 GREY16 = Image.fromarray(np.full((10, 20), 25_700, dtype=np.uint16))

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from pipeline.images import ImageError, decode, pixels, read_header
+from tests.pipeline.loading.test_loader import batches
+from tests.pipeline.sources.test_sources import tar
 from tests.pipeline.test_images import encode
-from tests.pipeline.test_loader import batches
-from tests.pipeline.test_sources import tar
 
 REASONS = {
     *("empty_image", "not_an_image", "too_many_pixels"),

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.loader import Batches, LoaderConfig, Samples, make_schedule
-from pipeline.questions import Asked, QuestionShards
-from pipeline.reading import Shards, open_shards
+from pipeline.loading.loader import Batches, LoaderConfig, Samples, make_schedule
+from pipeline.loading.questions import Asked, QuestionShards
+from pipeline.shards.reading import Shards, open_shards
 from pipeline.text_processors import TextRule, caption_text, question_text
 from pipeline.transforms import TrainTransform, TransformConfig
+from tests.pipeline.sources.test_sources import tar
 from tests.pipeline.test_images import encode
-from tests.pipeline.test_sources import tar
 
 GOOD = encode(Image.new("RGB", (20, 10), (9, 9, 9)))
 

@@ -1,0 +1,1 @@
+"""Training processes: ranks, ZeRO engines, guards, watchdogs, and their end."""

@@ -1,0 +1,389 @@
+"""S3 (and what speaks its protocol) as a tree of immutable files.
+
+Publishing is one conditional write: ``If-None-Match: *`` creates the object or answers 412, so of
+any number of racing writers exactly one wins and a partial object never stands at a final name.
+Every call is repeated with growing pauses while the fault looks passing (5xx, SlowDown, a reset, a
+stall, a body cut short); a body is taken up again where it broke off. Endpoint, region and
+credentials come the usual AWS way: ``AWS_ENDPOINT_URL``, ``AWS_REGION``, ``AWS_PROFILE``, ...
+"""
+
+import base64
+import contextlib
+import hashlib
+import io
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from botocore import exceptions as aws
+from urllib3.exceptions import HTTPError
+
+from cluster.storage.base import Conflict, Entry, Unreachable, check_name
+
+Result = TypeVar("Result")
+PASSING_CODES = frozenset(
+    {"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "InternalError"}
+    | {"ServiceUnavailable", "ConditionalRequestConflict", "RequestTimeTooSkewed", "BadDigest"}
+)
+PASSING_ERRORS = (
+    aws.ConnectionError,  # cannot be made
+    aws.HTTPClientError,  # reset, stalled, closed
+    aws.IncompleteReadError,
+    aws.ResponseStreamingError,
+    aws.FlexibleChecksumError,
+    HTTPError,
+    ConnectionError,
+    TimeoutError,
+)
+_CHUNK = 1 << 20
+_ABANDONED = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class S3Config:
+    """How patient and how large.
+
+    Attributes:
+        attempts: tries of one request before its error is raised.
+        first_pause, longest_pause: seconds between tries, doubled each time, with jitter.
+        timeout: seconds without a byte after which a request counts as stalled.
+        multipart: objects from this size on are sent in parts of ``part`` bytes; S3 takes at most
+            5 GiB in one piece.
+    """
+
+    attempts: int = 10
+    first_pause: float = 0.1
+    longest_pause: float = 20.0
+    timeout: float = 60.0
+    multipart: int = 1 << 30
+    part: int = 64 << 20
+
+
+@dataclass(frozen=True)
+class S3Storage:
+    """The objects below ``s3://bucket/prefix``. Small: it is pickled to workers as it is."""
+
+    bucket: str
+    prefix: str
+    config: S3Config = field(default_factory=S3Config)
+
+    @property
+    def url(self) -> str:
+        """What ``open_storage`` took."""
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    def exists(self, name: str) -> bool:
+        return self._head(name) is not None
+
+    def read(self, name: str) -> bytes:
+        sink = io.BytesIO()
+        self._download(name, sink)
+        return sink.getvalue()
+
+    def read_range(self, name: str, offset: int, length: int) -> bytes:
+        """``length`` bytes from ``offset``: fewer only where the object ends."""
+        if length <= 0:
+            return b""
+        span = f"bytes={offset}-{offset + length - 1}"
+
+        def get() -> bytes:
+            answer = self._client.get_object(**self._at(name), Range=span)
+            with contextlib.closing(answer["Body"]) as body:
+                return body.read()
+
+        try:
+            return self._call(name, get)
+        except aws.ClientError as refused:
+            if _code(refused) in ("InvalidRange", "416"):
+                return b""
+            raise self._explained(name, refused) from refused
+
+    def entries(self, folder: str = "", deep: bool = False) -> list[Entry]:
+        """Objects in ``folder`` (``deep``: and below it) with size and ETag, sorted by name."""
+        start = self._key(folder) if folder else self.prefix
+        start = f"{start.rstrip('/')}/" if start else ""
+        query: dict[str, Any] = {"Bucket": self.bucket, "Prefix": start}
+        if not deep:
+            query["Delimiter"] = "/"
+        found: list[Entry] = []
+        while True:
+            page = self._ask(folder or ".", self._client.list_objects_v2, **query)
+            for item in page.get("Contents", ()):
+                name = item["Key"].removeprefix(f"{self.prefix}/" if self.prefix else "")
+                if not name.endswith("/"):
+                    found.append(Entry(name, item["Size"], item["ETag"].strip('"')))
+            if not page.get("IsTruncated"):
+                return sorted(found, key=lambda entry: entry.name)
+            query["ContinuationToken"] = page["NextContinuationToken"]
+
+    @contextlib.contextmanager
+    def local_copy(self, name: str) -> Iterator[Path]:
+        """The object as a file for as long as the context lasts; memory holds one chunk of it.
+
+        Raises:
+            FileNotFoundError: no such object.
+        """
+        with tempfile.NamedTemporaryFile(prefix="isthmus-", suffix=Path(name).suffix) as file:
+            self._download(name, file)
+            file.flush()
+            yield Path(file.name)
+
+    def download(self, name: str, path: Path) -> None:
+        """Write the object to a new local file; the caller renames it when it is whole."""
+        with open(path, "wb") as file:
+            self._download(name, file)
+
+    def publish(self, name: str, data: bytes) -> bool:
+        """Create ``name`` with exactly ``data``.
+
+        Returns:
+            True if this call created it, False if it was already there with the same bytes (also
+            when an earlier try of this call had arrived and only its answer was lost).
+
+        Raises:
+            Conflict: it is there with other bytes.
+            ValueError: the server refuses (credentials, bucket, no conditional writes).
+        """
+        try:
+            if len(data) < self.config.multipart:
+                checksum = base64.b64encode(hashlib.sha256(data).digest()).decode()
+                send = self._client.put_object
+                target = self._at(name)
+                self._call(
+                    name,
+                    lambda: send(**target, Body=data, IfNoneMatch="*", ChecksumSHA256=checksum),
+                )
+            else:
+                size = self.config.part
+                chunks = (data[first : first + size] for first in range(0, len(data), size))
+                self._send_parts(name, chunks, IfNoneMatch="*")
+        except aws.ClientError as refused:
+            if _code(refused) not in ("PreconditionFailed", "412"):
+                raise self._explained(name, refused) from refused
+            self._compare(name, data)
+            return False
+        return True
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Write a derived file that may be rewritten (summary, gallery), atomically."""
+        self._ask(name, self._client.put_object, **self._at(name), Body=data)
+
+    def upload(self, name: str, path: Path) -> None:
+        """Write a file that may be rewritten; memory holds one part of it. Its checksum goes along.
+
+        Raises:
+            ValueError: the server refuses (credentials, bucket).
+        """
+        try:
+            with open(path, "rb") as file:
+                if os.fstat(file.fileno()).st_size < self.config.part:
+                    self._replace_checked(name, file.read())
+                else:
+                    parts = iter(lambda: file.read(self.config.part), b"")
+                    self._send_parts(name, parts)
+        except aws.ClientError as refused:
+            raise self._explained(name, refused) from refused
+
+    def remove(self, name: str) -> None:
+        """Delete an object; none there is as good."""
+        self._ask(name, self._client.delete_object, **self._at(name))
+
+    def sweep(self) -> None:
+        """Abandon multipart uploads that nobody finished for a day: they cost money unseen."""
+        query = {"Bucket": self.bucket, "Prefix": self.prefix}
+        uploads = self._ask(".", self._client.list_multipart_uploads, **query).get("Uploads", ())
+        for upload in uploads:
+            if datetime.now(UTC) - upload["Initiated"] > _ABANDONED:
+                self._abandon(upload["Key"], upload["UploadId"])
+
+    # ------------------------------------------------------------------------- inside
+
+    @property
+    def _client(self) -> Any:
+        return _client(os.getpid(), self.config.timeout)
+
+    def _key(self, name: str) -> str:
+        check_name(name)
+        return f"{self.prefix}/{name}" if self.prefix else name
+
+    def _at(self, name: str) -> dict[str, str]:
+        return {"Bucket": self.bucket, "Key": self._key(name)}
+
+    def _head(self, name: str) -> dict[str, Any] | None:
+        try:
+            head = self._client.head_object
+            return self._call(name, lambda: head(**self._at(name), ChecksumMode="ENABLED"))
+        except aws.ClientError as refused:
+            if _code(refused) in ("404", "NoSuchKey"):
+                return None
+            raise self._explained(name, refused) from refused
+
+    def _download(self, name: str, sink: IO[bytes]) -> None:
+        """Append the object to ``sink``; after a break, go on where it was, in the same version."""
+        start = sink.tell()
+        version: dict[str, str] = {}
+
+        def get() -> None:
+            done = sink.tell() - start
+            span = {"Range": f"bytes={done}-"} if done else {}
+            answer = self._client.get_object(**self._at(name), **span, **version)
+            version["IfMatch"] = answer["ETag"]
+            try:
+                with contextlib.closing(answer["Body"]) as body:
+                    while chunk := body.read(_CHUNK):
+                        sink.write(chunk)
+            except aws.FlexibleChecksumError:  # all came, but not as it was stored: from the start
+                sink.seek(start)
+                sink.truncate()
+                raise
+
+        try:
+            self._call(name, get)
+        except aws.ClientError as refused:
+            # Everything had come when the connection broke: nothing is left to ask for.
+            if _code(refused) in ("InvalidRange", "416") and version:
+                return
+            raise self._explained(name, refused) from refused
+
+    def _replace_checked(self, name: str, data: bytes) -> None:
+        checksum = base64.b64encode(hashlib.sha256(data).digest()).decode()
+        send, target = self._client.put_object, self._at(name)
+        self._call(name, lambda: send(**target, Body=data, ChecksumSHA256=checksum))
+
+    def _send_parts(self, name: str, chunks: Iterable[bytes], **condition: str) -> None:
+        target, client = self._at(name), self._client
+        upload = self._call(
+            name, lambda: client.create_multipart_upload(**target, ChecksumAlgorithm="SHA256")
+        )["UploadId"]
+        try:
+            parts = [
+                self._send_part(name, upload, number, chunk)
+                for number, chunk in enumerate(chunks, start=1)
+            ]
+            self._call(
+                name,
+                lambda: client.complete_multipart_upload(
+                    **target,
+                    UploadId=upload,
+                    MultipartUpload={"Parts": parts},
+                    **condition,
+                ),
+            )
+        except BaseException:
+            self._abandon(target["Key"], upload)
+            raise
+
+    def _send_part(self, name: str, upload: str, number: int, data: bytes) -> dict[str, Any]:
+        checksum = base64.b64encode(hashlib.sha256(data).digest()).decode()
+        answer = self._call(
+            name,
+            lambda: self._client.upload_part(
+                **self._at(name),
+                UploadId=upload,
+                PartNumber=number,
+                Body=data,
+                ChecksumSHA256=checksum,
+            ),
+        )
+        return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumSHA256": checksum}
+
+    def _abandon(self, key: str, upload: str) -> None:
+        with contextlib.suppress(aws.ClientError):  # it may be gone already
+            self._call(
+                key,
+                lambda: self._client.abort_multipart_upload(
+                    Bucket=self.bucket, Key=key, UploadId=upload
+                ),
+            )
+
+    def _compare(self, name: str, data: bytes) -> None:
+        head = self._head(name) or {}
+        checksum = base64.b64encode(hashlib.sha256(data).digest()).decode()
+        if head.get("ChecksumSHA256") == checksum:
+            return
+        existing = self.read(name)
+        if existing != data:
+            raise Conflict.between(f"{self.url}/{name}", existing, data)
+
+    def _ask(self, name: str, request: Callable[..., Result], **arguments: Any) -> Result:
+        try:
+            return self._call(name, lambda: request(**arguments))
+        except aws.ClientError as refused:
+            raise self._explained(name, refused) from refused
+
+    def _call(self, name: str, request: Callable[[], Result]) -> Result:
+        """Try until it works, the error is no passing one, or the attempts are used up.
+
+        Raises:
+            ClientError: what the server answered, for the caller to read.
+            Unreachable: no answer, or none but passing faults, in all attempts.
+            ValueError: no credentials, or an endpoint that is none.
+        """
+        pause = self.config.first_pause
+        for attempt in range(1, self.config.attempts + 1):
+            try:
+                return request()
+            except (aws.NoCredentialsError, aws.PartialCredentialsError) as missing:
+                raise ValueError(
+                    f"{self.url}: {missing}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                    "AWS_PROFILE, or run where a role is attached"
+                ) from missing
+            except aws.ClientError as refused:
+                if not _passing(refused):
+                    raise
+                last: Exception = refused
+            except PASSING_ERRORS as broken:
+                last = broken
+            if attempt < self.config.attempts:
+                time.sleep(pause * random.uniform(0.5, 1.5))
+                pause = min(2 * pause, self.config.longest_pause)
+        raise Unreachable(
+            f"{self.url}/{name}: no good answer in {self.config.attempts} attempts, the last: "
+            f"{last}; check the network and AWS_ENDPOINT_URL, then run the same command again"
+        ) from last
+
+    def _explained(self, name: str, refused: aws.ClientError) -> Exception:
+        where, code = f"{self.url}/{name}", _code(refused)
+        if code in ("NoSuchKey", "404"):
+            return FileNotFoundError(f"{where}: no such object")
+        if code == "NoSuchBucket":
+            return ValueError(f"{where}: there is no bucket {self.bucket!r}; create it")
+        if code in ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch"):
+            return ValueError(
+                f"{where}: access denied ({code}); the credentials in use may not do this here"
+            )
+        if code in ("NotImplemented", "501"):
+            return ValueError(
+                f"{where}: this server has no conditional writes (If-None-Match), without which "
+                "two writers could overwrite each other; use one that has"
+            )
+        return ValueError(f"{where}: {refused}")
+
+
+@lru_cache(maxsize=8)
+def _client(process: int, timeout: float) -> Any:
+    """One client a process: connections do not survive a fork."""
+    import boto3
+    from botocore.config import Config
+
+    patience = {"connect_timeout": min(10.0, timeout), "read_timeout": timeout}
+    # Retries are ours alone: botocore's do not cover a body that breaks off.
+    return boto3.session.Session().client(
+        "s3", config=Config(**patience, retries={"total_max_attempts": 1}, max_pool_connections=64)
+    )
+
+
+def _code(refused: aws.ClientError) -> str:
+    return str(refused.response.get("Error", {}).get("Code", ""))
+
+
+def _passing(refused: aws.ClientError) -> bool:
+    status = refused.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return _code(refused) in PASSING_CODES or (status >= 500 and status != 501) or status == 429

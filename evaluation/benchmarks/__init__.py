@@ -1,0 +1,1 @@
+"""Benchmarks as their authors publish them: annotation files, questions and images."""

@@ -1,0 +1,137 @@
+"""A benchmark's folder: ``images/SPLIT``, and ``annotations/`` in COCO's, VQAv2's, GQA's format."""
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from evaluation.benchmarks.readers import (
+    CaptionedImage,
+    ImageId,
+    QuestionSet,
+    read_coco_captions,
+    read_gqa,
+    read_karpathy,
+    read_vqa,
+)
+from evaluation.scores.captions import find_java
+
+
+def read_captions(data: Path, split: str) -> list[CaptionedImage]:
+    """The split's captioned images, from COCO's format or else Karpathy's."""
+    annotations, images = data / "annotations", data / "images" / split
+    coco, karpathy = annotations / f"captions_{split}.json", annotations / "dataset_karpathy.json"
+    if coco.is_file() or not karpathy.is_file():
+        return read_coco_captions(coco, images)
+    folder = images if images.is_dir() else data / "images"
+    return read_karpathy(karpathy, folder, split)
+
+
+def read_questions(data: Path, split: str, task: Literal["vqa", "gqa"]) -> QuestionSet:
+    """The split's questions in VQAv2's or GQA's format; a test set has no answers."""
+    annotations, images = data / "annotations", data / "images" / split
+    if task == "gqa":
+        return read_gqa(annotations / f"gqa_{split}_questions.json", images)
+    answers = annotations / f"vqa_{split}_annotations.json"
+    questions = annotations / f"vqa_{split}_questions.json"
+    return read_vqa(questions, answers if answers.is_file() else None, images)
+
+
+def true_captions(data: Path, split: str, questions: QuestionSet) -> dict[ImageId, str] | None:
+    """For each image its first reference caption (TinyWorld's complete one); None without captions.
+
+    Raises:
+        ValueError: there are captions, but not for an image that is asked about.
+    """
+    if not (data / "annotations" / f"captions_{split}.json").is_file():
+        return None
+    # Joined by file: GQA writes the id 42 as "42", or with zeros in front.
+    by_file = {i.path.resolve(): i.references for i in read_captions(data, split) if i.references}
+    if not by_file:
+        return None
+    files = {key: path.resolve() for key, path in questions.images.items()}
+    missing = [key for key, file in files.items() if file not in by_file]
+    if missing:
+        raise ValueError(
+            f"captions_{split}.json has no caption for image {missing[0]}, which the text-only "
+            "control reads; add it, or leave the controls out with --no-controls"
+        )
+    return {key: by_file[file][0] for key, file in files.items()}
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """What captioning and retrieval work on."""
+
+    items: tuple[CaptionedImage, ...]
+
+    def paths(self) -> list[Path]:
+        """The image files."""
+        return [item.path for item in self.items]
+
+    def without(self, paths: Container[Path]) -> "Captioned":
+        """All but these images."""
+        return Captioned(tuple(item for item in self.items if item.path not in paths))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What answering works on: questions, and a true caption of each image where there are some."""
+
+    questions: QuestionSet
+    contexts: Mapping[ImageId, str] | None = None
+
+    def paths(self) -> list[Path]:
+        """The image files."""
+        return list(self.questions.images.values())
+
+    def without(self, paths: Container[Path]) -> "Asked":
+        """All but the questions about these images."""
+        return Asked(self.questions.without(paths), self.contexts)
+
+
+def read_captioning(data: Path, split: str, limit: int | None = None) -> Captioned:
+    """The first ``limit`` images of the split.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``read_captions``; there are captions to score against,
+            but no Java to do it with.
+    """
+    items = read_captions(data, split)[:limit]
+    if any(item.references for item in items):
+        find_java()
+    return Captioned(tuple(items))
+
+
+def read_asking(
+    data: Path,
+    split: str,
+    task: Literal["vqa", "gqa"],
+    limit: int | None = None,
+    controls: bool = True,
+) -> Asked:
+    """The first ``limit`` questions of the split, and what the text-only control reads.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``read_questions`` and ``true_captions``.
+    """
+    questions = read_questions(data, split, task).first(limit)
+    answered = questions.answered()
+    if not controls or not answered.questions:
+        return Asked(questions)
+    return Asked(questions, true_captions(data, split, answered))
+
+
+def read_retrieval(data: Path, split: str, limit: int | None = None) -> Captioned:
+    """The first ``limit`` images of the split, each with a caption.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``read_captions``; an image without a caption.
+    """
+    items = read_captions(data, split)[:limit]
+    mute = next((item for item in items if not item.references), None)
+    if mute is not None:
+        raise ValueError(
+            f"image {mute.image_id} of split {split!r} has no caption; retrieval needs one of each"
+        )
+    return Captioned(tuple(items))

@@ -1,0 +1,106 @@
+"""How much of CapFilt's reading, decoding and writing is seen behind its models: the job itself.
+
+    python jobs/benchmark.py overlap --shards 6 --samples 200
+
+The whole job on a local Ray over made-up photographs (JPEG, 500 x 375), with the shipped models and
+one worker. From its commit records, once the first shard is through: seconds of each stage, and
+what the wall clock shows beyond the models' own. Reading and writing run in tasks beside the
+models, so nothing should, as long as a core is free for them; the first shard's decoding and the
+last one's writing are seen once a run.
+"""
+
+import io
+import tarfile
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import tyro
+from PIL import Image
+
+from jobs import recipes
+from jobs.benchmarks import measure as bench
+from jobs.capfilt import CapFiltArgs, run_capfilt
+from pipeline.shards.manifest import committed
+
+
+@dataclass(frozen=True)
+class OverlapBench:
+    """What is measured.
+
+    Attributes:
+        shards: input tars of ``samples`` photographs each.
+        captions: drawn for each; fewer make the models faster and what is exposed larger.
+    """
+
+    shards: int = 6
+    samples: int = 200
+    captions: int = 10
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Make the photographs, run the job, report."""
+    args = tyro.cli(OverlapBench, args=arguments, description=__doc__)
+    recipe = recipes.recipe("capfilt", "tinyworld")
+    recipe = replace(recipe, sampling=replace(recipe.sampling, captions=args.captions))
+    with tempfile.TemporaryDirectory(prefix="bench-overlap-") as folder:
+        web, out = Path(folder) / "web", Path(folder) / "out"
+        write_photographs(web, args)
+        job = CapFiltArgs(str(web), str(out), source="web", gallery=0, config=recipe)
+        job = replace(job, ray=replace(job.ray, workers=1))
+        summary = run_capfilt(job)
+        found = by_time(out)
+    steady = found[-1][0] - found[0][0]
+    spent = Counter[str]()
+    for _, seconds in found[1:]:
+        spent.update(seconds)
+    rows = [["", "seconds", "of the wall clock"]]
+    for name, value in [*sorted(spent.items()), ("wall clock", steady)]:
+        rows.append([name, f"{value:.2f}", f"{value / steady:.1%}"])
+    exposed = max(0.0, steady - spent["models"])
+    rows.append(["beside the models", f"{exposed:.2f}", f"{exposed / steady:.1%}"])
+    print(
+        f"whole run: {summary.seconds:.1f} s; below, from the first shard's end to the last one's"
+    )
+    bench.report(
+        rows,
+        {
+            "benchmark": "overlap",
+            **bench.machine("cpu"),
+            **asdict(args),
+            "images_per_s": round((args.shards - 1) * args.samples / steady, 2),
+            "wall": round(steady, 2),
+            "exposed": round(exposed, 2),
+            "seconds": {name: round(value, 2) for name, value in sorted(spent.items())},
+        },
+    )
+    return 0
+
+
+def by_time(out: Path) -> list[tuple[float, dict[str, float]]]:
+    """When each shard was committed, and its seconds by stage, in the order of the clock."""
+    records = {commit.name: commit for commit in committed(str(out))}
+    found = [
+        (path.stat().st_mtime, records[path.name.removesuffix("_stats.json")].seconds)
+        for path in (out / "shards").glob("*_stats.json")
+    ]
+    return sorted(found, key=lambda pair: pair[0])
+
+
+def write_photographs(folder: Path, args: OverlapBench) -> None:
+    """Tars of smooth noise as JPEGs of about 40 kB, each with a caption."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for shard in range(args.shards):
+        with tarfile.open(folder / f"{shard:05d}.tar", "w") as out:
+            for number in range(args.samples):
+                small = Image.fromarray(rng.integers(0, 256, (38, 50, 3), dtype=np.uint8))
+                data = io.BytesIO()
+                small.resize((500, 375), Image.Resampling.BICUBIC).save(data, "JPEG", quality=90)
+                for ext, member in (("jpg", data.getvalue()), ("txt", b"a photograph")):
+                    info = tarfile.TarInfo(f"{shard:05d}{number:04d}.{ext}")
+                    info.size = len(member)
+                    out.addfile(info, io.BytesIO(member))

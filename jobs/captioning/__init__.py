@@ -1,0 +1,1 @@
+"""CapFilt's workers and commands, behind ``jobs/capfilt.py``."""

@@ -1,0 +1,135 @@
+"""CapFilt's models from their folders: loading, image sizes, revision, and the actor's half."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jobs.models import image_processors
+from jobs.recipes.capfilt import CapFiltRecipe
+from modeling.linear import Library, products_by
+from modeling.precision import DTYPES, chosen, multiplies_bf16
+from pipeline.capfilt.describe import Described, ImageSpec, ModelInput, describe
+from pipeline.capfilt.memory import Halving
+
+ROOT = Path(__file__).resolve().parents[2]
+_REVISION_FILES = ("*.json", "*.safetensors", "*.txt")
+
+
+def find_folder(field: str, name: str) -> Path:
+    """The folder of a model: absolute, relative to the clone, or a cached Hugging Face id.
+
+    Raises:
+        ValueError: it is nowhere; the message says how to get it.
+    """
+    for folder in (Path(name), ROOT / name):
+        if (folder / "config.json").is_file():
+            return folder
+    if name.startswith("modeling/zoo/"):
+        remedy = "train it with: python jobs/zoo.py"
+    else:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+        )
+
+        try:
+            return Path(snapshot_download(name, local_files_only=True))
+        except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError):
+            remedy = f"give a Hugging Face folder, or fetch it once with: hf download {name}"
+    raise ValueError(f"{field} {name!r}: no model there (no config.json); {remedy}")
+
+
+def revision(folder: Path) -> str:
+    """A hash of the files that decide what the model says."""
+    digest = hashlib.sha256()
+    files = {path for pattern in _REVISION_FILES for path in folder.glob(pattern)}
+    for path in sorted(files):
+        digest.update(path.name.encode())
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """What a folder's image processor says: size and cropping, channel means and deviations."""
+
+    spec: ImageSpec
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def read_processor(folder: Path) -> Processor:
+    """Read ``preprocessor_config.json`` (or the newer ``processor_config.json``).
+
+    Raises:
+        ValueError: neither is there, or its preparation is none we know.
+    """
+    found = image_processors.read_huggingface(folder)
+    if found is None:
+        raise ValueError(f"{folder}: no preprocessor_config.json; save the image processor with it")
+    pixels = found.checked().pixels
+    assert pixels.interpolation != "auto"
+    crop = pixels.geometry == "crop"
+    spec = ImageSpec(found.size, crop, pixels.interpolation, pixels.resize_to)
+    return Processor(spec, pixels.mean, pixels.std)
+
+
+class Describer:
+    """The model actor's half: captioner and scorer in one process (one GPU where there is one).
+
+    Args:
+        recipe: its ``dtype`` is settled, or ``auto`` for this process's device.
+        products: library of all fp32 matrix products on a CPU, so that every worker of a run
+            makes the same bits.
+    """
+
+    def __init__(self, recipe: CapFiltRecipe, products: Library = "torch") -> None:
+        import torch
+        from transformers import AutoTokenizer, BlipForConditionalGeneration, CLIPModel
+        from transformers.utils import logging
+
+        from modeling.captioning.captioner import Captioner
+        from modeling.captioning.clip_scorer import ClipScorer
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = DTYPES[chosen(recipe.dtype, multiplies_bf16(device))]
+        self.products = products
+        self.batch_size = recipe.batch_size
+        folder = find_folder("captioner", recipe.captioner)
+        processor = read_processor(folder)
+        model: Any = BlipForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+        captioner = Captioner(
+            model.to(device),
+            AutoTokenizer.from_pretrained(folder),
+            recipe.sampling,
+            processor.mean,
+            processor.std,
+            seed=recipe.seed,
+        )
+        self.captioner: Halving[str, list[str]] = Halving(captioner, "")
+        folder = find_folder("ranker", recipe.ranker)
+        processor = read_processor(folder)
+        model = CLIPModel.from_pretrained(folder, dtype=dtype)
+        scorer = ClipScorer(
+            model.to(device), AutoTokenizer.from_pretrained(folder), processor.mean, processor.std
+        )
+        self.scorer: Halving[Sequence[str], list[float]] = Halving(scorer, ())
+
+    def process(self, model_input: ModelInput | None) -> Described | None:
+        """Captions and scores of a prepared shard, if there is one."""
+        if model_input is None:
+            return None
+        start = time.perf_counter()
+        with products_by(self.products):
+            described = describe(model_input, self.captioner, self.scorer, self.batch_size)
+        described.seconds["models"] = time.perf_counter() - start
+        sizes = {"captioner": self.captioner.size, "scorer": self.scorer.size}
+        return replace(described, short={name: size for name, size in sizes.items() if size})

@@ -1,0 +1,1 @@
+"""From folders, files and hub ids to modules."""

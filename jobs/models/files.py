@@ -1,0 +1,119 @@
+"""Where the files of models are: local folders, hub ids, safetensors, and what can go wrong."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cluster.ranks.dist import place
+from jobs.models.missing_parts import check_model, is_hub_id
+from jobs.models.tensors import first_line, open_folder, open_tensors
+from modeling.precision import DTYPES, chosen, multiplies_bf16
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ("*.json", "*.txt", "*.model")
+SAFETENSORS, PICKLES = "*.safetensors", "pytorch_model*.bin"
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The number format of a name; ``auto`` is settled by this process's device."""
+    return DTYPES[chosen(name, multiplies_bf16(place().device))]
+
+
+def local_path(name: str) -> Path | None:
+    """A model's folder or file, seen from the clone or from here; None where there is none."""
+    return next((path for path in (ROOT / name, Path(name)) if path.exists()), None)
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder behind a name, seen from the clone or from here; None where there is none."""
+    return next((path for path in (ROOT / name, Path(name)) if path.is_dir()), None)
+
+
+def find_folder(what: str, name: str, weights: bool = True) -> Path:
+    """The local folder of a model, fetched from the hub where ``name`` is a hub id.
+
+    Args:
+        what: says in messages what is missing.
+        weights: whether a model is wanted, which a folder must then hold. False fetches
+            configuration and tokenizer alone. Otherwise safetensors are fetched, or torch's
+            ``.bin`` files where the hub has no others (OPT); those are read with
+            ``weights_only=True`` like everything else.
+
+    Raises:
+        ValueError: no such folder, one that lacks a part, and no such model that could be reached.
+    """
+    folder = local_folder(name)
+    if folder is not None:
+        if weights:
+            check_model(what, folder)
+        return folder
+    if not is_hub_id(name):
+        raise ValueError(f"{what} {name!r}: no such folder, and it is no hub id (owner/name)")
+    from huggingface_hub import snapshot_download
+
+    with readable(what, name):
+        if not weights:
+            return Path(snapshot_download(name, allow_patterns=list(CONFIGS)))
+        folder = Path(snapshot_download(name, allow_patterns=[*CONFIGS, SAFETENSORS]))
+        if not any(folder.glob(SAFETENSORS)):
+            folder = Path(snapshot_download(name, allow_patterns=[*CONFIGS, PICKLES]))
+    return folder
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A Hugging Face folder's ``config.json``.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    path = folder / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as broken:
+        raise ValueError(
+            f"{folder} has no config.json that can be read ({broken}); give a Hugging Face folder"
+        ) from broken
+
+
+def read_state(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a Hugging Face folder's safetensors files.
+
+    Raises:
+        ValueError: no such file, or a damaged one.
+    """
+    return {name: tensor.read() for name, tensor in open_folder(folder).items()}
+
+
+def read_pth(what: str, name: str) -> dict[str, Tensor]:
+    """A plain state dict from a ``.pth`` file, memory-mapped; nothing in it is executed.
+
+    Raises:
+        ValueError: no such file, a damaged one, or one that holds more than tensors.
+    """
+    path = local_path(name)
+    if path is None:
+        raise ValueError(f"{what} {name!r}: no such file")
+    state = open_tensors(what, path)
+    plain = isinstance(state, Mapping) and all(isinstance(t, Tensor) for t in state.values())
+    if not plain:
+        raise ValueError(
+            f"{what} {name!r} is no plain state dict; save the tower's tensors by name, alone"
+        )
+    return dict(state)
+
+
+@contextmanager
+def readable(what: str, name: str) -> Iterator[None]:
+    """Turn a library's complaint about a model that cannot be had into one line that names it."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, KeyError) as broken:
+        raise ValueError(
+            f"{what} {name!r} cannot be loaded ({first_line(broken)}); give a local Hugging Face "
+            "folder, or a hub id that can be reached"
+        ) from broken

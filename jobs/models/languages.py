@@ -1,0 +1,170 @@
+"""Frozen language models from their folders, and one copy of their weights a node.
+
+Weights that are stored in the wanted type are memory-mapped: all processes of a node share the
+pages. Any others are rewritten once into the node's cache, tensor by tensor, and mapped from there.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from cluster.storage.cache import NodeCache
+from jobs import recipes
+from jobs.models.files import PICKLES, dtype_of, find_folder, local_folder, read_pth, readable
+from jobs.models.missing_parts import check_tokenizer
+from jobs.models.tensors import Lazy, Tensors, open_folder, write_folder
+from jobs.recipes.train import LanguageChoice
+from modeling.language.adapters import DecoderLM, EncoderDecoderLM
+from modeling.language.text import settle_rules
+
+Language = DecoderLM | EncoderDecoderLM
+WORTH_REWRITING = 1 << 30  # bytes; smaller models are cast in memory
+
+
+def load_language(choice: LanguageChoice) -> Language:
+    """A frozen language model and its tokenizer behind the adapter of its family.
+
+    Raises:
+        ValueError: no such folder or hub id, one without a language model, of another family than
+            the recipe's, or T5 in fp16, which overflows there.
+    """
+    folder = find_folder("language model", choice.name)
+    check_tokenizer("language model", folder)
+    pair = checked_config(choice, folder).is_encoder_decoder
+    family: Any = AutoModelForSeq2SeqLM if pair else AutoModelForCausalLM
+    dtype = dtype_of(choice.dtype)
+    with readable("language model", choice.name):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = family.from_pretrained(stored_as(folder, dtype), dtype=dtype)
+    return adapter(choice, model, tokenizer)
+
+
+def adapter(choice: LanguageChoice, model: Any, tokenizer: Any) -> Language:
+    """A loaded language model behind the adapter of its family, with the recipe's text rules.
+
+    Raises:
+        ValueError: the tokenizer does not fit the model, or lacks what the recipe asks for.
+    """
+    family = EncoderDecoderLM if model.config.is_encoder_decoder else DecoderLM
+    try:
+        return family(model, tokenizer, choice.max_text, choice.text_rules, choice.prompt_template)
+    except ValueError as broken:
+        raise ValueError(f"language model {choice.name!r}: {broken}") from broken
+
+
+def settle_text(recipe: Any, before: Mapping[str, Any] | None) -> Any:
+    """A recipe with the rules of its language model's texts settled, where the model is here.
+
+    Args:
+        before: the recipe of the run that is resumed. It keeps the rules it began with, where
+            nobody asks for others.
+
+    Raises:
+        ValueError: the language model is of another family than the recipe's.
+    """
+    if recipe.kind != "stage2" or recipe.language.text_rules != "auto":
+        return recipe
+    choice = recipe.language
+    folder = local_folder(choice.name)
+    if before is not None and before.get("kind") == "stage2":
+        rules = recipes.from_dict(LanguageChoice, before["language"]).text_rules
+    elif folder is not None:
+        rules = settle_rules("auto", checked_config(choice, folder).model_type)
+    else:  # it is fetched later, and its kind then says the same
+        rules = "auto"
+    return replace(recipe, language=replace(choice, text_rules=rules))
+
+
+def checked_config(choice: LanguageChoice, folder: Path) -> Any:
+    """A folder's configuration, held against the recipe's choice.
+
+    Raises:
+        ValueError: another family, or T5 in fp16; names the field and the remedy.
+    """
+    with readable("language model", choice.name):
+        config: Any = AutoConfig.from_pretrained(folder)
+    kind, pair = config.model_type, config.is_encoder_decoder
+    family = "encoder-decoder" if pair else "decoder"
+    if choice.family not in ("any", family):
+        raise ValueError(
+            f"--language.name {choice.name!r} is a {kind} model ({family}), this recipe is for a "
+            f"{choice.family}: give one of those, take a recipe for a {family}, or add "
+            f"--language.family {family}"
+        )
+    if "t5" in kind and choice.dtype == "fp16":
+        raise ValueError("--language.dtype fp16: T5 overflows in fp16; give bf16 or fp32")
+    return config
+
+
+def language_width(choice: LanguageChoice) -> int | None:
+    """Width of a local model's embeddings; None for one that is yet to be fetched.
+
+    Raises:
+        ValueError: a folder of another family than the recipe's.
+    """
+    folder = local_folder(choice.name)
+    if folder is None:
+        return None
+    config = checked_config(choice, folder).get_text_config()
+    return getattr(config, "word_embed_proj_dim", None) or config.hidden_size
+
+
+def stored_as(folder: Path, dtype: torch.dtype, least: int = WORTH_REWRITING) -> Path:
+    """A folder with the same model whose weights are safetensors of ``dtype``.
+
+    The folder itself where they are so already, or where they have less than ``least`` bytes; else
+    a copy in the node's cache, made by the first process that asks while the others wait.
+
+    Raises:
+        ValueError: weights that cannot be read.
+    """
+    tensors = _open(folder)
+    floats = [tensor for tensor in tensors.values() if tensor.dtype.is_floating_point]
+    small = sum(tensor.nbytes for tensor in floats) < least
+    if small or (_is_safe(folder) and all(tensor.dtype == dtype for tensor in floats)):
+        return folder
+    marks = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in folder.iterdir())
+    cache = NodeCache()
+    final = cache.place(f"{folder.resolve()}\0{dtype}\0{marks}", "")
+    with cache.only_one(final):
+        if not final.is_dir():
+            _rewrite(folder, tensors, dtype, final)
+    return final
+
+
+def _rewrite(folder: Path, tensors: Tensors, dtype: torch.dtype, final: Path) -> None:
+    aside = final.with_name(f".{final.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)  # of a process that died
+    cast = {name: _cast(tensor, dtype) for name, tensor in tensors.items()}
+    write_folder(aside, cast, f"{folder.name} in {str(dtype).removeprefix('torch.')}")
+    for path in folder.iterdir():
+        if path.suffix in (".json", ".txt", ".model") and "index" not in path.name:
+            shutil.copyfile(path, aside / path.name)
+    os.rename(aside, final)
+
+
+def _cast(tensor: Lazy, dtype: torch.dtype) -> Lazy:
+    if not tensor.dtype.is_floating_point:
+        return tensor
+    return Lazy(tensor.shape, dtype, lambda: tensor.read().to(dtype))
+
+
+def _is_safe(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors"))
+
+
+def _open(folder: Path) -> Tensors:
+    """The weights, not read yet: safetensors, or torch's files as tensors and nothing else."""
+    if _is_safe(folder):
+        return open_folder(folder)
+    found: dict[str, Tensor] = {}
+    for path in sorted(folder.glob(PICKLES)):
+        found |= read_pth("language model", str(path))
+    return {name: Lazy.of(tensor) for name, tensor in found.items()}

@@ -1,0 +1,1 @@
+"""Everything that the training jobs share: command line, plan, objectives, loop."""

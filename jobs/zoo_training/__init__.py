@@ -1,0 +1,1 @@
+"""How the zoo's small models are trained and measured, behind ``jobs/zoo.py``."""

@@ -1,0 +1,1 @@
+"""CapFilt's captioner and its judge."""

@@ -1,0 +1,1 @@
+"""Frozen language models: their text, their head, and the adapters around them."""

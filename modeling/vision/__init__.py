@@ -1,0 +1,1 @@
+"""Image encoders: the families, their weights' names, the tokens that are taken."""

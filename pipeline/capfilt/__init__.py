@@ -1,0 +1,1 @@
+"""CapFilt without machines: description, filters, duplicates, output, gallery."""

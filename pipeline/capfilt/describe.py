@@ -1,0 +1,247 @@
+"""CapFilt without machines: prepare, describe, select (paper, section 3.4).
+
+Pure functions between a source and an output shard. The models come in as callables, so this
+file knows none of them; the job decides on which machine each step runs. The result becomes a
+shard in ``pipeline.capfilt.output``.
+"""
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.capfilt.filters import (
+    FilterConfig,
+    check_header,
+    check_sample,
+    missing_columns,
+    passing_captions,
+)
+from pipeline.images import ImageError, ImageHeader, decode, read_header
+from pipeline.pixels import PixelConfig, fit_square
+from pipeline.sample import Rejected, Sample
+from pipeline.shards.tar import Row
+
+CaptionFn = Callable[[Tensor, Sequence[str]], list[list[str]]]
+"""(uint8 B3SS, uids) -> captions of each image; an empty uid marks padding."""
+ScoreFn = Callable[[Tensor, Sequence[Sequence[str]]], list[list[float]]]
+"""(uint8 B3SS, texts of each image) -> their scores."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A caption that competed: ``origin`` is synthetic, web or human."""
+
+    text: str
+    score: float
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpec:
+    """How a model wants its images.
+
+    Attributes:
+        size: side of the square in pixels.
+        crop: the centre of the resized image, instead of the whole image squashed.
+        interpolation: filter of the resize.
+        resize_to: side (of a crop: short side) after the resize; 0 takes ``size``.
+    """
+
+    size: int
+    crop: bool = False
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize_to: int = 0
+
+    def square(self, image: Tensor) -> Tensor:
+        """The uint8 square 3SS of a uint8 image 3HW."""
+        geometry: Literal["crop", "squash"] = "crop" if self.crop else "squash"
+        pixels = PixelConfig((), (), self.interpolation, geometry, self.resize_to, "torch")
+        return fit_square(image, self.size, pixels)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What stays with the shard while the models work: originals, and the rows of the dropped.
+
+    ``unlooked`` counts the samples that lack a column which a filter reads, by column.
+    """
+
+    samples: list[tuple[Sample, ImageHeader, str]]
+    rows: list[Row]
+    seconds: float
+    unlooked: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """What travels to the models: decoded, resized images N3SS and the texts of the source."""
+
+    uids: list[str]
+    texts: list[tuple[str, ...]]
+    human: list[bool]
+    for_captioner: np.ndarray
+    for_scorer: np.ndarray
+
+
+@dataclass(frozen=True)
+class Described:
+    """What the models said: per sample its candidates in generation order, the web's last.
+
+    ``short`` says how many images at once a model took whose device had no memory for a batch.
+    """
+
+    candidates: list[list[Candidate]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    short: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Passed:
+    """A sample on its way to the models, with its pixels for each of them."""
+
+    sample: Sample
+    header: ImageHeader
+    sha256: str
+    for_captioner: Tensor
+    for_scorer: Tensor
+
+
+def prepare(
+    records: Iterable[Sample | Rejected],
+    filters: FilterConfig,
+    captioner: ImageSpec,
+    scorer: ImageSpec,
+) -> tuple[Kept, ModelInput]:
+    """Filter, decode and resize a shard; samples in key order, everything else as rows."""
+    start = time.perf_counter()
+    rows: list[Row] = []
+    passed: list[_Passed] = []
+    unlooked = Counter[str]()
+    for record in records:
+        if isinstance(record, Sample):
+            unlooked.update(missing_columns(filters, record))
+        outcome = _admit(record, filters, captioner, scorer)
+        if isinstance(outcome, Row):
+            rows.append(outcome)
+        else:
+            passed.append(outcome)
+    passed.sort(key=lambda entry: entry.sample.key)
+    samples = [entry.sample for entry in passed]
+    model_input = ModelInput(
+        uids=[sample.uid for sample in samples],
+        texts=[sample.captions for sample in samples],
+        human=[sample.human for sample in samples],
+        for_captioner=_stack([entry.for_captioner for entry in passed], captioner.size),
+        for_scorer=_stack([entry.for_scorer for entry in passed], scorer.size),
+    )
+    kept = [(entry.sample, entry.header, entry.sha256) for entry in passed]
+    return Kept(kept, rows, time.perf_counter() - start, dict(unlooked)), model_input
+
+
+def _stack(images: list[Tensor], size: int) -> np.ndarray:
+    return torch.stack(images).numpy() if images else np.zeros((0, 3, size, size), np.uint8)
+
+
+def _admit(
+    record: Sample | Rejected, filters: FilterConfig, captioner: ImageSpec, scorer: ImageSpec
+) -> Row | _Passed:
+    row = Row(record.uid, record.key, record.source, "failed", web_caption=record.caption)
+    if isinstance(record, Rejected):
+        return replace(row, status=record.status, reason=record.reason, sha256=record.sha256)
+    row = replace(row, sha256=hashlib.sha256(record.image).hexdigest())
+    reason = check_sample(filters, record)
+    if reason:
+        return replace(row, status="filtered", reason=reason)
+    captions = passing_captions(filters, record)
+    if captions != record.captions:
+        record = replace(record, caption=captions[0], captions=captions)
+    try:
+        header = read_header(record.image, filters.max_pixels)
+        row = replace(row, width=header.width, height=header.height)
+        reason = check_header(filters, header)
+        if reason:
+            return replace(row, status="filtered", reason=reason)
+        image = decode(record.image, filters.max_pixels)
+    except ImageError as broken:
+        return replace(row, reason=broken.reason)
+    small = [spec.square(image) for spec in (captioner, scorer)]
+    return _Passed(record, header, row.sha256, *small)
+
+
+def describe(
+    model_input: ModelInput, caption: CaptionFn, score: ScoreFn, batch_size: int
+) -> Described:
+    """Captions and scores of a prepared shard.
+
+    Batches are consecutive samples, the last one padded: the models always see the same shapes
+    with the same content, whoever runs the shard, so equal inputs give equal bits.
+    """
+    candidates: list[list[Candidate]] = []
+    seconds = {"caption": 0.0, "score": 0.0}
+    for first in range(0, len(model_input.uids), batch_size):
+        part = slice(first, first + batch_size)
+        uids, texts = model_input.uids[part], model_input.texts[part]
+        human = model_input.human[part]
+        start = time.perf_counter()
+        synthetic: list[list[str]] = [[] for _ in uids]
+        if not all(human):
+            images = _batch(model_input.for_captioner[part], batch_size)
+            keys = ["" if mine else uid for uid, mine in zip(uids, human, strict=True)]
+            drawn = caption(images, keys + [""] * (batch_size - len(keys)))
+            synthetic = [
+                [] if mine else captions
+                for captions, mine in zip(drawn[: len(uids)], human, strict=True)
+            ]
+        middle = time.perf_counter()
+        rows = [[*made, *own] for made, own in zip(synthetic, texts, strict=True)]
+        padding: list[list[str]] = [[] for _ in range(batch_size - len(rows))]
+        scores = score(_batch(model_input.for_scorer[part], batch_size), rows + padding)
+        scores = scores[: len(rows)]  # without the padding
+        for made, row, values, mine in zip(synthetic, rows, scores, human, strict=True):
+            origin = "human" if mine else "web"
+            origins = ["synthetic"] * len(made) + [origin] * (len(row) - len(made))
+            candidates.append(
+                [Candidate(t, s, o) for t, s, o in zip(row, values, origins, strict=True)]
+            )
+        seconds["caption"] += middle - start
+        seconds["score"] += time.perf_counter() - middle
+    return Described(candidates, seconds)
+
+
+def _batch(images: np.ndarray, batch_size: int) -> Tensor:
+    batch = torch.empty((batch_size, *images.shape[1:]), dtype=torch.uint8)
+    batch.numpy()[: len(images)] = images  # what came through Ray is read-only: copied once
+    batch[len(images) :] = 0
+    return batch
+
+
+def select(candidates: Sequence[Candidate], keep: int) -> tuple[list[Candidate], list[int]]:
+    """Rank candidates by score and choose which to keep.
+
+    Equal scores keep their order (synthetic before web); of equal texts only the best ranked is
+    kept; an empty one never. Human captions are all kept: they need no filter.
+
+    Returns:
+        All candidates in rank order, and the indices of the kept, best first.
+
+    >>> a, b = Candidate("a dog", 0.3, "synthetic"), Candidate("sale!", 0.1, "web")
+    >>> select([b, a, a], keep=2)[1]
+    [0, 2]
+    """
+    ranked = sorted(candidates, key=lambda candidate: -candidate.score)
+    kept: list[int] = []
+    texts: set[str] = set()
+    for index, candidate in enumerate(ranked):
+        full = len(kept) >= keep and candidate.origin != "human"
+        if full or not candidate.text or candidate.text in texts:
+            continue
+        kept.append(index)
+        texts.add(candidate.text)
+    return ranked, kept

@@ -1,0 +1,274 @@
+"""Batches for training: the schedule's draws, read, decoded and tokenised ahead of the step.
+
+``pipeline.shards.reading`` has the bytes, ``pipeline.loading.samples`` makes samples of them,
+``pipeline.loading.batch`` brings these to the process that trains. What a batch holds is a function
+of (data, seed, step, rank) alone: not of workers, of earlier steps, or of where a run was resumed.
+"""
+
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cluster.malloc import keep_memory
+from cluster.storage.cache import NodeCache, default_folder
+from pipeline.loading.batch import Batch, Parcel, Slots, empty_squares
+from pipeline.loading.samples import Samples
+from pipeline.loading.schedule import Draw, Schedule, SourceSizes
+from pipeline.shards.reading import Fetcher, Shards
+
+Tokenise = Callable[[list[str]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    """How batches are made.
+
+    Attributes:
+        captions: which of a sample's kept captions is taken at a visit: ``random_top2`` one of
+            the best two (the paper), ``top1`` the best, ``weighted`` in proportion to the softmax
+            of their scores.
+        workers: processes that decode; 0 decodes in a thread beside the training step.
+        prefetch: batches made ahead.
+        weights: an integer a source for the mix, in the order of ``--data``; none mixes by size.
+        cache: folder of the node's copies of remote shards; "" takes ``$ISTHMUS_CACHE`` or the
+            user's cache folder. ``cache_gb`` is how much it may hold.
+        fetch_ahead: steps before a remote shard is needed at which its fetch begins.
+    """
+
+    captions: Literal["random_top2", "top1", "weighted"] = "random_top2"
+    workers: int = 0
+    prefetch: int = 4
+    weights: tuple[int, ...] = ()
+    cache: str = ""
+    cache_gb: float = 200.0
+    fetch_ahead: int = 50
+
+    def node_cache(self) -> NodeCache:
+        """The cache that these fields name."""
+        folder = Path(self.cache) if self.cache else default_folder()
+        return NodeCache(folder, self.cache_gb)
+
+
+def make_schedule(
+    sources: Sequence[Shards], config: LoaderConfig, seed: int, global_batch: int
+) -> Schedule:
+    """The schedule over opened sources.
+
+    Raises:
+        ValueError: not as many weights as sources.
+    """
+    if config.weights and len(config.weights) != len(sources):
+        raise ValueError(
+            f"loader.weights = {config.weights}: {len(sources)} sources are given; "
+            "give one positive integer each, or none"
+        )
+    weights = config.weights or (0,) * len(sources)
+    pairs = zip(sources, weights, strict=True)
+    return Schedule([SourceSizes(s.name, s.sizes, w) for s, w in pairs], seed, global_batch)
+
+
+class Batches:
+    """This rank's batches from a step on: accumulation times a step, in order, made ahead.
+
+    Iterate it once; ``close`` (or leaving a ``with`` block) ends its thread and processes.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        config: LoaderConfig,
+        steps: range,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        accumulation: int = 1,
+        tokenise: Tokenise | None = None,
+    ) -> None:
+        order = _RankOrder(samples.schedule, steps, rank, world, accumulation)
+        # In flight, ahead, of the step that trains and of the one before; more are made without.
+        count = (config.workers + 1) * config.prefetch + 2 * accumulation + 2
+        size = samples.transform.config.size
+        slots = Slots(count if config.workers else 0, order.micro, size)
+        loader: DataLoader = DataLoader(
+            _Maker(samples, slots, tokenise),
+            batch_size=None,  # a request is a whole batch
+            sampler=_Requests(order, slots),
+            collate_fn=_as_it_is,
+            num_workers=config.workers,
+            multiprocessing_context="fork" if config.workers else None,
+            worker_init_fn=_start_worker,
+            prefetch_factor=config.prefetch if config.workers else None,
+            generator=torch.Generator(),  # it would draw from the global one otherwise
+        )
+        parcels = iter(loader)
+        device = torch.cuda.current_device() if torch.cuda.is_available() else None
+        self._ahead = _Ahead(map(partial(_unpack, slots, device), parcels), config.prefetch)
+        self._fetcher = Fetcher(samples.sources, order.shards(), config.fetch_ahead * accumulation)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        batch = self._ahead.next()
+        self._fetcher.step()
+        return batch
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop making batches."""
+        self._fetcher.close()
+        self._ahead.close()
+
+
+def _unpack(slots: Slots, device: int | None, parcel: Parcel) -> Batch:
+    """The batch of a parcel, page-locked where it goes to a GPU."""
+    batch = parcel.batch(slots)
+    if device is None:
+        return batch
+    with torch.cuda.device(device):
+        return batch.pin_memory()
+
+
+def _start_worker(worker: int) -> None:
+    """A stop is sent to all processes of a run; the rank still needs its workers to end its step
+    and save. They end with it.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    keep_memory()
+
+
+def _as_it_is(parcel: Any) -> Any:
+    return parcel
+
+
+class _Maker(Dataset):
+    """What runs in the workers: a request in, its parcel out."""
+
+    def __init__(self, samples: Samples, slots: Slots, tokenise: Tokenise | None) -> None:
+        self.samples, self.slots, self.tokenise = samples, slots, tokenise
+
+    def __getitem__(self, request: "_Request") -> Parcel:
+        slot, draws = request
+        if slot is None:
+            squares = empty_squares(len(draws), self.samples.transform.config.size)
+        else:
+            squares = self.slots.squares(slot)
+        items = self.samples.fill(draws, squares)
+        texts = [item.text for item in items]
+        tokens = self.tokenise(texts) if self.tokenise else {}
+        return Parcel(
+            squares=squares if slot is None else slot,
+            texts=texts,
+            uids=[item.uid for item in items],
+            image_ids=np.array([item.image_id for item in items], dtype=np.int64),
+            questions=[item.question for item in items],
+            draws=np.array([item.draws for item in items], dtype=np.float64),
+            tokens={name: tensor.numpy() for name, tensor in tokens.items()},
+            replaced=[line for item in items for line in item.replaced],
+        )
+
+
+class _Request(NamedTuple):
+    """A micro-batch to make: the slot to fill, if one is free, and its draws."""
+
+    slot: int | None
+    draws: list[Draw]
+
+
+class _Requests:
+    """Sampler of whole batches: takes a slot for each micro-batch when it is asked for."""
+
+    def __init__(self, order: "_RankOrder", slots: Slots) -> None:
+        self._order, self._slots = order, slots
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[_Request]:
+        for draws in self._order:
+            yield _Request(self._slots.take(), draws)
+
+
+class _RankOrder:
+    """The draws of each micro-batch of one rank, step by step.
+
+    Raises:
+        ValueError: the global batch cannot be cut as asked.
+    """
+
+    def __init__(
+        self, schedule: Schedule, steps: range, rank: int, world: int, accumulation: int
+    ) -> None:
+        self.schedule, self.steps = schedule, steps
+        self.rank, self.world, self.accumulation = rank, world, accumulation
+        share = len(schedule.rank_slice(0, rank, world))
+        self.micro, rest = divmod(share, accumulation)
+        if rest:
+            raise ValueError(
+                f"{share} samples a rank cannot be cut into {accumulation} equal micro-batches"
+            )
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.accumulation
+
+    def shards(self) -> Iterator[set[tuple[int, int]]]:
+        """The (source, shard) pairs that each micro-batch needs."""
+        for draws in self:
+            yield {(draw.source, draw.shard) for draw in draws}
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for step in self.steps:
+            draws = self.schedule.rank_slice(step, self.rank, self.world)
+            for start in range(0, len(draws), self.micro):
+                yield list(draws[start : start + self.micro])
+
+
+class _Ahead:
+    """Runs an iterator in a thread, a few items ahead, and hands its errors on."""
+
+    def __init__(self, source: Iterator[Any], depth: int) -> None:
+        self._ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(max(1, depth))
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(source,), daemon=True)
+        self._thread.start()
+
+    def next(self) -> Any:
+        item, error = self._ready.get()
+        if error is not None:
+            raise error
+        return item
+
+    def close(self) -> None:
+        self._closed.set()
+        while self._thread.is_alive():
+            try:
+                self._ready.get(timeout=0.05)
+            except queue.Empty:
+                continue
+
+    def _run(self, source: Iterator[Any]) -> None:
+        error: BaseException = StopIteration()
+        try:
+            for item in source:
+                if self._closed.is_set():
+                    return
+                self._ready.put((item, None))
+        except Exception as raised:  # raised again where the batch is asked for
+            error = raised
+        self._ready.put((None, error))

@@ -1,0 +1,231 @@
+"""A draw of the schedule becomes a square, a caption and what an objective draws.
+
+All of it is a function of the data and (seed, uid, visit): not of place, batch or process.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cluster.ranks.dist import derive_seed
+from pipeline.images import decode
+from pipeline.loading.schedule import Draw, Schedule
+from pipeline.sample import make_uid
+from pipeline.shards.reading import BadSample, Shards
+from pipeline.sources.base import IMAGE_SUFFIXES, TEXT_SUFFIXES, field_captions
+from pipeline.text import TextError, check_caption, decode_text, has_lone_surrogate, load_json
+from pipeline.text_processors import TextRule, caption_text, question_text
+from pipeline.transforms import TrainTransform
+
+MAX_REPLACED_IN_A_ROW = 100
+_IMAGES = (*IMAGE_SUFFIXES, "image")
+_SAID = {
+    "no_caption": "it has no caption",
+    "caption_not_text": "its caption is no text",
+    "caption_not_utf8": "its caption is not UTF-8",
+}
+_SIDES = re.compile(r"\b(left|right|leftmost|rightmost)\b", re.IGNORECASE)
+
+
+class Item(NamedTuple):
+    """One visit of a sample, its image still encoded.
+
+    Attributes:
+        augment: seed of its crop and flip.
+        draws, replaced: as in ``pipeline.loading.batch.Batch``.
+    """
+
+    image: bytes
+    text: str
+    uid: str
+    image_id: int
+    question: str
+    augment: int
+    draws: tuple[float, float]
+    replaced: tuple[str, ...] = ()
+
+
+class Samples:
+    """Draws in, decoded samples out, whatever happens to a sample itself."""
+
+    def __init__(
+        self,
+        sources: Sequence[Shards],
+        schedule: Schedule,
+        transform: TrainTransform,
+        captions: str = "random_top2",
+        text: TextRule = "plain",
+    ) -> None:
+        self.sources, self.schedule, self.transform = sources, schedule, transform
+        self.captions, self.text = captions, text
+
+    def fill(self, draws: Sequence[Draw], squares: Tensor) -> list[Item]:
+        """The samples of draws, their squares written into ``squares`` (uint8 B3SS).
+
+        All are read before the first is decoded: an image of megabytes drives everything else out
+        of the processor's caches, and what is read after one takes twice as long.
+
+        Raises:
+            ValueError: a hundred samples in a row are unreadable.
+        """
+        read = [self._try_read(draw) for draw in draws]
+        together = zip(draws, read, squares, strict=True)
+        return [self._place(draw, item, square) for draw, item, square in together]
+
+    def _try_read(self, draw: Draw) -> Item | None:
+        try:
+            return self._read(draw)
+        except ValueError:  # met again, and told, where its place is filled
+            return None
+
+    def _place(self, draw: Draw, first: Item | None, square: Tensor) -> Item:
+        """The sample of a draw, and why others before it in its place were not used."""
+        replaced: list[str] = []
+        for attempt in range(MAX_REPLACED_IN_A_ROW):
+            this = self.schedule.replacement(draw, attempt) if attempt else draw
+            try:
+                item = self._read(this) if attempt or first is None else first
+                square.copy_(self._square(item))
+                return item._replace(replaced=tuple(replaced)) if replaced else item
+            except ValueError as bad:
+                source = self.sources[this.source]
+                where = f"{source.tars[this.shard]}#{this.index}"
+                replaced.append(f"{source.name}/{where}: {bad}")
+        raise ValueError(
+            f"{MAX_REPLACED_IN_A_ROW} unreadable samples in a row, the last: {replaced[-1]}; "
+            "check the data"
+        )
+
+    def _read(self, draw: Draw) -> Item:
+        source = self.sources[draw.source]
+        members = source.members(draw.shard, draw.index)
+        record = _record(members)
+        uid = record.get("uid")
+        if not isinstance(uid, str):
+            uid = make_uid(*source.place(draw.shard), source.key(draw.shard, draw.index))
+        place = (seed := self.schedule.seed, uid, draw.visit)
+        text = choose_caption(
+            record, members, policy=self.captions, seed=seed, uid=uid, visit=draw.visit
+        )
+        asked = _question(record)
+        if not asked:  # what answers a question stays as people wrote it, as in the reference
+            text = caption_text(text, self.text)
+        if not text:
+            raise BadSample("its caption holds no words")
+        image = next((members[ext] for ext in members if ext in _IMAGES), None)
+        if image is None:
+            raise BadSample(f"no image among its members {sorted(members)}")
+        return Item(
+            image,
+            text,
+            uid,
+            image_id=_image_id(record, image),
+            question=question_text(asked, self.text),
+            augment=derive_seed("augment", *place),
+            draws=(uniform("first draw", *place), uniform("second draw", *place)),
+        )
+
+    def _square(self, item: Item) -> Tensor:
+        keeps_sides = self.transform.config.keep_sides
+        allowed = not (keeps_sides and names_side(f"{item.question} {item.text}"))
+        generator = torch.Generator().manual_seed(item.augment)
+        return self.transform(decode(item.image), generator, allowed)
+
+
+def names_side(text: str) -> bool:
+    """Whether a text speaks of left or right, which a flip would turn into a lie."""
+    return _SIDES.search(text) is not None
+
+
+def choose_caption(
+    record: dict[str, Any],
+    members: dict[str, bytes],
+    *,
+    policy: str,
+    seed: int,
+    uid: str,
+    visit: int,
+) -> str:
+    """The caption of one visit: a function of (seed, uid, visit) among the kept ones.
+
+    Raises:
+        BadSample: no caption, or none that is text.
+    """
+    kept = _kept(record, members)
+    share = uniform("caption", seed, uid, visit)
+    if policy == "top1":
+        chosen = kept[0][0]
+    elif policy == "weighted":
+        scores = np.array([score for _, score, _ in kept], dtype=np.float64)
+        shares = np.exp(scores - scores.max())
+        place = np.searchsorted(np.cumsum(shares / shares.sum()), share, side="right")
+        chosen = kept[min(int(place), len(kept) - 1)][0]
+    else:  # human captions are all kept, and all of them drawn among
+        human = all(origin == "human" for _, _, origin in kept)
+        among = kept if human else kept[:2]
+        chosen = among[int(share * len(among))][0]
+    chosen, reason = check_caption(chosen)
+    if reason:
+        raise BadSample(_SAID[reason])
+    text = " ".join(chosen.split())
+    if not text:
+        raise BadSample("its caption is empty")
+    return text
+
+
+def uniform(*parts: object) -> float:
+    """A number in [0, 1) of any printable parts: 53 bits, so that it cannot round to 1."""
+    return (derive_seed(*parts) >> 10) / 2**53
+
+
+def _kept(record: dict[str, Any], members: dict[str, bytes]) -> list[tuple[Any, float, str]]:
+    """(text, score, origin) of the kept captions, best first; all that a foreign sample has.
+
+    Nothing has ranked the captions of a foreign sample: like those of people, all are kept.
+    """
+    candidates, kept = record.get("captions"), record.get("kept")
+    if isinstance(candidates, list) and isinstance(kept, list) and kept:
+        try:
+            chosen = [candidates[i] for i in kept]
+            return [(c["text"], float(c["score"] or 0.0), c.get("origin", "")) for c in chosen]
+        except (AttributeError, LookupError, TypeError, OverflowError) as broken:
+            raise BadSample("its record's captions cannot be read") from broken
+    text = next((members[ext] for ext in TEXT_SUFFIXES if ext in members), None)
+    if text is not None:
+        try:
+            return [(decode_text(text), 0.0, "human")]
+        except TextError as broken:
+            raise BadSample(_SAID["caption_not_utf8"]) from broken
+    captions, reason = field_captions(record)
+    if reason:
+        raise BadSample(_SAID[reason])
+    return [(caption, 0.0, "human") for caption in captions]
+
+
+def _record(members: dict[str, bytes]) -> dict[str, Any]:
+    try:
+        record = load_json(members.get("json", b"{}"))
+    except TextError as broken:
+        raise BadSample("its json cannot be read") from broken
+    return record if isinstance(record, dict) else {}
+
+
+def _question(record: dict[str, Any]) -> str:
+    question = record.get("question")
+    if not isinstance(question, str):
+        return ""
+    if has_lone_surrogate(question):
+        raise BadSample("its question is not UTF-8")
+    return question
+
+
+def _image_id(record: dict[str, Any], image: bytes) -> int:
+    """63 bits of the bytes' sha256: samples with several captions of an image share it."""
+    known = record.get("sha256")  # CapFilt has hashed them already
+    digest = known if isinstance(known, str) and len(known) == 64 else ""
+    return int((digest or hashlib.sha256(image).hexdigest())[:16], 16) >> 1

@@ -1,0 +1,1 @@
+"""Tars and their manifest: written, indexed, read."""

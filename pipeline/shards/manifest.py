@@ -1,0 +1,213 @@
+"""Plan and commit records: what a run is, and what of it is done.
+
+``plan.json`` is written once and never changes. A shard is done when its record
+``shards/NAME_stats.json`` is there; the tar and the parquet are written before it, and readers
+trust nothing without a record.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.storage.base import Conflict, Storage, open_storage
+from pipeline.shards.tar import to_json
+
+PLAN, SHARDS, MANIFEST, SIZES = "plan.json", "shards", "manifest.parquet", "sizes.json"
+_RECORD = "_stats.json"
+_READERS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedShard:
+    """An input shard of the plan: ``etag`` changes when its content does, ``size`` in bytes."""
+
+    name: str
+    input: str
+    size: int
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run is: its fingerprint (recipe, models, versions) and its ordered inputs."""
+
+    fingerprint: dict[str, Any]
+    inputs: tuple[PlannedShard, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A committed shard: ``n`` rows in, ``ok`` in the tar, the rest filtered or failed.
+
+    A retry's shard names the one it took inputs from (``retry_of``) and how they had been counted
+    there: by reason (``retried``) and by status (``retried_status``). ``unlooked`` counts inputs
+    that lack a column which a filter reads, by column.
+    """
+
+    name: str
+    n: int
+    ok: int
+    filtered: int
+    failed: int
+    reasons: dict[str, int]
+    web_won: int
+    tar_sha256: str
+    parquet_sha256: str
+    tar: str
+    parquet: str
+    tar_path: str
+    parquet_path: str
+    tar_bytes: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    retry_of: str = ""
+    retried: dict[str, int] = field(default_factory=dict)
+    retried_status: dict[str, int] = field(default_factory=dict)
+    unlooked: dict[str, int] = field(default_factory=dict)
+
+
+def open_plan(storage: Storage, plan: Plan) -> Plan:
+    """Publish the plan, or accept the equal one that is there.
+
+    Raises:
+        ValueError: the output belongs to another plan; the message lists what differs.
+    """
+    mine = to_json(asdict(plan))
+    try:
+        storage.publish(PLAN, mine)
+    except Conflict as taken:
+        theirs = json.loads(taken.existing)
+        difference = "; ".join(_differences(theirs, json.loads(mine), ""))
+        raise ValueError(
+            f"output {storage.url} was started with another plan ({difference}); "
+            "give the same recipe and input to resume, or another --output"
+        ) from None
+    return plan
+
+
+def _differences(old: Any, new: Any, where: str) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        found = (_differences(old.get(k), new.get(k), f"{where}.{k}".strip(".")) for k in keys)
+        return [line for lines in found for line in lines][:8]
+    if isinstance(old, list) and isinstance(new, list) and old != new:
+        if len(old) != len(new):
+            return [f"{where}: {len(old)} then, {len(new)} now"]
+        pairs = zip(old, new, strict=True)
+        index = next(i for i, (a, b) in enumerate(pairs) if a != b)
+        return _differences(old[index], new[index], f"{where}[{index}]")
+    return [] if old == new else [f"{where}: {old!r} then, {new!r} now"]
+
+
+def commit_shard(
+    storage: Storage, name: str, tar: bytes, parquet: bytes, stats: dict[str, Any]
+) -> bool:
+    """Publish tar, parquet and record, in this order.
+
+    Wall times (``stats["seconds"]``) are the only thing two attempts may differ in: the first
+    record stays.
+
+    Returns:
+        True if this attempt wrote the record, False if another one had.
+
+    Raises:
+        Conflict: another attempt committed different bytes.
+    """
+    base = f"{SHARDS}/{name}"
+    storage.publish(f"{base}.tar", tar)
+    storage.publish(f"{base}.parquet", parquet)
+    record = {
+        **stats,
+        "name": name,
+        "tar_sha256": hashlib.sha256(tar).hexdigest(),
+        "parquet_sha256": hashlib.sha256(parquet).hexdigest(),
+        "tar_bytes": len(tar),
+    }
+    try:
+        return storage.publish(base + _RECORD, to_json(record))
+    except Conflict as taken:
+        if _without_seconds(json.loads(taken.existing)) == _without_seconds(record):
+            return False
+        raise
+
+
+def _without_seconds(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key != "seconds"}
+
+
+def committed(out_url: str) -> list[Commit]:
+    """The committed shards of an output, by name; [] where nothing is committed yet.
+
+    Raises:
+        ValueError: a record cannot be read; the message names it.
+    """
+    storage = open_storage(out_url)
+    names = [f"{SHARDS}/{name}{_RECORD}" for name in sorted(committed_names(storage))]
+    with ThreadPoolExecutor(_READERS) as readers:  # on S3 a record costs a round trip
+        return list(readers.map(partial(_read_record, storage), names))
+
+
+def committed_names(storage: Storage) -> set[str]:
+    """Names of the committed shards, from the listing alone: one call a thousand files on S3."""
+    names = (entry.name for entry in storage.entries(SHARDS))
+    found = {name.removeprefix(f"{SHARDS}/") for name in names if name.endswith(_RECORD)}
+    return {name.removesuffix(_RECORD) for name in found}
+
+
+def is_committed(storage: Storage, name: str) -> bool:
+    """Whether this shard is done."""
+    return storage.exists(f"{SHARDS}/{name}{_RECORD}")
+
+
+def _read_record(storage: Storage, path: str) -> Commit:
+    try:
+        record = json.loads(storage.read(path))
+        base = path.removesuffix(_RECORD)
+        return Commit(
+            name=record["name"],
+            n=record["n"],
+            ok=record["ok"],
+            filtered=record["filtered"],
+            failed=record["failed"],
+            reasons=record["reasons"],
+            web_won=record["web_won"],
+            tar_sha256=record["tar_sha256"],
+            parquet_sha256=record["parquet_sha256"],
+            tar=f"{base}.tar",
+            parquet=f"{base}.parquet",
+            tar_path=f"{storage.url}/{base}.tar",
+            parquet_path=f"{storage.url}/{base}.parquet",
+            tar_bytes=record["tar_bytes"],
+            seconds=record.get("seconds", {}),
+            retry_of=record.get("retry_of", ""),
+            retried=record.get("retried", {}),
+            retried_status=record.get("retried_status", {}),
+            unlooked=record.get("unlooked", {}),
+        )
+    except (KeyError, TypeError, json.JSONDecodeError) as broken:
+        raise ValueError(
+            f"commit record {storage.url}/{path} is unreadable ({broken!r}); "
+            "remove it and run the stage again"
+        ) from broken
+
+
+def manifest_hash(commits: Sequence[Commit]) -> str:
+    """One hash of what is committed: names, counts, content; not of where it lies or when."""
+    content = [(c.name, c.n, c.ok, c.tar_sha256, c.parquet_sha256) for c in commits]
+    return hashlib.sha256(to_json(sorted(content))).hexdigest()
+
+
+def compact(storage: Storage, commits: Sequence[Commit]) -> None:
+    """Write ``manifest.parquet`` and webdataset's ``sizes.json`` from the records."""
+    columns = ("name", "n", "ok", "web_won", "tar", "parquet", "tar_sha256", "parquet_sha256")
+    table = pa.table({name: [getattr(c, name) for c in commits] for name in columns})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    storage.replace(MANIFEST, sink.getvalue().to_pybytes())
+    storage.replace(SIZES, to_json({f"{c.name}.tar": c.ok for c in commits}))

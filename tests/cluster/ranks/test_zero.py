@@ -1,0 +1,38 @@
+import pytest
+import torch
+from torch import nn
+
+from cluster.ranks.zero import ZeroConfig, _check, to_deepspeed
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bf16_accumulates_and_exchanges_in_fp32(stage):
+    made = to_deepspeed(
+        ZeroConfig(stage=stage, precision="bf16"), micro_batch=5, accumulation=3, world=2
+    )
+    assert made["train_batch_size"] == 30
+    assert made["train_micro_batch_size_per_gpu"] == 5
+    assert made["gradient_accumulation_steps"] == 3
+    assert made["zero_optimization"]["stage"] == stage
+    assert made["bf16"] == {"enabled": True, "check_grad_overflow": False}
+    assert made["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert made["communication_data_type"] == "fp32"
+    assert made["gradient_clipping"] == 0.0
+
+
+def test_stage_0_keeps_fp32_weights_under_autocast():
+    made = to_deepspeed(ZeroConfig(stage=0, precision="bf16", clip=1.0), 1, 1, 1)
+    assert made["torch_autocast"]["enabled"] and "bf16" not in made
+    assert made["gradient_clipping"] == 0.0  # the guard clips
+    assert "torch_autocast" not in to_deepspeed(ZeroConfig(stage=0, precision="fp32"), 1, 1, 1)
+
+
+def test_what_deepspeed_would_choke_on_is_named():
+    module = nn.Linear(2, 2)
+    _check(module)
+    module.scale = nn.Parameter(torch.tensor(0.07))
+    with pytest.raises(ValueError, match=r"scale has no dimension.*\(1,\)"):
+        _check(module)
+    frozen = nn.Linear(2, 2).requires_grad_(False)
+    with pytest.raises(ValueError, match="weight is frozen"):
+        _check(frozen)
