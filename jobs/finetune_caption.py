@@ -18,7 +18,7 @@ if not __package__:  # run as a script: import from the clone, not from jobs/
 from torch import nn
 
 from jobs import cli, stage2
-from jobs.recipes.train import Stage2Recipe
+from jobs.recipes.schema import Stage2Recipe
 from jobs.training import command, start
 
 

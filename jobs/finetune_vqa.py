@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from evaluation.benchmarks.folder import read_questions
 from jobs import cli
 from jobs.models import trained
-from jobs.recipes.train import Stage2Recipe
+from jobs.recipes.schema import Stage2Recipe
 from jobs.training import command, start
 from jobs.training.objective import Task
 from pipeline.loading.loader import Batch, LoaderConfig

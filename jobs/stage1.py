@@ -23,7 +23,7 @@ from torch import nn
 
 from jobs import cli
 from jobs.models import trained
-from jobs.recipes.train import Stage1Recipe
+from jobs.recipes.schema import Stage1Recipe
 from jobs.training import command, start
 from jobs.training.objective import Losses, Micro, Task
 from modeling import contrast

@@ -46,7 +46,7 @@ from jobs.models.tensors import (
     write_folder,
     write_json,
 )
-from jobs.recipes.train import Stage1Recipe
+from jobs.recipes.schema import Stage1Recipe
 from modeling.blip2 import Stage1Config, Stage2Config
 from modeling.names import compare_shapes, huggingface_names
 

@@ -38,7 +38,7 @@ from jobs.models.files import find_folder, read_config
 from jobs.models.missing_parts import check_tokenizer
 from jobs.models.tensors import Lazy, Tensors, apply_table, open_folder, read_json
 from jobs.models.trained import load_reader
-from jobs.recipes.train import EncoderChoice, LanguageChoice
+from jobs.recipes.schema import EncoderChoice, LanguageChoice
 from modeling.language.text import text_form
 from modeling.qformer import QFormerConfig
 from modeling.vision.encoders import resize_positions

@@ -32,7 +32,7 @@ from jobs.models.tensors import (
     write_folder,
     write_json,
 )
-from jobs.recipes.train import EncoderChoice
+from jobs.recipes.schema import EncoderChoice
 from modeling.blip2 import stage_weights
 from modeling.names import compare_shapes
 

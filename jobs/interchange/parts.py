@@ -20,8 +20,8 @@ from transformers import (
 from jobs import recipes
 from jobs.models.files import find_folder, local_path, read_config
 from jobs.models.tensors import FLOATS, Lazy, Tensors, shapes
-from jobs.recipes.train import (
-    BERT,
+from jobs.recipes.pretrain import BERT
+from jobs.recipes.schema import (
     EncoderChoice,
     LanguageChoice,
     Stage1Recipe,

@@ -17,7 +17,7 @@ from jobs import recipes
 from jobs.models import image_processors
 from jobs.models.files import find_folder, is_hub_id, local_folder, readable
 from jobs.models.image_processors import ImageProcessor
-from jobs.recipes.train import EncoderChoice
+from jobs.recipes.schema import EncoderChoice
 from modeling.vision import features
 from modeling.vision.features import PAPER, FeatureConfig
 from pipeline.pixels import CLIP_PIXELS, PixelConfig

@@ -19,7 +19,7 @@ from jobs.models.files import (
     readable,
 )
 from jobs.models.tensors import open_folder
-from jobs.recipes.train import EncoderChoice
+from jobs.recipes.schema import EncoderChoice
 from modeling.names import blip2_vision_to_eva
 from modeling.vision.encoders import (
     EvaConfig,

@@ -20,7 +20,7 @@ from jobs import recipes
 from jobs.models.files import PICKLES, dtype_of, find_folder, local_folder, read_pth, readable
 from jobs.models.missing_parts import check_tokenizer
 from jobs.models.tensors import Lazy, Tensors, open_folder, write_folder
-from jobs.recipes.train import LanguageChoice
+from jobs.recipes.schema import LanguageChoice
 from modeling.language.adapters import DecoderLM, EncoderDecoderLM
 from modeling.language.text import settle_rules
 

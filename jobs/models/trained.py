@@ -17,7 +17,7 @@ from jobs.models.encoders import encoder_width, load_encoder
 from jobs.models.files import dtype_of, find_folder, local_folder, read_state, readable
 from jobs.models.languages import Language, language_width, load_language
 from jobs.models.missing_parts import check_tokenizer, find_checkpoint
-from jobs.recipes.train import Stage1Recipe, Stage2Recipe
+from jobs.recipes.schema import Stage1Recipe, Stage2Recipe
 from modeling.blip2 import (
     Stage1,
     Stage1Config,

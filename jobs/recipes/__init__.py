@@ -8,12 +8,12 @@ from importlib import import_module
 from typing import Any
 
 _MODULES = {
-    "capfilt": ("jobs.recipes.capfilt", "RECIPES"),
-    "stage1": ("jobs.recipes.train", "STAGE1"),
-    "stage2": ("jobs.recipes.train", "STAGE2"),
-    "finetune_caption": ("jobs.recipes.finetune", "CAPTION"),
-    "finetune_retrieval": ("jobs.recipes.finetune", "RETRIEVAL"),
-    "finetune_vqa": ("jobs.recipes.finetune", "VQA"),
+    "capfilt": ("RECIPES", "jobs.recipes.capfilt"),
+    "stage1": ("STAGE1", "jobs.recipes.tinyworld", "jobs.recipes.pretrain"),
+    "stage2": ("STAGE2", "jobs.recipes.tinyworld", "jobs.recipes.pretrain"),
+    "finetune_caption": ("CAPTION", "jobs.recipes.finetune"),
+    "finetune_retrieval": ("RETRIEVAL", "jobs.recipes.finetune"),
+    "finetune_vqa": ("VQA", "jobs.recipes.finetune"),
 }
 
 
@@ -59,8 +59,8 @@ def from_dict(cls: type, data: dict[str, Any], where: str = "recipe") -> Any:
 def _table(kind: str) -> dict[str, Callable[[], Any]]:
     if kind not in _MODULES:
         raise ValueError(f"kind {kind!r}: no such kind of recipe; choose one of {list(_MODULES)}")
-    module, table = _MODULES[kind]
-    return getattr(import_module(module), table)
+    table, *modules = _MODULES[kind]
+    return {name: made for m in modules for name, made in getattr(import_module(m), table).items()}
 
 
 def _value(hint: Any, item: Any, where: str) -> Any:

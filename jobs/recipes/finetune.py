@@ -15,20 +15,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from jobs.recipes.train import (
+from jobs.recipes.pretrain import (
     BERT,
-    RunConfig,
-    Stage1Recipe,
-    Stage2Recipe,
-    tinyworld_opt,
-    tinyworld_stage1,
-    tinyworld_t5,
     vit_g,
     vit_g_flant5_xl,
     vit_g_opt_2_7b,
     vit_g_opt_6_7b,
     vit_l,
 )
+from jobs.recipes.schema import RunConfig, Stage1Recipe, Stage2Recipe
+from jobs.recipes.tinyworld import tinyworld_opt, tinyworld_stage1, tinyworld_t5
 from modeling.prompts import VQA_FINETUNED
 
 EPOCHS = 5

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from jobs.models.encoders import load_encoder
 from jobs.models.files import dtype_of, local_path
 from jobs.recipes import published
-from jobs.recipes.train import EncoderChoice
+from jobs.recipes.schema import EncoderChoice
 from jobs.training import run as train_loop
 from jobs.training.hardware import GIB, Gpu
 from modeling import flops, losses

@@ -17,7 +17,7 @@ from cluster.ranks.dist import Place, StopSignal
 from cluster.ranks.guard import Guard
 from cluster.ranks.watchdog import Watchdog
 from cluster.runlog import RunLog
-from jobs.recipes.train import RunConfig
+from jobs.recipes.schema import RunConfig
 from jobs.training.objective import Micro, Task
 from jobs.training.profile import Profile
 from jobs.training.validation import Validation

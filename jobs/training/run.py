@@ -27,7 +27,7 @@ from cluster.runlog import RunLog
 from cluster.storage.cache import default_folder
 from jobs import recipes
 from jobs.models import encoder_settings, languages, precision
-from jobs.recipes.train import RunConfig
+from jobs.recipes.schema import RunConfig
 from jobs.training import hardware
 from jobs.training.loop import Loop
 from jobs.training.objective import Task

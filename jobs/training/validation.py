@@ -11,7 +11,7 @@ import torch
 
 from cluster.ranks import dist
 from cluster.ranks.dist import Place
-from jobs.recipes.train import RunConfig
+from jobs.recipes.schema import RunConfig
 from jobs.training.objective import Micro, Task
 from pipeline.loading.loader import Batches, Samples, make_schedule
 from pipeline.shards.reading import Shards

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, BlipForConditionalGeneration, CLIPModel
 
 from jobs.models.encoders import load_encoder
-from jobs.recipes.train import EncoderChoice
+from jobs.recipes.schema import EncoderChoice
 from jobs.zoo_training.pictures import CLIP_MEAN, CLIP_STD, draw, pixels, vary
 from modeling.captioning.captioner import Captioner
 from modeling.captioning.clip_scorer import ClipScorer

@@ -13,7 +13,7 @@ from PIL import Image
 from timm.models import save_for_hf
 from torch import Tensor
 
-from jobs.recipes.train import EncoderChoice
+from jobs.recipes.schema import EncoderChoice
 from pipeline.pixels import CLIP_MEAN, CLIP_STD
 
 ZOO = Path(__file__).parents[2] / "modeling" / "zoo"

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from jobs import predict, recipes
 from jobs.evaluate import EvaluateArgs, evaluate
 from jobs.models import languages, trained
-from jobs.recipes.train import EncoderChoice, LanguageChoice
+from jobs.recipes.schema import EncoderChoice, LanguageChoice
 from modeling.blip2 import Stage2
 from modeling.prompts import VQA_CHAT
 from tests.jobs import tiny_checkpoints

@@ -17,7 +17,7 @@ from transformers import (
 from cluster import checkpoint
 from jobs import recipes
 from jobs.models import trained
-from jobs.recipes.train import EncoderChoice
+from jobs.recipes.schema import EncoderChoice
 from modeling.blip2 import Stage1, Stage2
 from tests.tiny_models import save_clip
 

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from jobs import predict
 from jobs.models import trained
 from jobs.models.languages import load_language
-from jobs.recipes.train import LanguageChoice
+from jobs.recipes.schema import LanguageChoice
 from tests.jobs import foreign
 from tests.jobs.test_convert import run
 from tests.tiny_training import tiny_opt

@@ -30,7 +30,7 @@ from jobs.models.encoder_settings import (
     with_older,
 )
 from jobs.predict import load, read_picture
-from jobs.recipes.train import EncoderChoice
+from jobs.recipes.schema import EncoderChoice
 from jobs.training import run as train_loop
 from jobs.training.command import parse
 from modeling.vision.features import PAPER, SECOND_LAST, FeatureConfig

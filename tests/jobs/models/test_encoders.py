@@ -17,7 +17,7 @@ from transformers import (
 from jobs.models.encoders import load_encoder
 from jobs.models.trained import fit
 from jobs.recipes import recipe
-from jobs.recipes.train import EncoderChoice
+from jobs.recipes.schema import EncoderChoice
 from modeling.vision.encoders import EvaConfig, build_eva_encoder
 from tests.tiny_training import tiny_clip, tiny_opt
 

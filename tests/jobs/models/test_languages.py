@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from jobs.models.languages import load_language, stored_as
 from jobs.models.trained import fit
 from jobs.recipes import recipe
-from jobs.recipes.train import LanguageChoice
+from jobs.recipes.schema import LanguageChoice
 from modeling.language.adapters import DecoderLM, EncoderDecoderLM
 from tests.tiny_training import ZOO, _with_tokenizer, tiny_opt, tiny_t5
 
@@ -121,7 +121,7 @@ def test_processes_of_a_node_share_one_copy(tmp_path: Path):
     assert total > 200e6
     script = (
         "import sys, torch; from jobs.models.languages import load_language\n"
-        "from jobs.recipes.train import LanguageChoice\n"
+        "from jobs.recipes.schema import LanguageChoice\n"
         "def own(): return int([l for l in open('/proc/self/status') if 'RssAnon' in l][0]"
         ".split()[1]) * 1024\n"
         "load_language(LanguageChoice(sys.argv[2], dtype='bf16')); before = own()\n"

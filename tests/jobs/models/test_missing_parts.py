@@ -11,7 +11,7 @@ from jobs import predict
 from jobs.models import trained
 from jobs.models.encoders import load_encoder
 from jobs.models.languages import load_language
-from jobs.recipes.train import EncoderChoice, LanguageChoice
+from jobs.recipes.schema import EncoderChoice, LanguageChoice
 from tests.jobs import foreign
 from tests.jobs.test_convert import run
 from tests.tiny_training import tiny_clip, tiny_opt

@@ -16,7 +16,7 @@ from transformers import (
 
 from jobs import zoo
 from jobs.models.encoders import load_encoder
-from jobs.recipes.train import EncoderChoice
+from jobs.recipes.schema import EncoderChoice
 from jobs.zoo_training import probes, vision
 from jobs.zoo_training.pictures import CLIP_MEAN, CLIP_STD, pair_batch, pixels, vary
 from jobs.zoo_training.probes import WORDS, demand, probe, rank, speak, survey
