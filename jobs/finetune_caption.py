@@ -13,26 +13,29 @@ from pathlib import Path
 
 if not __package__:  # run as a script: import from the clone, not from jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    import jobs.environment  # noqa: F401  a line, not a traceback, where packages are missing
+    import jobs.cli  # noqa: F401  one line, not a traceback, where packages are missing
 
-from torch import nn
-
-from jobs import cli, stage2
+from jobs import cli
 from jobs.recipes.schema import Stage2Recipe
-from jobs.training import command, start
+from jobs.training import budget, objectives, start
+from jobs.training.command import Given, parse
+from jobs.training.plan import make_plan
+from jobs.training.run import train
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Check everything, then train."""
-    return command.main("finetune_caption", arguments, make_module, stage2.make_task)
-
-
-def make_module(recipe: Stage2Recipe, init: str, fresh: bool) -> nn.Module:
-    """The image encoder and the stage 2 of a pre-training run."""
-    stage = start.new_stage(recipe, fresh and not init)
-    if init:
-        start.start_from(stage, init, "stage2")
-    return start.with_encoder(recipe, stage, fresh)
+    given: Given[Stage2Recipe] = parse("finetune_caption", arguments, __doc__)
+    if given.dry_run:
+        return budget.print_dry_run(given)
+    plan = make_plan(given)
+    budget.check(plan)
+    start.require_init(plan, given, "a stage-2 run")
+    stage = start.new_stage2(plan.recipe, bert=False)
+    if plan.fresh:
+        start.load_pretrained(stage, given.init)
+    module = start.with_encoder(plan.recipe, stage, plan.fresh)
+    return train(plan, module, objectives.captions)
 
 
 if __name__ == "__main__":

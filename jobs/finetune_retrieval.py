@@ -14,15 +14,29 @@ from pathlib import Path
 
 if not __package__:  # run as a script: import from the clone, not from jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    import jobs.environment  # noqa: F401  a line, not a traceback, where packages are missing
+    import jobs.cli  # noqa: F401  one line, not a traceback, where packages are missing
 
-from jobs import cli, stage1
-from jobs.training import command
+from jobs import cli
+from jobs.recipes.schema import Stage1Recipe
+from jobs.training import budget, objectives, start
+from jobs.training.command import Given, parse
+from jobs.training.plan import make_plan
+from jobs.training.run import train
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check everything, then train: all of it is stage 1's but where it starts from."""
-    return command.main("finetune_retrieval", arguments, stage1.make_module, stage1.make_task)
+    """Check everything, then train."""
+    given: Given[Stage1Recipe] = parse("finetune_retrieval", arguments, __doc__)
+    if given.dry_run:
+        return budget.print_dry_run(given)
+    plan = make_plan(given)
+    budget.check(plan)
+    start.require_init(plan, given, "a stage-1 run")
+    stage = start.new_stage1(plan.recipe, bert=False)
+    if plan.fresh:
+        start.load_pretrained(stage, given.init)
+    module = start.with_encoder(plan.recipe, stage, plan.fresh)
+    return train(plan, module, objectives.representation)
 
 
 if __name__ == "__main__":

@@ -16,25 +16,36 @@ from pathlib import Path
 
 if not __package__:  # run as a script: import from the clone, not from jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    import jobs.environment  # noqa: F401  a line, not a traceback, where packages are missing
-
-import torch
-from torch import Tensor, nn
+    import jobs.cli  # noqa: F401  one line, not a traceback, where packages are missing
 
 from evaluation.benchmarks.folder import read_questions
 from jobs import cli
-from jobs.models import trained
 from jobs.recipes.schema import Stage2Recipe
-from jobs.training import command, start
-from jobs.training.objective import Task
-from pipeline.loading.loader import Batch, LoaderConfig
+from jobs.training import budget, objectives, start
+from jobs.training.command import Given, parse
+from jobs.training.plan import make_plan
+from jobs.training.run import train
+from pipeline.loading.loader import LoaderConfig
 from pipeline.loading.questions import Asked, QuestionShards
 from pipeline.shards.reading import Shards
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Check everything, then train."""
-    return command.main("finetune_vqa", arguments, make_module, make_task, open_questions)
+    given: Given[Stage2Recipe] = parse("finetune_vqa", arguments, __doc__)
+    if given.dry_run:
+        return budget.print_dry_run(given)
+    plan = make_plan(given, open_questions)
+    budget.check(plan)
+    start.require_init(plan, given, "a stage-2 run")
+    *stage1, stage2 = given.init.split(",")
+    stage = start.new_stage2(plan.recipe, bert=plan.fresh and not stage1)
+    if plan.fresh:
+        for run in stage1:
+            start.load_stage1(stage, run)
+        start.load_pretrained(stage, stage2)
+    module = start.with_encoder(plan.recipe, stage, plan.fresh)
+    return train(plan, module, objectives.answers)
 
 
 def open_questions(data: str, config: LoaderConfig) -> tuple[Shards, ...]:
@@ -56,32 +67,6 @@ def _open(place: str) -> QuestionShards:
         for q in found.questions
     ]
     return QuestionShards(place, asked)
-
-
-def make_module(recipe: Stage2Recipe, init: str, fresh: bool) -> nn.Module:
-    """The image encoder and the stage 2 of a pre-training run, with a Q-Former that reads."""
-    *first, last = init.split(",")
-    stage = start.new_stage(recipe, fresh and not first)
-    for run in first:
-        start.say_start(trained.start_from_stage1(stage, run))
-    if last:
-        start.start_from(stage, last, "stage2")
-    return start.with_encoder(recipe, stage, fresh)
-
-
-def make_task(recipe: Stage2Recipe, module: nn.Module, device: torch.device) -> Task:
-    """The loop's view: the question goes into the Q-Former and, as a prompt, into the LLM."""
-    images = start.image_input(recipe, device)
-    reader = trained.load_reader(recipe.tokenizer, recipe.model)
-
-    def asked(batch: Batch) -> list[str]:
-        return [recipe.prompt.replace("{}", question) for question in batch.questions]
-
-    def shown(batch: Batch) -> tuple[Tensor, ...]:
-        read = trained.tokenise(reader, batch.questions, recipe.max_question)
-        return images(batch), read["ids"].to(device), read["mask"].to(device)
-
-    return Task(module, start.language_losses(recipe, device, shown, asked))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 
 if not __package__:  # run as a script: import from the clone, not from jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    import jobs.environment  # noqa: F401  a line, not a traceback, where packages are missing
+    import jobs.cli  # noqa: F401  one line, not a traceback, where packages are missing
 
 import pyarrow.parquet as pq
 import tyro

@@ -14,44 +14,28 @@ from pathlib import Path
 
 if not __package__:  # run as a script: import from the clone, not from jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    import jobs.environment  # noqa: F401  a line, not a traceback, where packages are missing
-
-import torch
-from torch import Tensor, nn
+    import jobs.cli  # noqa: F401  one line, not a traceback, where packages are missing
 
 from jobs import cli
-from jobs.models import trained
 from jobs.recipes.schema import Stage2Recipe
-from jobs.training import command, start
-from jobs.training.objective import Task
-from pipeline.loading.loader import Batch
+from jobs.training import budget, objectives, start
+from jobs.training.command import Given, parse
+from jobs.training.plan import make_plan
+from jobs.training.run import train
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Check everything, then train."""
-    return command.main("stage2", arguments, make_module, make_task)
-
-
-def make_module(recipe: Stage2Recipe, init: str, fresh: bool) -> nn.Module:
-    """All that trains; ``init`` names a stage-1 run whose Q-Former is taken."""
-    stage = start.new_stage(recipe, fresh and not init)
-    if init:
-        start.say_start(trained.start_from_stage1(stage, init))
-    return start.with_encoder(recipe, stage, fresh)
-
-
-def make_task(recipe: Stage2Recipe, module: nn.Module, device: torch.device) -> Task:
-    """Stage 2 as the training loop sees it; frozen models stay outside the engine."""
-    images = start.image_input(recipe, device)
-    prompt = recipe.prompt or None
-
-    def prompts(batch: Batch) -> list[str] | None:
-        return [prompt] * len(batch.texts) if prompt is not None else None
-
-    def shown(batch: Batch) -> tuple[Tensor, ...]:
-        return (images(batch),)
-
-    return Task(module, start.language_losses(recipe, device, shown, prompts))
+    given: Given[Stage2Recipe] = parse("stage2", arguments, __doc__)
+    if given.dry_run:
+        return budget.print_dry_run(given)
+    plan = make_plan(given)
+    budget.check(plan)
+    stage = start.new_stage2(plan.recipe, bert=plan.fresh and not given.init)
+    if plan.fresh and given.init:
+        start.load_stage1(stage, given.init)
+    module = start.with_encoder(plan.recipe, stage, plan.fresh)
+    return train(plan, module, objectives.captions)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,11 @@ def place() -> Place:
 _LAUNCHER = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
 
 
+def have_met() -> bool:
+    """Whether this process has joined the process group of its run."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def derive_seed(*parts: object) -> int:
     """63-bit seed from any printable parts: the same on every machine and Python version."""
     text = "\x1f".join(str(part) for part in parts)

@@ -1,6 +1,7 @@
 """Typed recipes: one function each, found by kind and name."""
 
 import dataclasses
+import json
 import types
 import typing
 from collections.abc import Callable
@@ -34,6 +35,11 @@ def recipe(kind: str, name: str) -> Any:
             f"--recipe {name!r}: no {kind} recipe of that name; choose one of {', '.join(table)}"
         )
     return table[name]()
+
+
+def as_json(recipe: Any) -> dict[str, Any]:
+    """A recipe as JSON will give it back: the inverse of ``from_dict``."""
+    return json.loads(json.dumps(dataclasses.asdict(recipe)))
 
 
 def from_dict(cls: type, data: dict[str, Any], where: str = "recipe") -> Any:

@@ -12,15 +12,21 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from cluster.ranks.dist import place
+from jobs.models import encoder_settings, precision
 from jobs.models.encoders import load_encoder
 from jobs.models.files import dtype_of, local_path
-from jobs.recipes import published
+from jobs.recipes import as_json, published
 from jobs.recipes.schema import EncoderChoice
-from jobs.training import run as train_loop
+from jobs.training import hardware
+from jobs.training.command import Given
 from jobs.training.hardware import GIB, Gpu
+from jobs.training.plan import Plan
+from jobs.training.resolve import batch_arithmetic, resolve
 from modeling import flops, losses
 from modeling.blip2 import Stage1, Stage2
 from modeling.flops import Stack
+from modeling.precision import multiplies_bf16
 from modeling.vision.encoders import ImageEncoder, build_clip_encoder
 from modeling.vision.features import PAPER
 
@@ -73,9 +79,41 @@ class Memory:
         return LIBRARIES + max(self.total, self.states + self.lasting + self.saving)
 
 
+def print_dry_run(given: Given[Any]) -> int:
+    """Print the resolved recipe and what it needs; the exit code, 0.
+
+    Raises:
+        ValueError: a model's folder that cannot be used, an unknown GPU, or a batch that the ranks
+            cannot share.
+    """
+    here = place()
+    world = given.world or here.world
+    gpu = hardware.gpu(given.gpu) if given.gpu else hardware.this_gpu()
+    recipe = resolve(given.config, world, fetch=False)
+    recipe = precision.resolve(recipe, gpu is not None or multiplies_bf16(here.device))
+    print(report(recipe, world, gpu, given.price))
+    return 0
+
+
+def check(plan: Plan[Any]) -> None:
+    """Print what a run needs, and refuse one that does not fit, before anything is loaded.
+
+    Raises:
+        ValueError: it does not fit; names the numbers and a remedy.
+    """
+    here = place()
+    recipe = precision.resolve(plan.recipe, multiplies_bf16(here.device))
+    sketched = sketch(recipe)
+    check_room(recipe, sketched, here.world, *hardware.room(here.world))
+    if here.rank == 0:
+        print(encoder_settings.describe(recipe.encoder), flush=True)
+        lines = table(recipe, sketched, here.world, hardware.this_gpu())
+        print(*lines, sep="\n", flush=True)
+
+
 def report(recipe: Any, world: int, gpu: Gpu | None = None, price: float = 0.0) -> str:
     """The resolved recipe as JSON and, below it, ``table``; arguments as for it."""
-    resolved = json.dumps(train_loop.as_json(recipe), indent=1)
+    resolved = json.dumps(as_json(recipe), indent=1)
     return "\n".join([resolved, *table(recipe, sketch(recipe), world, gpu, price)])
 
 
@@ -92,7 +130,7 @@ def table(
     Raises:
         ValueError: the global batch cannot be cut for these ranks.
     """
-    micro, accumulation = train_loop.batch_arithmetic(recipe.run, world)
+    micro, accumulation = batch_arithmetic(recipe.run, world)
     run, trained, frozen = recipe.run, trainable(recipe, sketched), frozen_models(recipe, sketched)
     memory = plan_memory(recipe, sketched, world, micro)
     compute = sample_flops(recipe, sketched, world)
@@ -173,7 +211,7 @@ def check_room(recipe: Any, sketched: Sketch, world: int, available: float, on_c
     Raises:
         ValueError: it does not fit; names the numbers and a remedy.
     """
-    micro, _ = train_loop.batch_arithmetic(recipe.run, world)
+    micro, _ = batch_arithmetic(recipe.run, world)
     memory = plan_memory(recipe, sketched, world, micro)
     needed = memory.on_cpu if on_cpu else memory.total
     if needed > available:

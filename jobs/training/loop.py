@@ -18,7 +18,7 @@ from cluster.ranks.guard import Guard
 from cluster.ranks.watchdog import Watchdog
 from cluster.runlog import RunLog
 from jobs.recipes.schema import RunConfig
-from jobs.training.objective import Micro, Task
+from jobs.training.objective import Micro, Objective
 from jobs.training.profile import Profile
 from jobs.training.validation import Validation
 from modeling.optim import learning_rate, set_learning_rate
@@ -38,7 +38,7 @@ class Loop:
     run: RunConfig
     here: Place
     engine: Any
-    task: Task
+    objective: Objective
     log: RunLog
     guard: Guard
     watchdog: Watchdog
@@ -101,7 +101,7 @@ class Loop:
         """One update; the mean losses over ranks, still on the device."""
         engine = self.engine
         engine.set_gradient_accumulation_boundary(len(micros) == 1)
-        made = self.task.losses(engine, micros)
+        made = self.objective.losses(engine, micros)
         totals: dict[str, Tensor] = {}
         for index in range(len(micros)):
             engine.set_gradient_accumulation_boundary(index == len(micros) - 1)
@@ -120,7 +120,7 @@ class Loop:
         if self.validation is None or stopping or not self.validation.due(made):
             return None
         self.watchdog.beat(f"in the validation after step {made}")
-        losses = self.validation.measure(self.engine, self.task)
+        losses = self.validation.measure(self.engine, self.objective)
         self.log.validated(made, losses)
         return losses["loss"]
 

@@ -1,36 +1,46 @@
-"""What the training jobs do with models before the loop starts: initialise, and show images."""
+"""What trains, with the weights that it starts from: random, BERT's, or another run's."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cluster import checkpoint
 from cluster.ranks.dist import derive_seed, place
-from cluster.ranks.sharding import shard_frozen
 from jobs.models import trained
-from jobs.models.encoder_settings import pixels_of
 from jobs.models.encoders import load_encoder
-from jobs.training.objective import Losses, Micro
+from jobs.recipes.schema import Stage1Recipe, Stage2Recipe, TrainRecipe
+from jobs.training.command import Given
+from jobs.training.plan import Plan
 from modeling.blip2 import Stage1, Stage2, WithEncoder
-from pipeline.loading.loader import Batch
+
+Stage = TypeVar("Stage", Stage1, Stage2)
 
 
-def new_stage(recipe: Any, fresh: bool) -> Any:
-    """The recipe's stage with random weights, and BERT's where the recipe names one.
+def new_stage1(recipe: Stage1Recipe, bert: bool) -> Stage1:
+    """Stage 1 with random weights; with BERT's, where ``bert`` and the recipe names one."""
+    return _with_bert(recipe, _seeded(recipe, Stage1, recipe.model), bert)
+
+
+def new_stage2(recipe: Stage2Recipe, bert: bool) -> Stage2:
+    """Stage 2 with random weights; with BERT's, where ``bert`` and the recipe names one."""
+    return _with_bert(recipe, _seeded(recipe, Stage2, recipe.model), bert)
+
+
+def require_init(plan: Plan[Any], given: Given[Any], what: str) -> None:
+    """Refuse a new finetune that names nothing to start from.
 
     Args:
-        fresh: False where a checkpoint will fill it anyway: no BERT is read then.
+        what: the kind of run that ``--init`` must name.
+
+    Raises:
+        ValueError: there is no ``--init``.
     """
-    torch.manual_seed(derive_seed("init", recipe.run.seed))
-    stage = Stage1(recipe.model) if recipe.kind == "stage1" else Stage2(recipe.model)
-    if recipe.bert and fresh:
-        trained.start_from_bert(stage, recipe.bert)
-    return stage
+    if plan.fresh and not given.init:
+        raise ValueError(f"--init: none given; {given.job} starts from {what}")
 
 
-def start_from(stage: Stage1 | Stage2, path: str, kind: str) -> None:
+def load_pretrained(stage: Stage1 | Stage2, path: str) -> None:
     """Give a stage the weights that another run of the same stage pre-trained.
 
     What the finetune has no use for is left (the LM head without ITG), and what only it has stays
@@ -42,87 +52,61 @@ def start_from(stage: Stage1 | Stage2, path: str, kind: str) -> None:
     Raises:
         ValueError: no such checkpoint, one of another kind or of other sizes.
     """
+    kind = "stage1" if isinstance(stage, Stage1) else "stage2"
     found, weights = trained.weights_of(path, kind, stage.config.qformer.heads)
     if found.recipe.get("encoder", {}).get("train"):
         raise ValueError(
             f"--init {path}: its image encoder was finetuned, and this run would start from "
             "another one; give the pre-training run it came from"
         )
-    own = {name: parameter.detach() for name, parameter in stage.named_parameters()}
-    if kind == "stage1" and not stage.config.itg:  # type: ignore[union-attr]
+    if isinstance(stage, Stage1) and not stage.config.itg:
         weights = {k: v for k, v in weights.items() if not k.startswith("lm_head.")}
-    if kind == "stage2" and stage.config.qformer.text:
+    if isinstance(stage, Stage2) and stage.config.qformer.text:
+        own = {name: parameter.detach() for name, parameter in stage.named_parameters()}
         weights = {k: v for k, v in own.items() if _of_text(k)} | weights
     checkpoint.load_weights(stage, weights, f"--init {found.folder}")
-    say_start(found)
+    _tell(found)
 
 
-def say_start(found: checkpoint.Checkpoint) -> None:
-    """Tell once where the weights come from."""
-    if place().rank == 0:
-        print(f"starting from {found.folder}", flush=True)
+def load_stage1(stage: Stage2, path: str) -> None:
+    """Give stage 2 the Q-Former of a stage-1 checkpoint: every weight of it, and no other.
+
+    Raises:
+        ValueError: no stage-1 checkpoint at ``path``, or one of other sizes.
+    """
+    _tell(trained.start_from_stage1(stage, path))
 
 
-def with_encoder(recipe: Any, stage: Stage1 | Stage2, fresh: bool) -> nn.Module:
-    """All that trains: the stage, together with its image encoder where that is finetuned."""
+def with_encoder(recipe: TrainRecipe, stage: Stage1 | Stage2, fresh: bool) -> nn.Module:
+    """All that trains: the stage, together with its image encoder where that is finetuned.
+
+    Args:
+        fresh: whether the encoder's own weights are needed; False where a checkpoint fills it.
+    """
     if not recipe.encoder.train:
         return stage
     return WithEncoder(load_encoder(recipe.encoder, weights=fresh), stage)
 
 
-def image_input(recipe: Any, device: torch.device) -> Callable[[Batch], Tensor]:
-    """What the engine is given of a batch's images: the frozen encoder's tokens, computed outside
-    the engine, or the images themselves where the encoder trains inside it.
-    """
-    pixels = pixels_of(recipe.encoder)
-    if recipe.encoder.train:
-        return lambda batch: batch.pixels_B3HW(device, pixels)
-    encoder: Any = load_encoder(recipe.encoder).to(device)
-    if recipe.encoder.compile:
-        encoder = torch.compile(encoder)
-
-    def tokens(batch: Batch) -> Tensor:
-        with torch.no_grad():
-            return encoder(batch.pixels_B3HW(device, pixels))
-
-    return tokens
+def _seeded(recipe: TrainRecipe, stage: type[Stage], config: Any) -> Stage:
+    torch.manual_seed(derive_seed("init", recipe.run.seed))
+    return stage(config)
 
 
-def language_losses(
-    recipe: Any,
-    device: torch.device,
-    shown: Callable[[Batch], tuple[Tensor, ...]],
-    asked: Callable[[Batch], list[str] | None],
-) -> Callable[[Any, Sequence[Micro]], Iterator[Losses]]:
-    """The language-modelling loss of texts given their images' soft prompts, as the training loop
-    takes it; the frozen language model stays outside the engine.
+def _with_bert(recipe: TrainRecipe, stage: Stage, bert: bool) -> Stage:
+    if bert and recipe.bert:
+        trained.start_from_bert(stage, recipe.bert)
+    return stage
 
-    Every token weighs alike, whatever micro-batch and rank it is in.
 
-    Args:
-        shown: What the engine is given of a batch.
-        asked: Text in front of each of its texts, itself not learned; None for none.
-    """
-    language = trained.load_language(recipe.language)
-    if recipe.language.shard:
-        shard_frozen(language.model, device)
-    else:
-        language.to(device)
-
-    def losses(engine: Any, micros: Sequence[Micro]) -> Iterator[Losses]:
-        rows = [(m.batch.texts, m.batch.draws_B2[:, 0], asked(m.batch)) for m in micros]
-        count = None
-        if len(micros) > 1:
-            count = sum(language.count_targets(*row) for row in rows) / len(micros)
-        for micro, row in zip(micros, rows, strict=True):
-            given = shown(micro.batch)
-            micro.seed()
-            yield {"loss": language.loss(engine(*given), *row, count=count)}
-
-    return losses
+def _tell(found: checkpoint.Checkpoint) -> None:
+    """Print once where the weights come from."""
+    if place().rank == 0:
+        print(f"starting from {found.folder}", flush=True)
 
 
 def _of_text(name: str) -> bool:
+    """Whether a weight belongs to the text side of a Q-Former."""
     return ".text_ffn." in name or name.startswith(
         ("qformer.word_embeddings.", "qformer.position_embeddings.")
     )

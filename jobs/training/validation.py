@@ -12,7 +12,7 @@ import torch
 from cluster.ranks import dist
 from cluster.ranks.dist import Place
 from jobs.recipes.schema import RunConfig
-from jobs.training.objective import Micro, Task
+from jobs.training.objective import Micro, Objective
 from pipeline.loading.loader import Batches, Samples, make_schedule
 from pipeline.shards.reading import Shards
 from pipeline.text_processors import TextRule
@@ -20,7 +20,7 @@ from pipeline.transforms import TrainTransform
 
 
 class Validation:
-    """Measures a task's losses over the first ``run.validate_batches`` global batches.
+    """Measures an objective's losses over the first ``run.validate_batches`` global batches.
 
     Args:
         sources: of ``--validate``.
@@ -58,7 +58,7 @@ class Validation:
         return made % every == 0 or made == self._run.steps
 
     @torch.no_grad()
-    def measure(self, engine: Any, task: Task) -> dict[str, float]:
+    def measure(self, engine: Any, objective: Objective) -> dict[str, float]:
         """Mean losses over batches and ranks. Collective."""
         engine.eval()
         sums: dict[str, float] = {}
@@ -69,11 +69,11 @@ class Validation:
             rank=self._here.rank,
             world=self._here.world,
             accumulation=self._accumulation,
-            tokenise=task.tokenise,
+            tokenise=objective.tokenise,
         ) as batches:
             for _ in range(self._batches):
                 micros = [Micro(next(batches), lambda: None) for _ in range(self._accumulation)]
-                for losses in task.losses(engine, micros):
+                for losses in objective.losses(engine, micros):
                     for name, value in losses.items():
                         sums[name] = sums.get(name, 0.0) + value.item()
         engine.train()

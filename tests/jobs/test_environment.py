@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import environment
+from jobs import cli
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(
@@ -26,21 +26,21 @@ def clone(tmp_path: Path) -> Path:
 
 
 def test_nothing_is_said_where_nothing_is_wrong(clone: Path) -> None:
-    assert environment.mistake((3, 11, 0), [], clone) == ""
-    assert environment.mistake((3, 14, 2), [], clone) == ""
+    assert cli.mistake((3, 11, 0), [], clone) == ""
+    assert cli.mistake((3, 14, 2), [], clone) == ""
 
 
 def test_a_venv_that_is_there_is_to_be_activated(clone: Path) -> None:
-    line = environment.mistake((3, 11, 7), ["torch", "tyro"], clone)
+    line = cli.mistake((3, 11, 7), ["torch", "tyro"], clone)
     assert line.startswith("error: Python 3.11 (")
     assert "lacks torch, tyro" in line
     assert line.endswith(f"run `source {clone}/.venv/bin/activate` first")
-    old = environment.mistake((3, 9, 18), [], clone)
+    old = cli.mistake((3, 9, 18), [], clone)
     assert "is older than Python 3.11" in old and old.endswith("/.venv/bin/activate` first")
 
 
 def test_without_a_venv_it_is_to_be_made(tmp_path: Path) -> None:
-    assert "run `make setup`, then `source" in environment.mistake((3, 11, 7), ["torch"], tmp_path)
+    assert "run `make setup`, then `source" in cli.mistake((3, 11, 7), ["torch"], tmp_path)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -15,7 +15,8 @@ from jobs.models import encoders
 from jobs.models import trained as models
 from jobs.recipes import recipe
 from jobs.training import start
-from jobs.training.run import prepare
+from jobs.training.command import Given
+from jobs.training.plan import make_plan
 from modeling.blip2 import stage_weights
 from tests.jobs.run_jobs import run_jobs
 from tests.jobs.training.test_training import curve, mistake
@@ -191,7 +192,8 @@ def test_mistakes_end_with_one_line(world, runs, tmp_path, capsys):
 
 
 def test_epochs_count_the_data(world, tmp_path):
-    plan = prepare(recipe("stage1", "tinyworld"), str(world["shards"]), str(tmp_path), epochs=10)
+    base = recipe("stage1", "tinyworld")
+    plan = make_plan(Given(base, "", str(world["shards"]), str(tmp_path), epochs=10))
     assert plan.run.steps == plan.run.optim.total_steps == 5  # 10 x 32 samples, batches of 64
     assert plan.run.optim.warmup_steps == 2
 
@@ -214,7 +216,7 @@ def test_without_stage1_the_qformer_starts_from_bert(tmp_path):
     made = recipe("stage2", "vit-g-opt-2.7b-without-stage1")
     qformer = replace(made.model.qformer, width=32, layers=2, heads=4, ffn=64)
     made = replace(made, bert=str(tmp_path), model=replace(made.model, qformer=qformer))
-    stage = start.new_stage(made, fresh=True)
+    stage = start.new_stage2(made, bert=True)
     own, theirs = dict(stage.named_parameters()), bert.state_dict()
     for ours, name in (
         ("qformer.norm.weight", "embeddings.LayerNorm.weight"),
@@ -222,5 +224,5 @@ def test_without_stage1_the_qformer_starts_from_bert(tmp_path):
         ("qformer.layers.0.query_ffn.up.weight", "encoder.layer.0.intermediate.dense.weight"),
     ):
         assert torch.equal(own[ours], theirs[name])
-    other = start.new_stage(made, fresh=False)  # where a checkpoint will fill it
+    other = start.new_stage2(made, bert=False)  # where a checkpoint will fill it
     assert not torch.equal(dict(other.named_parameters())[ours], theirs[name])

@@ -31,8 +31,8 @@ from jobs.models.encoder_settings import (
 )
 from jobs.predict import load, read_picture
 from jobs.recipes.schema import EncoderChoice
-from jobs.training import run as train_loop
-from jobs.training.command import parse
+from jobs.training.command import Given, parse
+from jobs.training.plan import make_plan
 from modeling.vision.features import PAPER, SECOND_LAST, FeatureConfig
 from pipeline.capfilt.describe import ImageSpec
 from pipeline.images import resize_square
@@ -328,7 +328,7 @@ def test_a_resumed_run_and_one_with_init_keep_what_their_checkpoint_had(siglip_f
     base = recipes.recipe("stage1", "tinyworld")
     choice = EncoderChoice(str(siglip_folder), 48)
     base = replace(base, encoder=choice, run=replace(base.run, global_batch=8))
-    fresh = train_loop.prepare(base, data, str(tmp_path / "other"))
+    fresh = make_plan(Given(base, "", data, str(tmp_path / "other")))
     assert fresh.recipe.encoder.pixels.mean == HALVES
     written = json.loads(json.dumps(asdict(fresh.recipe)))
     del written["encoder"]["pixels"], written["encoder"]["features"]  # as an older version had it
@@ -336,14 +336,14 @@ def test_a_resumed_run_and_one_with_init_keep_what_their_checkpoint_had(siglip_f
     folder.mkdir(parents=True)
     state = {"step": 1, "manifest": data_hash(fresh.sources), "updates": 1}
     checkpoint.fill(folder, {checkpoint.TRAINABLE: {"w": torch.ones(1)}}, written, state)
-    resumed = train_loop.prepare(base, data, str(out))
+    resumed = make_plan(Given(base, "", data, str(out)))
     assert resumed.done == 1 and resumed.recipe.encoder.pixels == CLIP_PIXELS
     assert resumed.recipe.encoder.features == PAPER
-    after = train_loop.prepare(base, data, str(tmp_path / "next"), init=str(out))
+    after = make_plan(Given(base, "", data, str(tmp_path / "next"), init=str(out)))
     assert after.done == 0 and after.recipe.encoder.pixels == CLIP_PIXELS
     changed = replace(base, encoder=replace(choice, features=FeatureConfig(-1)))
     with pytest.raises(ValueError, match=r"encoder\.features\.layer = -2, this run has -1"):
-        train_loop.prepare(changed, data, str(out))
+        make_plan(Given(changed, "", data, str(out)))
 
 
 def test_a_blip2_of_other_constants_is_read_predicts_and_is_written_with_them(tmp_path):

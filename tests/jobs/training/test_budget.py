@@ -9,7 +9,7 @@ import pytest
 
 from jobs.models import trained
 from jobs.training import budget
-from jobs.training import command as train_cli
+from jobs.training.command import parse
 from tests.jobs.training.test_training import ENV, ROOT
 from tests.tiny_training import capfilt_output, tiny_clip, tiny_t5
 
@@ -58,7 +58,7 @@ def test_the_estimate_is_within_15_percent(tmp_path, stage, zero, precision):
     if stage == "stage2":
         given += ["--language.name", str(tmp_path / "t5"), "--model.qformer.layers", "12"]
     given += ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
-    parsed = train_cli.parse(stage, given).config
+    parsed = parse(stage, given).config
     fitted = trained.fit(parsed)
     planned = budget.plan_memory(fitted, budget.sketch(fitted), world=1, micro=8)
     used = peak_of([sys.executable, f"jobs/{stage}.py", *given])

@@ -319,11 +319,13 @@ def test_changed_data_and_cut_checkpoint(world, undisturbed, tmp_path, capsys):
     assert "none of its 1 checkpoints is good" in line and "optimizer.safetensors has" in line
 
 
-def test_other_ranks_stay_silent(world, tmp_path, monkeypatch, capsys):
-    from jobs import stage1
+def test_other_ranks_of_a_node_stay_silent(world, tmp_path, monkeypatch, capsys):
+    from jobs import cli, stage1
 
     monkeypatch.setenv("RANK", "1")
-    assert stage1.main(["--recipe", "vit-x"]) == 2
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(lambda: stage1.main(["--recipe", "vit-x"]))
+    assert stopped.value.code == 2
     assert capsys.readouterr().err == ""
 
 
