@@ -123,8 +123,15 @@ class _Frozen:
         return self.embed.weight.dtype
 
     def to(self, device: torch.device | str) -> None:
-        """Moves the model."""
+        """Move the model to a device.
+
+        On a CPU in bf16, attention is computed product by product: the backward pass of torch's
+        fused attention takes six times as long there (torch 2.14, B 32, H 4, L 24, D 32: 14.4
+        against 2.4 ms on a core with AMX; in fp32 it is the faster one).
+        """
         self.model.to(device)
+        if torch.device(device).type == "cpu" and self.dtype == torch.bfloat16:
+            self.model.set_attn_implementation("eager")
 
     def loss(
         self,
