@@ -1,8 +1,8 @@
 """The README's pictures: the flow as SVG, and a screenshot of a run's report as a small PNG.
 
-    source .venv/bin/activate
-    python docs/pictures/make.py                                   # flow.svg
-    python docs/pictures/make.py --report runs/demo/report.html    # report.png too; needs chromium
+source .venv/bin/activate
+python docs/pictures/make.py                                   # flow.svg
+python docs/pictures/make.py --report runs/demo/report.html    # report.png too; needs chromium
 """
 
 import argparse
@@ -56,7 +56,8 @@ def flow() -> str:
         parts += [
             f'<rect x="{x}" y="{HEIGHT + 24}" width="14" height="14" rx="3" '
             f'fill="{COLOURS[kind]}" stroke="#5b6675"/>',
-            f'<text x="{x + 20}" y="{HEIGHT + 36}" text-anchor="start" fill="#34404e">{words}</text>',
+            f'<text x="{x + 20}" y="{HEIGHT + 36}" text-anchor="start" fill="#34404e">'
+            f"{words}</text>",
         ]
     return "\n".join([*parts, "</svg>", ""])
 
