@@ -37,8 +37,9 @@ from tqdm import tqdm
 
 from cluster.ray.map import Parts, Stages, map_shards
 from cluster.ray.session import RayConfig, Resources, describe_cluster, session
-from cluster.storage.base import Storage, absolute_url, open_storage
+from cluster.storage.base import Storage, absolute_url
 from cluster.storage.cache import default_folder
+from cluster.storage.open import open_storage
 from jobs import recipes
 from jobs.captioning import tools
 from jobs.captioning.duplicates import mark_duplicates

@@ -18,7 +18,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from cluster.storage.base import open_storage
+from cluster.storage.open import open_storage
 from pipeline.sample import make_uid
 from pipeline.shards.manifest import commit_shard
 from pipeline.shards.tar import Row, write_parquet, write_tar

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cluster.storage.base import sync_path
+from cluster.storage.local import sync_path
 
 TRAINABLE, OPTIMIZER = "trainable.safetensors", "optimizer.safetensors"
 RECIPE, STATE = "recipe.json", "state.json"

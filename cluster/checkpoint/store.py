@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cluster.checkpoint.files import STATE, Checkpoint, Damaged, as_record, read, walk
-from cluster.storage.base import local_path, open_storage, sync_path
+from cluster.storage.base import local_path
 from cluster.storage.cache import NodeCache
+from cluster.storage.local import sync_path
+from cluster.storage.open import open_storage
 from cluster.storage.s3 import S3Storage
 
 FOLDER, LATEST, BEST = "checkpoints", "latest", "best"

@@ -19,7 +19,7 @@ from typing import Any
 
 import tyro
 
-from cluster.storage.base import open_storage
+from cluster.storage.open import open_storage
 from jobs.benchmarks import measure as bench
 from pipeline.loading.loader import LoaderConfig
 from pipeline.loading.schedule import Schedule, SourceSizes

@@ -25,7 +25,7 @@ import torch
 import tyro
 from PIL import Image
 
-from cluster.storage.base import open_storage
+from cluster.storage.open import open_storage
 from jobs.benchmarks import loader_contenders as cases
 from jobs.benchmarks import measure as bench
 from jobs.benchmarks.loader_contenders import LoaderBench, Pace

@@ -21,7 +21,8 @@ from pathlib import Path
 import tyro
 from tqdm import tqdm
 
-from cluster.storage.base import Storage, open_storage
+from cluster.storage.base import Storage
+from cluster.storage.open import open_storage
 from pipeline.capfilt.gallery import build_gallery
 from pipeline.shards.manifest import Commit, committed, compact
 from pipeline.shards.tar import Row, read_parquet

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.ranks.dist import derive_seed
-from cluster.storage.base import LocalStorage
+from cluster.storage.local import LocalStorage
 from pipeline.sample import make_uid
 from pipeline.shards.reading import BadSample, Shards
 

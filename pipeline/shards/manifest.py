@@ -16,7 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.storage.base import Conflict, Storage, open_storage
+from cluster.storage.base import Conflict, Storage
+from cluster.storage.open import open_storage
 from pipeline.shards.tar import to_json
 
 PLAN, SHARDS, MANIFEST, SIZES = "plan.json", "shards", "manifest.parquet", "sizes.json"

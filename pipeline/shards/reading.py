@@ -20,8 +20,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.ranks.dist import derive_seed
-from cluster.storage.base import Entry, LocalStorage, Storage, Unreachable, open_storage
+from cluster.storage.base import Entry, Storage, Unreachable
 from cluster.storage.cache import Changed, NodeCache
+from cluster.storage.local import LocalStorage
+from cluster.storage.open import open_storage
 from pipeline.capfilt.output import RECORD_COLUMNS, list_record, table_record
 from pipeline.shards.manifest import Commit, committed, manifest_hash
 from pipeline.shards.members import span_members

@@ -8,7 +8,8 @@ without its line, half a tar: each gets its row.
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.storage.base import Entry, Storage, absolute_url, local_path, open_storage, split_url
+from cluster.storage.base import Entry, Storage, absolute_url, local_path, split_url
+from cluster.storage.open import open_storage
 from pipeline.sources.base import InputShard, Item, Source, is_hidden
 from pipeline.sources.captions_json import read_captions_json
 from pipeline.sources.lists import ListSource, read_jsonl

@@ -8,7 +8,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from cluster.storage.base import LocalStorage, Storage
+from cluster.storage.base import Storage
+from cluster.storage.local import LocalStorage
 from pipeline.sources.base import IMAGE_FIELDS, Item
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage.base import open_storage
+from cluster.storage.open import open_storage
 from evaluation.audit import audit_capfilt
 from pipeline.shards.manifest import commit_shard
 from pipeline.shards.tar import Row, write_parquet, write_tar

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from cluster.storage.base import open_storage
+from cluster.storage.open import open_storage
 from jobs import capfilt
 from jobs.capfilt import CapFiltArgs, parse, run_capfilt
 from jobs.captioning.models import find_folder, read_processor

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage.base import LocalStorage
 from cluster.storage.cache import Changed, NodeCache, default_folder
+from cluster.storage.local import LocalStorage
 
 ROOT = Path(__file__).parents[3]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage.base import open_storage
+from cluster.storage.open import open_storage
 from jobs.captioning.summary import NOTHING_KEPT, Tally, show, summarise
 from jobs.captioning.tools import count
 from pipeline.shards.manifest import Commit, commit_shard, committed

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage.base import Conflict, LocalStorage, open_storage
+from cluster.storage.base import Conflict
+from cluster.storage.local import LocalStorage
+from cluster.storage.open import open_storage
 from pipeline.shards.manifest import (
     Plan,
     PlannedShard,
@@ -111,7 +113,7 @@ def test_a_conflict_travels_between_processes():
 
 def test_leftovers_of_the_dead_are_swept_and_of_the_living_kept(tmp_path: Path):
     script = (
-        "import os, sys; from pathlib import Path; from cluster.storage.base import LocalStorage\n"
+        "import os, sys; from pathlib import Path; from cluster.storage.local import LocalStorage\n"
         "LocalStorage(Path(sys.argv[1]))._write_temporary(Path(sys.argv[1]) / 's' / 'x', b'1')"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage.base import open_storage
 from cluster.storage.cache import Changed, NodeCache
+from cluster.storage.open import open_storage
 from cluster.storage.s3 import S3Storage, _client
 from pipeline.loading.loader import LoaderConfig, make_schedule
 from pipeline.shards.reading import Fetcher, open_shards
