@@ -5,9 +5,7 @@ like that of a run that was never interrupted.
 """
 
 import hashlib
-import json
 import math
-import os
 import resource
 import sys
 import time
@@ -18,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from cluster.logfiles import append_record, cut_after
 from cluster.ranks.dist import Place
 from cluster.ranks.guard import Skipped
 
@@ -60,7 +59,7 @@ class RunLog:
         if here.rank == 0:
             out.mkdir(parents=True, exist_ok=True)
             for name in (LOG, SKIPPED, VALIDATION):
-                _cut(out / name, done)
+                cut_after(out / name, done)
             if tensorboard:
                 self._boards.append(_tensorboard(out))
             if wandb:
@@ -96,7 +95,7 @@ class RunLog:
         }
         self._since, self._since_step, self._waited, self._extra = now, step, 0.0, {}
         if self.here.rank == 0:
-            _append(self._path, record)
+            append_record(self._path, record)
             self.say(_line(record, self.steps))
             self._tell_boards(record)
 
@@ -105,7 +104,7 @@ class RunLog:
         for this in steps:
             self._extra["skipped"] = self._extra.get("skipped", 0) + 1
             if self.here.rank == 0:
-                _append(self.folder / SKIPPED, vars(this))
+                append_record(self.folder / SKIPPED, vars(this))
             shown = ", ".join(this.samples[:3]) + (", …" if len(this.samples) > 3 else "")
             self.say(f"step {this.step} was skipped: {this.reason}; samples {shown} ({SKIPPED})")
 
@@ -113,7 +112,7 @@ class RunLog:
         """Tell of the losses on the validation samples after ``step``."""
         named = {f"val_{name}": _finite(value) for name, value in losses.items()}
         if self.here.rank == 0:
-            _append(self.folder / VALIDATION, {"step": step, **named})
+            append_record(self.folder / VALIDATION, {"step": step, **named})
             self._tell_boards({"step": step, **named})
         text = "  ".join(f"{k} {v:.4f}" for k, v in named.items() if v is not None)
         self.say(f"validation after step {step}  {text}")
@@ -133,44 +132,11 @@ class RunLog:
             board.tell({name: value for name, value in record.items() if value is not None})
 
 
-def read_log(out: Path) -> list[dict[str, Any]]:
-    """The records of a run, oldest first; an unfinished last line does not count."""
-    path = out / LOG
-    return _parse(path.read_text()) if path.is_file() else []
-
-
 def peak_memory(here: Place) -> int:
     """Most bytes this rank has held: of the GPU where it has one, else of the process."""
     if here.device.type == "cuda":
         return torch.cuda.max_memory_allocated(here.device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _parse(text: str) -> list[dict[str, Any]]:
-    records = []
-    for line in text.splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break  # killed while writing it: nothing after it counts
-    return records
-
-
-def _cut(path: Path, done: int) -> None:
-    if path.is_file():
-        kept = [record for record in _parse(path.read_text()) if record["step"] <= done]
-        aside = path.with_name(f".{path.name}.partial")
-        aside.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        os.replace(aside, path)
-
-
-def _append(path: Path, record: Mapping[str, Any]) -> None:
-    """Add a line; a full disk costs the line, not the run."""
-    try:
-        with open(path, "a") as file:
-            file.write(json.dumps(record) + "\n")
-    except OSError as error:
-        print(f"WARNING: {path.name} has no record of step {record['step']} ({error})", flush=True)
 
 
 def _finite(value: float | None) -> float | None:
