@@ -70,6 +70,12 @@ def load_json(data: bytes, slim: Callable[[dict[str, Any]], Any] | None = None) 
     return value
 
 
+def to_json(value: Any) -> bytes:
+    """Canonical JSON: sorted keys, UTF-8, one trailing newline; NaN is a bug here."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode("utf-8", "backslashreplace")
+
+
 def _object(slim: Callable[[dict[str, Any]], Any] | None, pairs: list[tuple[str, Any]]) -> Any:
     found = dict(pairs)
     if len(found) != len(pairs):

@@ -51,20 +51,20 @@ class NodeCache:
             FileNotFoundError: no such file there.
             Unreachable: the store does not answer.
         """
-        final = self.place(f"{storage.url}/{name}\0{size}\0{sha256}", Path(name).suffix)
+        final = self.path_for(f"{storage.url}/{name}\0{size}\0{sha256}", Path(name).suffix)
         if not _touch(final):
             with self.only_one(final):
                 if not _touch(final):
                     self._fill(final, storage, name, size, sha256)
         return final
 
-    def place(self, identity: str, suffix: str) -> Path:
-        """Where something is kept that ``identity`` describes completely."""
+    def path_for(self, identity: str, suffix: str) -> Path:
+        """The path of a copy that ``identity`` describes completely."""
         digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:40]
         return self.folder / digest[:2] / f"{digest}{suffix}"
 
     def keep(self, final: Path, data: bytes) -> None:
-        """Write a small derived file (an index) at a ``place``, whole or not at all."""
+        """Write a small derived file (an index) at a ``path_for``, whole or not at all."""
         final.parent.mkdir(parents=True, exist_ok=True)
         aside = final.with_name(f".{final.name}.{os.getpid()}.{time.monotonic_ns()}.part")
         aside.write_bytes(data)

@@ -32,7 +32,7 @@ from pipeline.shards.manifest import (
     manifest_hash,
     open_plan,
 )
-from pipeline.shards.tar import to_json
+from pipeline.text import to_json
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from cluster.storage.base import Storage
 from jobs.captioning.counts import count, existing
 from jobs.captioning.work import RETRY, Work
 from pipeline.shards.manifest import Commit
-from pipeline.shards.tar import Row, read_parquet
+from pipeline.shards.parquet import SampleRow, read_parquet
 
 FINAL = frozenset({"duplicate_key", "duplicate_image"})
 """Reasons that lie in the input itself: trying again cannot help."""
@@ -56,7 +56,7 @@ def retry_work(work: Sequence[Work], output: str, reasons: Sequence[str]) -> lis
 
 def _dropped_rows(
     storage: Storage, commits: Sequence[Commit], reasons: frozenset[str]
-) -> dict[str, list[Row]]:
+) -> dict[str, list[SampleRow]]:
     """The rows of inputs whose last outcome is one of the reasons, by their first shard's name.
 
     Raises:
@@ -69,13 +69,13 @@ def _dropped_rows(
             f"--reason {', '.join(unknown)}: nothing was dropped for it; "
             f"choose from {', '.join(known) or 'nothing: all inputs are kept'}"
         )
-    last: dict[str, tuple[str, Row]] = {}
+    last: dict[str, tuple[str, SampleRow]] = {}
     for commit in sorted(commits, key=lambda commit: (commit.retry_of != "", commit.name)):
         if commit.retry_of or any(reason in reasons for reason in commit.reasons):
             for row in read_parquet(storage.read(commit.parquet)):
                 if row.reason not in FINAL:
                     last[row.uid] = (commit.retry_of or commit.name, row)
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[SampleRow]] = {}
     for shard, row in last.values():
         if row.status != "ok" and row.reason in reasons:
             found.setdefault(shard, []).append(row)

@@ -27,7 +27,7 @@ from cluster.storage.base import Storage
 from jobs.captioning.counts import count, existing
 from pipeline.capfilt.gallery import build_gallery
 from pipeline.shards.manifest import Commit, compact
-from pipeline.shards.tar import Row, read_parquet
+from pipeline.shards.parquet import SampleRow, read_parquet
 
 _READERS = 8
 
@@ -76,7 +76,7 @@ def check_commit(storage: Storage, commit: Commit) -> list[str]:
     return wrong or list(_check_rows(commit, read_parquet(storage.read(commit.parquet))))
 
 
-def _check_rows(commit: Commit, rows: Sequence[Row]) -> Iterator[str]:
+def _check_rows(commit: Commit, rows: Sequence[SampleRow]) -> Iterator[str]:
     found = Counter(row.status for row in rows)
     for status in ("ok", "filtered", "failed"):
         if found[status] != getattr(commit, status):

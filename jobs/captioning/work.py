@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.sample import Rejected, Sample
-from pipeline.shards.tar import Row
+from pipeline.shards.parquet import SampleRow
 from pipeline.sources.open import InputShard, Source
 
 RETRY = "-retry"
@@ -31,7 +31,7 @@ class Work:
     first: int = 0
     end: int | None = None
     killers: frozenset[int] = frozenset()
-    again: tuple[Row, ...] = ()
+    again: tuple[SampleRow, ...] = ()
     duplicates: bytes = b""
 
     def __str__(self) -> str:

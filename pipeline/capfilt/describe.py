@@ -26,7 +26,7 @@ from pipeline.capfilt.filters import (
 from pipeline.images import ImageError, ImageHeader, decode, read_header
 from pipeline.pixels import PixelConfig, fit_square
 from pipeline.sample import Rejected, Sample
-from pipeline.shards.tar import Row
+from pipeline.shards.parquet import SampleRow
 
 CaptionFn = Callable[[Tensor, Sequence[str]], list[list[str]]]
 """(uint8 B3SS, uids) -> captions of each image; an empty uid marks padding."""
@@ -74,7 +74,7 @@ class Kept:
     """
 
     samples: list[tuple[Sample, ImageHeader, str]]
-    rows: list[Row]
+    rows: list[SampleRow]
     seconds: float
     unlooked: dict[str, int] = field(default_factory=dict)
 
@@ -121,14 +121,14 @@ def prepare(
 ) -> tuple[Kept, ModelInput]:
     """Filter, decode and resize a shard; samples in key order, everything else as rows."""
     start = time.perf_counter()
-    rows: list[Row] = []
+    rows: list[SampleRow] = []
     passed: list[_Passed] = []
     unlooked = Counter[str]()
     for record in records:
         if isinstance(record, Sample):
             unlooked.update(missing_columns(filters, record))
         outcome = _admit(record, filters, captioner, scorer)
-        if isinstance(outcome, Row):
+        if isinstance(outcome, SampleRow):
             rows.append(outcome)
         else:
             passed.append(outcome)
@@ -151,8 +151,8 @@ def _stack(images: list[Tensor], size: int) -> np.ndarray:
 
 def _admit(
     record: Sample | Rejected, filters: FilterConfig, captioner: ImageSpec, scorer: ImageSpec
-) -> Row | _Passed:
-    row = Row(record.uid, record.key, record.source, "failed", web_caption=record.caption)
+) -> SampleRow | _Passed:
+    row = SampleRow(record.uid, record.key, record.source, "failed", web_caption=record.caption)
     if isinstance(record, Rejected):
         return replace(row, status=record.status, reason=record.reason, sha256=record.sha256)
     row = replace(row, sha256=hashlib.sha256(record.image).hexdigest())

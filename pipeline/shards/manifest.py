@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from cluster.storage.base import Conflict, Storage
 from cluster.storage.open import open_storage
-from pipeline.shards.tar import to_json
+from pipeline.text import to_json
 
 PLAN, SHARDS, MANIFEST, SIZES = "plan.json", "shards", "manifest.parquet", "sizes.json"
 _RECORD = "_stats.json"

@@ -24,11 +24,11 @@ from cluster.storage.base import Entry, Storage, Unreachable
 from cluster.storage.cache import Changed, NodeCache
 from cluster.storage.local import LocalStorage
 from cluster.storage.open import open_storage
-from pipeline.capfilt.output import RECORD_COLUMNS, list_record, table_record
+from pipeline.filenames import is_hidden
 from pipeline.shards.manifest import Commit, committed, manifest_hash
 from pipeline.shards.members import span_members
+from pipeline.shards.record import RECORD_COLUMNS, record_from_list, record_from_table
 from pipeline.shards.tar import index_tar
-from pipeline.sources.base import is_hidden
 
 _OPEN_SHARDS = 64
 
@@ -99,14 +99,14 @@ class Shards:
 
     def _full_record(self, shard: int, index: int, listed: bytes) -> bytes:
         """The record of a sample whose json is a plain list: from the parquet beside the tar."""
-        return table_record(self._records(shard), index)
+        return record_from_table(self._records(shard), index)
 
     def key(self, shard: int, index: int) -> str:
         """A name of the sample that is unique in its shard, for one whose record has no uid."""
         return str(index)
 
-    def place(self, shard: int) -> tuple[str, str]:
-        """(folder, shard) as they go into a uid, for a sample whose record has none."""
+    def uid_parts(self, shard: int) -> tuple[str, str]:
+        """(source, shard) for ``make_uid``, where a sample's record has no uid."""
         return Path(self.name).name, Path(self.tars[shard]).stem
 
     def fetch(self, shard: int) -> None:
@@ -158,7 +158,7 @@ class ForeignShards(Shards):
         return str(self._indices[shard].keys[index])
 
     def _full_record(self, shard: int, index: int, listed: bytes) -> bytes:
-        return list_record(listed)
+        return record_from_list(listed)
 
     def _spans(self, shard: int) -> np.ndarray:
         return self._indices[shard].spans
@@ -181,7 +181,7 @@ def tar_index(files: Files, tar: Entry, mark: str, cache: NodeCache) -> TarIndex
     Raises:
         ValueError: the tar cannot be read or is not sorted by sample; the message names it.
     """
-    kept = cache.place(f"index 2\0{tar.name}\0{tar.size}\0{mark}", ".npz")
+    kept = cache.path_for(f"index 2\0{tar.name}\0{tar.size}\0{mark}", ".npz")
     if kept.is_file():
         with np.load(kept, allow_pickle=False) as found:
             return TarIndex(found["keys"], found["spans"])

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from cluster.storage.base import Entry, Storage, absolute_url, local_path, split_url
 from cluster.storage.open import open_storage
-from pipeline.sources.base import InputShard, Item, Source, is_hidden
+from pipeline.filenames import is_hidden
+from pipeline.sources.base import InputShard, ListedImage, Source
 from pipeline.sources.captions_json import read_captions_json
 from pipeline.sources.lists import ListSource, read_jsonl
 from pipeline.sources.records import name_items
@@ -117,7 +118,7 @@ def _nothing(url: str, storage: Storage) -> ValueError:
     )
 
 
-def _read_list(storage: Storage, file: str, pictures: Storage) -> tuple[str, list[Item]]:
+def _read_list(storage: Storage, file: str, pictures: Storage) -> tuple[str, list[ListedImage]]:
     where = f"{storage.url}/{file}"
     with storage.local_copy(file) as path:
         if file.endswith(".jsonl"):

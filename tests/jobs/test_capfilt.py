@@ -22,7 +22,7 @@ from jobs.captioning.summary import Tally
 from jobs.captioning.work import Work
 from pipeline.capfilt.filters import FilterConfig
 from pipeline.shards.manifest import committed, manifest_hash
-from pipeline.shards.tar import read_parquet
+from pipeline.shards.parquet import read_parquet
 from pipeline.sources.open import InputShard, open_source
 from tests.faulty_s3 import BUCKET, Faults, faulty_proxy, s3_server
 from tests.pipeline.sources.test_sources import png, tar, trio
