@@ -28,7 +28,7 @@ from jobs.recipes.schema import Stage2Recipe
 from jobs.training import command, start
 from jobs.training.objective import Task
 from pipeline.loading.loader import Batch, LoaderConfig
-from pipeline.loading.questions import Asked, QuestionShards
+from pipeline.loading.questions import AnsweredQuestion, QuestionShards
 from pipeline.shards.reading import Shards
 
 
@@ -52,7 +52,7 @@ def _open(place: str) -> QuestionShards:
         raise ValueError(f"--data {place}: name the split too, as in {place}:train")
     found = read_questions(Path(folder), split, "vqa")
     asked = [
-        Asked(str(q.question_id), found.images[q.image_id], q.text, q.answers)
+        AnsweredQuestion(str(q.question_id), found.images[q.image_id], q.text, q.answers)
         for q in found.questions
     ]
     return QuestionShards(place, asked)

@@ -12,7 +12,7 @@ from jobs.recipes.capfilt import CapFiltRecipe
 from modeling.linear import Library, products_by
 from modeling.precision import DTYPES, chosen, multiplies_bf16
 from pipeline.capfilt.describe import Described, ImageSpec, ModelInput, describe
-from pipeline.capfilt.memory import Halving
+from pipeline.capfilt.memory import ShrinkingBatches
 
 ROOT = Path(__file__).resolve().parents[2]
 _REVISION_FILES = ("*.json", "*.safetensors", "*.txt")
@@ -114,14 +114,14 @@ class Describer:
             processor.std,
             seed=recipe.seed,
         )
-        self.captioner: Halving[str, list[str]] = Halving(captioner, "")
+        self.captioner = ShrinkingBatches[str, list[str]](captioner, "")
         folder = find_folder("ranker", recipe.ranker)
         processor = read_processor(folder)
         model = CLIPModel.from_pretrained(folder, dtype=dtype)
         scorer = ClipScorer(
             model.to(device), AutoTokenizer.from_pretrained(folder), processor.mean, processor.std
         )
-        self.scorer: Halving[Sequence[str], list[float]] = Halving(scorer, ())
+        self.scorer = ShrinkingBatches[Sequence[str], list[float]](scorer, ())
 
     def process(self, model_input: ModelInput | None) -> Described | None:
         """Captions and scores of a prepared shard, if there is one."""

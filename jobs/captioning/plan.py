@@ -25,15 +25,8 @@ from modeling import linear
 from modeling.captioning.captioner import REVISION
 from modeling.linear import Library
 from modeling.precision import chosen, multiplies_bf16
-from pipeline.shards.manifest import (
-    PLAN,
-    Commit,
-    Plan,
-    PlannedShard,
-    committed,
-    committed_names,
-    open_plan,
-)
+from pipeline.shards.manifest import Commit, committed, committed_names
+from pipeline.shards.plan import PLAN, OutputPlan, PlannedShard, open_plan
 from pipeline.sources.open import Source, open_source
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "pillow", "numpy", "pyarrow")
@@ -120,7 +113,7 @@ def plan_run(
         PlannedShard(item.name, item.shard.name, item.shard.size, item.shard.etag) for item in work
     )
     storage.sweep()
-    open_plan(storage, Plan(fingerprint, inputs))
+    open_plan(storage, OutputPlan(fingerprint, inputs))
     if args.config.filters.unique:
         work = mark_duplicates(work, source, args.config.filters, storage, args.ray)
     return PlannedRun(args, source, storage, work, products, resumed)

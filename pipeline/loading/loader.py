@@ -23,9 +23,10 @@ from torch.utils.data import DataLoader, Dataset
 from cluster.malloc import keep_memory
 from cluster.storage.cache import NodeCache, default_folder
 from pipeline.loading.batch import Batch, BatchMessage, Slots, empty_squares
+from pipeline.loading.fetcher import Fetcher
 from pipeline.loading.samples import Samples
 from pipeline.loading.schedule import SampleRef, Schedule, SourceSizes
-from pipeline.shards.reading import Fetcher, Shards
+from pipeline.shards.reading import Shards
 
 Tokenise = Callable[[list[str]], dict[str, Tensor]]
 

@@ -12,7 +12,7 @@ from pipeline.shards.reading import BadSample, Shards
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AnsweredQuestion:
     """One question about an image file, and what people answered (VQAv2: ten of them)."""
 
     key: str
@@ -31,7 +31,7 @@ class QuestionShards(Shards):
         ValueError: no question, or one without an answer.
     """
 
-    def __init__(self, name: str, asked: Sequence[Asked]) -> None:
+    def __init__(self, name: str, asked: Sequence[AnsweredQuestion]) -> None:
         if not asked:
             raise ValueError(f"--data {name}: no question in it")
         mute = next((row.key for row in asked if not any(a.strip() for a in row.answers)), None)

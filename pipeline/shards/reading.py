@@ -6,9 +6,8 @@ others wrote from walking their headers once. Remote shards are read from the no
 
 import io
 import os
-import threading
 from codecs import BOM_UTF8
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.ranks.dist import derive_seed
-from cluster.storage.base import Entry, Storage, Unreachable
+from cluster.storage.base import Entry, Storage
 from cluster.storage.cache import Changed, NodeCache
 from cluster.storage.local import LocalStorage
 from cluster.storage.open import open_storage
@@ -30,7 +29,7 @@ from pipeline.shards.members import span_members
 from pipeline.shards.record import RECORD_COLUMNS, record_from_list, record_from_table
 from pipeline.shards.tar import index_tar
 
-_OPEN_SHARDS = 64
+OPEN_SHARDS = 64
 
 
 class BadSample(ValueError):
@@ -76,9 +75,9 @@ class Shards:
     ) -> None:
         self.name, self.files, self.digest = name, files, digest
         self.tars, self.sizes = tuple(tars), tuple(sizes)
-        self.spans = lru_cache(maxsize=_OPEN_SHARDS)(self._spans)
-        self._records = lru_cache(maxsize=_OPEN_SHARDS)(self._read_records)
-        self._file = lru_cache(maxsize=_OPEN_SHARDS)(self._open)
+        self.spans = lru_cache(maxsize=OPEN_SHARDS)(self._spans)
+        self._records = lru_cache(maxsize=OPEN_SHARDS)(self._read_records)
+        self._file = lru_cache(maxsize=OPEN_SHARDS)(self._open)
 
     def read(self, shard: int, index: int) -> bytes:
         """The bytes of all members of a usable sample: one ``pread``."""
@@ -245,45 +244,6 @@ def _open_foreign(url: str, storage: Storage, cache: NodeCache) -> Shards:
 def data_hash(sources: Sequence[Shards]) -> str:
     """One hash of all sources' content: kept in checkpoints and compared over ranks."""
     return f"{derive_seed(*(source.digest for source in sources)):016x}"
-
-
-class Fetcher:
-    """Fetches remote shards before they are asked for, some steps ahead of the training.
-
-    Whoever asks for a shard that is not here yet fetches it or waits for this thread's copy; an
-    error here is met again there, where it can be told.
-    """
-
-    def __init__(
-        self, sources: Sequence[Shards], needed: Iterator[set[tuple[int, int]]], ahead: int
-    ) -> None:
-        self._sources, self._needed = sources, needed
-        self._room, self._closed = threading.Semaphore(ahead), threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        if any(source.remote for source in sources):
-            self._thread.start()
-
-    def step(self) -> None:
-        """A step was taken: there is room for another one ahead."""
-        self._room.release()
-
-    def close(self) -> None:
-        """Stop fetching; a fetch under way ends with the process or by itself."""
-        self._closed.set()
-        self._room.release()
-
-    def _run(self) -> None:
-        near: set[tuple[int, int]] = set()
-        for wanted in self._needed:
-            self._room.acquire()
-            for source, shard in sorted(wanted - near):
-                if self._closed.is_set():
-                    return
-                try:
-                    self._sources[source].fetch(shard)
-                except (OSError, ValueError, Changed, Unreachable):
-                    return
-            near = (near | wanted) if len(near) < 4 * _OPEN_SHARDS else wanted
 
 
 class _Descriptor:
