@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from cluster.logfiles import append_record, cut_after
-from cluster.ranks.dist import Place
+from cluster.ranks.dist import Process
 from cluster.ranks.guard import Skipped
 
 LOG, SKIPPED, VALIDATION = "log.jsonl", "skipped.jsonl", "validation.jsonl"
@@ -38,7 +38,7 @@ class RunLog:
     def __init__(
         self,
         out: Path,
-        here: Place,
+        here: Process,
         *,
         steps: int,
         done: int,
@@ -132,7 +132,7 @@ class RunLog:
             board.tell({name: value for name, value in record.items() if value is not None})
 
 
-def peak_memory(here: Place) -> int:
+def peak_memory(here: Process) -> int:
     """Most bytes this rank has held: of the GPU where it has one, else of the process."""
     if here.device.type == "cuda":
         return torch.cuda.max_memory_allocated(here.device)

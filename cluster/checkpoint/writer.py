@@ -24,7 +24,7 @@ from torch import Tensor
 from cluster.checkpoint.files import OPTIMIZER, TRAINABLE, Damaged, fill
 from cluster.checkpoint.store import BEST, FOLDER, LATEST, Store, rotate
 from cluster.ranks import zero_state
-from cluster.ranks.dist import Place, all_reduce
+from cluster.ranks.dist import Process, all_reduce
 from cluster.storage.base import Unreachable
 
 # What a disk or a store may do to a write; anything else is a fault of ours and ends the run.
@@ -57,7 +57,7 @@ class Writer:
     def save(
         self,
         engine: Any,
-        here: Place,
+        here: Process,
         *,
         recipe: Mapping[str, Any],
         state: Mapping[str, Any],
@@ -167,7 +167,7 @@ class Writer:
         )
 
 
-def gather(engine: Any, here: Place, kinds: tuple[str, ...]) -> dict[str, Tensor]:
+def gather(engine: Any, here: Process, kinds: tuple[str, ...]) -> dict[str, Tensor]:
     """Copies of whole tensors on rank 0's CPU; the other ranks only take part. Collective."""
     gathered = {}
     for kind in kinds:

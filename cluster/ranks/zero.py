@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cluster.ranks import zero_state
-from cluster.ranks.dist import Place, barrier, place
+from cluster.ranks.dist import Process, barrier, this_process
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ZeroConfig:
     timeout_s: int = 1800
 
 
-def start(timeout_s: int = 1800) -> Place:
+def start(timeout_s: int = 1800) -> Process:
     """Join the process group (gloo on CPU, NCCL with a CPU backend beside it on GPUs).
 
     Works under the ``deepspeed`` launcher and, for a single rank, without any launcher.
@@ -52,7 +52,7 @@ def start(timeout_s: int = 1800) -> Place:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     for key, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
         os.environ.setdefault(key, value)
-    here = place()
+    here = this_process()
     backend = "gloo" if here.device.type == "cpu" else "cpu:gloo,cuda:nccl"
     if here.device.type == "cuda":
         torch.cuda.set_device(here.device)
@@ -110,7 +110,7 @@ def engine(
         wrapped, *_ = _deepspeed().initialize(
             model=module,
             optimizer=optimizer,
-            config=to_deepspeed(config, micro_batch, accumulation, place().world),
+            config=to_deepspeed(config, micro_batch, accumulation, this_process().world),
             dist_init_required=False,
         )
     if hasattr(wrapped.optimizer, "get_grad_norm_direct"):
@@ -177,7 +177,9 @@ def _norm_over_ranks(gradients: Sequence[Tensor], *_: Any) -> Tensor:
     adds the ranks' parts in fp32: its last bit, and with clipping every weight's, would depend on
     the number of ranks.
     """
-    norms = [torch.zeros((), dtype=torch.float64, device=place().device)]  # a rank may hold none
+    norms = [
+        torch.zeros((), dtype=torch.float64, device=this_process().device)
+    ]  # a rank may hold none
     norms += [torch.linalg.vector_norm(part, dtype=torch.float64) for part in gradients]
     total = torch.stack(norms).square().sum()
     dist.all_reduce(total)

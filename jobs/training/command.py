@@ -10,7 +10,7 @@ import tyro
 from torch import nn
 
 from cluster.ranks import zero
-from cluster.ranks.dist import place
+from cluster.ranks.dist import this_process
 from jobs import recipes
 from jobs.models import encoder_settings, precision, trained
 from jobs.models.encoder_settings import is_here
@@ -92,18 +92,20 @@ def main(
         if given.dry_run:
             recipe = encoder_settings.settled(recipe, fetch=False)
             gpu = hardware.gpu(given.gpu) if given.gpu else hardware.this_gpu()
-            settled = precision.resolve(recipe, gpu is not None or multiplies_bf16(place().device))
-            print(budget.report(settled, given.world or place().world, gpu, given.price))
+            settled = precision.resolve(
+                recipe, gpu is not None or multiplies_bf16(this_process().device)
+            )
+            print(budget.report(settled, given.world or this_process().world, gpu, given.price))
             return 0
         plan = train_loop.prepare(
             recipe, given.data, given.out, given.epochs, open_data, init=given.init
         )
         if given.validate:
             plan = replace(plan, validation=open_data(given.validate, recipe.run.loader))
-        settled = precision.resolve(plan.recipe, multiplies_bf16(place().device))
-        world, needed = place().world, (settled, budget.sketch(settled))
+        settled = precision.resolve(plan.recipe, multiplies_bf16(this_process().device))
+        world, needed = this_process().world, (settled, budget.sketch(settled))
         budget.check_room(*needed, world, *hardware.room(world))
-        if not place().rank:
+        if not this_process().rank:
             print(encoder_settings.describe(plan.recipe.encoder), flush=True)
             print(*budget.table(*needed, world, hardware.this_gpu()), sep="\n", flush=True)
         plan = replace(plan, step_flops=budget.step_flops(*needed, world))
@@ -112,13 +114,13 @@ def main(
             raise ValueError(f"--init: none given; {kind} starts from {INIT[kind]}")
         module = make_module(plan.recipe, given.init if fresh else "", fresh)
     except (ValueError, FileNotFoundError):
-        if place().rank:  # every rank meets the same mistake: one line is enough
+        if this_process().rank:  # every rank meets the same mistake: one line is enough
             return 2
         raise
     try:
         code = train_loop.train(plan, lambda recipe, device: make_task(recipe, module, device))
     except FloatingPointError as broken:
-        if not place().rank:  # all ranks stop with the same words
+        if not this_process().rank:  # all ranks stop with the same words
             print(f"error: {broken}", file=sys.stderr, flush=True)
         return 2
     return code if world == 1 else zero.leave(code)

@@ -20,7 +20,7 @@ import torch
 from cluster import checkpoint
 from cluster.malloc import keep_freed_memory
 from cluster.ranks import dist, supervise, zero
-from cluster.ranks.dist import Place, StopSignal
+from cluster.ranks.dist import Process, StopSignal
 from cluster.ranks.guard import Guard
 from cluster.ranks.watchdog import Watchdog
 from cluster.runlog import RunLog
@@ -144,7 +144,7 @@ def prepare(
         plan = replace(plan, recipe=recipe)
         _check_same(found, plan)
     plan = replace(plan, recipe=_with_micro_batch(recipe, found))
-    if dist.place().rank == 0:
+    if dist.this_process().rank == 0:
         store.pull_logs()
         for line in checkpoint.set_aside(store, damaged, found) if found else ():
             print(line, flush=True)
@@ -164,7 +164,7 @@ def _with_micro_batch(recipe: Any, found: checkpoint.Checkpoint | None) -> Any:
     nobody asks for another and this number of ranks can make it: on fewer ranks it still fits in
     memory, and gradients are rounded to bf16 as before.
     """
-    run, world = recipe.run, dist.place().world
+    run, world = recipe.run, dist.this_process().world
     before = found.recipe["run"].get("micro_batch", 0) if found else 0
     if not run.micro_batch and before and run.global_batch % (world * before) == 0:
         run = replace(run, micro_batch=before)
@@ -187,7 +187,7 @@ def train(plan: Plan, make_task: Callable[[Any, torch.device], Task]) -> int:
     """
     run = plan.run
     if plan.found is not None and plan.done >= run.steps:
-        if dist.place().rank == 0:
+        if dist.this_process().rank == 0:
             print(f"{plan.writer.url} is at step {plan.done} of {run.steps}: nothing to do")
         return 0
     keep_freed_memory()
@@ -260,7 +260,7 @@ def train(plan: Plan, make_task: Callable[[Any, torch.device], Task]) -> int:
     return 0
 
 
-def _log(plan: Plan, here: Place) -> RunLog:
+def _log(plan: Plan, here: Process) -> RunLog:
     run, gpu = plan.run, hardware.this_gpu()
     peak = gpu.tflops * 1e12 * here.world if gpu and plan.step_flops else 0.0
     return RunLog(
@@ -276,7 +276,7 @@ def _log(plan: Plan, here: Place) -> RunLog:
     )
 
 
-def _state(plan: Plan, here: Place, step: int, guard: Guard) -> dict[str, Any]:
+def _state(plan: Plan, here: Process, step: int, guard: Guard) -> dict[str, Any]:
     """What a checkpoint of ``step`` updates says besides its tensors."""
     import deepspeed
 
@@ -321,7 +321,7 @@ def as_json(recipe: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(recipe)))
 
 
-def _opening(plan: Plan, here: Place, micro: int, accumulation: int) -> str:
+def _opening(plan: Plan, here: Process, micro: int, accumulation: int) -> str:
     start = f"resuming from {plan.found.where}" if plan.found else "starting"
     samples = sum(sum(source.sizes) for source in plan.sources)
     return (

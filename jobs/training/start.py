@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster import checkpoint
-from cluster.ranks.dist import derive_seed, place
+from cluster.ranks.dist import derive_seed, this_process
 from cluster.ranks.sharding import shard_frozen
 from jobs.models import trained
 from jobs.models.encoder_settings import pixels_of
@@ -59,7 +59,7 @@ def start_from(stage: Stage1 | Stage2, path: str, kind: str) -> None:
 
 def say_start(found: checkpoint.Checkpoint) -> None:
     """Tell once where the weights come from."""
-    if place().rank == 0:
+    if this_process().rank == 0:
         print(f"starting from {found.folder}", flush=True)
 
 

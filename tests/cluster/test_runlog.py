@@ -1,12 +1,12 @@
 import json
 
 from cluster.logfiles import records_so_far
-from cluster.ranks.dist import Place
+from cluster.ranks.dist import Process
 from cluster.runlog import LOG, RunLog
 
 
 def log(out, done=0, every=2):
-    return RunLog(out, Place(), steps=6, done=done, every=every, samples=64)
+    return RunLog(out, Process(), steps=6, done=done, every=every, samples=64)
 
 
 def write(run, steps):
@@ -40,7 +40,7 @@ def test_resume_cuts_what_came_after_the_checkpoint(tmp_path):
 
 
 def test_other_ranks_write_nothing(tmp_path, capsys):
-    run = RunLog(tmp_path / "x", Place(rank=1, world=2), steps=1, done=0, every=1, samples=1)
+    run = RunLog(tmp_path / "x", Process(rank=1, world=2), steps=1, done=0, every=1, samples=1)
     write(run, [1])
     assert not (tmp_path / "x").exists() and capsys.readouterr().out == ""
 
