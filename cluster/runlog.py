@@ -1,4 +1,4 @@
-"""What a training run tells: a console line an interval, and the same record in ``log.jsonl``.
+"""The log of a training run: a console line an interval, and the same record in ``log.jsonl``.
 
 Only rank 0 writes. On a resume, records behind the checkpoint are cut off, so that the file reads
 like that of a run that was never interrupted.
@@ -27,12 +27,16 @@ class RunLog:
     """Measures steps and reports them.
 
     Args:
-        steps: of the whole run; ``done`` of them were made before.
-        every: steps between two records; the first and the last step always have one.
-        samples: a step, over all ranks.
-        wandb: project that Weights & Biases gets the records for.
-        peak_steps_per_s: steps that the devices would make at their peak, for the share of it
-            that is reached (MFU); 0 where the peak is not known.
+        out: folder of the run.
+        here: this process; only rank 0 writes.
+        steps: number of steps of the whole run.
+        done: number of steps that were made before.
+        every: number of steps between two records; the first and the last step always have one.
+        samples: samples of a step, over all ranks.
+        tensorboard: whether TensorBoard gets the records too.
+        wandb: project of Weights & Biases that gets the records too; "" for none.
+        peak_steps_per_s: steps a second that the devices would make at their peak, for the share
+            of it that is reached (MFU); 0 where the peak is not known.
     """
 
     def __init__(
@@ -67,7 +71,7 @@ class RunLog:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time spent in this block is the loop waiting for data."""
+        """A block whose time counts as the loop's waiting for data."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
@@ -100,7 +104,7 @@ class RunLog:
             self._tell_boards(record)
 
     def skipped(self, steps: Sequence[Skipped]) -> None:
-        """Tell of steps that were not applied, here and in ``skipped.jsonl``."""
+        """Report steps that were not applied, on the console and in ``skipped.jsonl``."""
         for this in steps:
             self._extra["skipped"] = self._extra.get("skipped", 0) + 1
             if self.here.rank == 0:
@@ -109,7 +113,7 @@ class RunLog:
             self.say(f"step {this.step} was skipped: {this.reason}; samples {shown} ({SKIPPED})")
 
     def validated(self, step: int, losses: Mapping[str, float]) -> None:
-        """Tell of the losses on the validation samples after ``step``."""
+        """Report the losses on the validation samples after ``step``."""
         named = {f"val_{name}": _finite(value) for name, value in losses.items()}
         if self.here.rank == 0:
             append_record(self.folder / VALIDATION, {"step": step, **named})
@@ -123,7 +127,7 @@ class RunLog:
             print(text, file=sys.stdout, flush=True)
 
     def close(self) -> None:
-        """Let what also gets the records write them out."""
+        """Let TensorBoard and Weights & Biases write their records out."""
         for board in self._boards:
             board.close()
 
@@ -133,7 +137,7 @@ class RunLog:
 
 
 def peak_memory(here: Process) -> int:
-    """Most bytes this rank has held: of the GPU where it has one, else of the process."""
+    """The most bytes that this rank has held: of its GPU where it has one, else of the process."""
     if here.device.type == "cuda":
         return torch.cuda.max_memory_allocated(here.device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -166,7 +170,7 @@ def _clock(seconds: float) -> str:
 
 
 class _Board(NamedTuple):
-    """Something else that shows the records."""
+    """Another program that gets the records."""
 
     tell: Callable[[Mapping[str, Any]], None]
     close: Callable[[], None]

@@ -47,7 +47,8 @@ def load_json(data: bytes, slim: Callable[[dict[str, Any]], Any] | None = None) 
 
     Args:
         data: UTF-8, perhaps with a byte-order mark.
-        slim: what is kept of each object, called as soon as it has been read; default: all of it.
+        slim: function that gives the part of an object to keep, called as soon as the object has
+            been read; default: all of it.
 
     Raises:
         TextError: reason ``not_utf8``; or ``bad_json``: no JSON, an integer of more digits than
@@ -114,10 +115,10 @@ def printable(text: str) -> str:
 
 
 def check_caption(value: Any) -> tuple[str, str]:
-    """A caption and why it cannot be used.
+    """A caption, and the reason why it cannot be used.
 
     Args:
-        value: what a field holds.
+        value: value of a field.
 
     Returns:
         The text without a byte-order mark, and "" or the reason: ``no_caption`` (null),

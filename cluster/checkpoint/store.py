@@ -1,4 +1,4 @@
-"""Where the checkpoints of a run are kept: a local folder, or S3.
+"""The checkpoints of one run, in a local folder or on S3.
 
     OUT/checkpoints/step_00000200/…   one checkpoint (``cluster.checkpoint.files``)
                     latest            name of the newest one
@@ -53,7 +53,7 @@ class Store(Protocol):
 
 
 class LocalStore:
-    """Below a run's folder on a local or shared file system."""
+    """The checkpoints below a run's folder on a local or shared file system."""
 
     def __init__(self, run: Path) -> None:
         self.folder = run
@@ -131,7 +131,7 @@ class LocalStore:
 
 
 class S3Store:
-    """Below ``s3://bucket/prefix``; its log is written to a folder of this node's cache."""
+    """The checkpoints below ``s3://bucket/prefix``; the log is kept in this node's cache."""
 
     def __init__(self, storage: S3Storage, cache: NodeCache) -> None:
         self._storage, self._cache = storage, cache

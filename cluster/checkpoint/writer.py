@@ -40,8 +40,9 @@ class Writer:
     """Saves the checkpoints of a run, one at a time.
 
     Args:
-        keep: how many of the newest stay, besides the best.
-        good: where the last good one is, when there is one.
+        store: the run's checkpoints.
+        keep: number of the newest checkpoints that stay, besides the best.
+        good: address of the last good checkpoint; "" where there is none yet.
     """
 
     def __init__(self, store: Store, keep: int = 2, good: str = "") -> None:
@@ -73,7 +74,7 @@ class Writer:
             last: wait until it is published.
 
         Returns:
-            Where it will be.
+            The address that it will have.
 
         Raises:
             NotSaved: it is the last one and could not be written; on all ranks.

@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO from a typed configuration: nobody edits its JSON by hand.
+"""The DeepSpeed engine: made from a typed configuration, started and left by all ranks.
 
 The frozen encoder and language model are kept outside the engine's module: inside it, DeepSpeed
 would cast, broadcast, shard and save them too.
@@ -23,17 +23,17 @@ from cluster.ranks.dist import Process, barrier, this_process
 
 @dataclass(frozen=True)
 class ZeroConfig:
-    """How parameters, gradients and optimizer state are held.
+    """Division of parameters, gradients and optimizer state among the ranks, and their formats.
 
     Attributes:
-        stage: ZeRO stage; 0 replicates all, 1 shards optimizer state, 2 gradients too, 3 weights.
+        stage: ZeRO stage: 0 replicates everything, 1 divides the optimizer state among the ranks,
+            2 the gradients too, 3 the weights too.
         precision: number format of weights and activations. ``bf16`` keeps fp32 masters,
             accumulates and exchanges gradients in fp32; at stage 0 it is autocast over fp32
             weights. ``auto`` is bf16 where all ranks' devices multiply it in hardware, else fp32.
-        clip: largest global gradient norm; 0 leaves gradients alone (the paper clips nothing).
-            ``cluster.ranks.guard`` clips, where no rank has to wait for its device.
-        bucket: elements in one gradient exchange.
-        timeout_s: a step, or a collective, that takes longer than this stops the run.
+        clip: largest global gradient norm; 0 leaves gradients alone, as the paper does.
+        bucket: number of elements in one gradient exchange.
+        timeout_s: seconds that a step or a collective may take before the run is stopped.
     """
 
     stage: Literal[0, 1, 2, 3] = 2
@@ -76,7 +76,7 @@ def stop() -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process at once, when everything is written and the group is left.
+    """End this process at once, after everything is written and the group is left.
 
     An ordinary exit tears torch's threads down in an order that now and then ends rank 0 with
     ``std::terminate`` (one exit in five or so, with gloo): a finished run must not look failed.

@@ -25,10 +25,10 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """How an item can be looked at in parts, to find what in it kills workers.
+    """Parts of an item, in which the ones that kill workers are searched for.
 
     Attributes:
-        count: item -> how many parts it has; runs in a task.
+        count: item -> number of its parts; runs in a task.
         only: (item, first, end) -> an item of these parts alone.
         without: (item, parts) -> the item that leaves these parts out and says so in its result.
     """
@@ -40,13 +40,13 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """What happens to an item.
+    """The stages that each item passes through.
 
     Attributes:
         prepare: item -> (kept, sent); runs in a task.
-        actor: makes an object with ``process(sent)``; called once in each actor.
+        actor: maker of an object with ``process(sent)``; called once in each actor.
         finish: (kept, processed) -> a small result; runs in a task.
-        parts: how to find what kills workers; without it, an item that keeps doing so ends the map.
+        parts: the item's parts; without them, an item that keeps killing workers ends the map.
     """
 
     prepare: Callable[[Any], tuple[Any, Any]]
@@ -111,7 +111,7 @@ def map_tasks(
 
 
 class _Map:
-    """The remote halves of a map and its workers."""
+    """A map under way: its remote functions and its workers."""
 
     def __init__(self, stages: Stages, config: RayConfig, resources: Resources) -> None:
         # Only lost workers are retried, and once: what they were doing may be what killed them.

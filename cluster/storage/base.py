@@ -13,16 +13,19 @@ from typing import Protocol
 
 
 class Conflict(ValueError):
-    """The final name is taken by other bytes; ``existing`` are the bytes already there.
+    """The final name is taken by other bytes.
 
-    Made from its message alone, as every exception that travels between processes must be.
+    It can be made from its message alone, as every exception that travels between processes must.
+
+    Attributes:
+        existing: the bytes already there.
     """
 
     existing: bytes = b""
 
     @classmethod
     def between(cls, name: str, existing: bytes, data: bytes) -> "Conflict":
-        """The conflict of what is at ``name`` with what should be there."""
+        """The conflict of the bytes at ``name`` with the bytes that should be there."""
         old, new = hashlib.sha256(existing).hexdigest(), hashlib.sha256(data).hexdigest()
         made = cls(
             f"{name} is already committed with sha256 {old}, this attempt made {new}; "
@@ -33,12 +36,18 @@ class Conflict(ValueError):
 
 
 class Unreachable(RuntimeError):
-    """The store did not answer in all attempts: nothing can be said about the file, good or bad."""
+    """The store answered in none of the attempts: whether the file is good cannot be said."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A finished file: size in bytes, and the store's own mark of its content ("" has none)."""
+    """A finished file.
+
+    Attributes:
+        name: name relative to the store's root.
+        size: size in bytes.
+        etag: the store's own mark of the content; "" in a store without such marks.
+    """
 
     name: str
     size: int
@@ -46,7 +55,11 @@ class Entry:
 
 
 class Storage(Protocol):
-    """A tree of immutable files, addressed by names relative to its root ("" is the root)."""
+    """A tree of immutable files, addressed by names relative to its root ("" is the root).
+
+    ``publish`` creates a file that never changes afterwards, ``replace`` writes a derived one that
+    may; the methods are documented where they are implemented.
+    """
 
     @property
     def url(self) -> str: ...
@@ -62,7 +75,7 @@ class Storage(Protocol):
 
 
 def split_url(url: str) -> tuple[str, str]:
-    """(folder, name) of a URL or path: what ``open_storage`` takes, and a file in it."""
+    """(folder, name) of a URL or path: the folder for ``open_storage``, and the file in it."""
     if url.startswith("s3://"):
         folder, _, name = url.rstrip("/").rpartition("/")
         return folder, name
@@ -71,7 +84,7 @@ def split_url(url: str) -> tuple[str, str]:
 
 
 def absolute_url(url: str) -> str:
-    """The same place as seen from any working directory: workers have their own."""
+    """The URL or path as it is valid in any working directory: workers have their own."""
     return url if url.startswith("s3://") else str(local_path(url).resolve())
 
 

@@ -23,7 +23,7 @@ _counter = itertools.count()
 
 
 class LocalStorage:
-    """A folder on a local or shared POSIX file system (one that has hard links)."""
+    """The files of a folder on a local or shared POSIX file system that has hard links."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -105,13 +105,13 @@ class LocalStorage:
         return True
 
     def replace(self, name: str, data: bytes) -> None:
-        """Write a derived file that may be rewritten (summary, gallery), atomically."""
+        """Write a derived file, such as the gallery, that later calls may replace; atomically."""
         final = self.path(name)
         os.replace(self._write_temporary(final, data), final)
         sync_path(final.parent)
 
     def sweep(self) -> None:
-        """Remove temporary files whose writer is dead: this host's by process id, others by age."""
+        """Remove temporary files of dead writers: known here by process id, elsewhere by age."""
         for entry in self.root.rglob(".*.tmp"):
             found = _TEMPORARY.match(entry.name)
             if found and not _writer_lives(entry, found["host"], int(found["pid"])):

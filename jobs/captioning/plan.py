@@ -42,7 +42,7 @@ class PlannedRun:
         storage: the output.
         work: every output shard of the plan, in its order.
         products: library of the models' matrix products.
-        resumed: whether the output had its plan before this run.
+        resumed: True where the output had its plan before this run.
     """
 
     args: CapFiltArgs
@@ -91,7 +91,7 @@ def plan_run(
     With ``filters.unique`` it also finds the duplicates over all shards; needs a connected Ray.
 
     Args:
-        settings: from ``read_settings``.
+        settings: result of ``read_settings``.
 
     Raises:
         ValueError: the input is empty, or the output belongs to another plan.

@@ -22,7 +22,7 @@ class CapFiltRecipe:
         batch_size: images that the models see at once; another number may change last bits.
         dtype: number format of both models' weights; ``auto`` is bf16 where the device multiplies
             it in hardware, else fp32.
-        sampling: how captions are drawn.
+        sampling: drawing of the captions.
         filters: inputs that are dropped before any model runs.
     """
 

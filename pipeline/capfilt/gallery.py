@@ -1,4 +1,4 @@
-"""An HTML page of sampled images with every caption, score and what was kept: judge by eye.
+"""An HTML page of sampled images with all captions and scores, to judge the filter by eye.
 
 One static file: images embedded as data URIs, all text escaped, a small script that shows, hides
 and sorts cards, and a policy that forbids everything else. Without the script all cards are there.

@@ -1,4 +1,4 @@
-"""What CapFilt writes of a shard: the tar, the parquet and the counts of its record."""
+"""The output shard of CapFilt: the tar, the parquet and the counts of its commit record."""
 
 import math
 import time

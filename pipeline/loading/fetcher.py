@@ -9,10 +9,14 @@ from pipeline.shards.reading import OPEN_SHARDS, Shards
 
 
 class Fetcher:
-    """Fetches remote shards before they are asked for, some steps ahead of the training.
+    """A thread that fetches remote shards before they are asked for.
 
-    Whoever asks for a shard that is not here yet fetches it or waits for this thread's copy; an
-    error here is met again there, where it can be told.
+    A reader that asks for a shard that is not here yet fetches it itself, or waits for this
+    thread's copy; an error in the thread is met again there, where it can be reported.
+
+    Args:
+        needed: the (source, shard) pairs that each batch needs.
+        ahead: number of batches to be ahead of the training.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Questions about images as a source of training samples: what VQA finetuning reads."""
+"""Questions about images as a source of training samples, for VQA finetuning."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from pipeline.shards.reading import BadSample, Shards
 
 @dataclass(frozen=True, slots=True)
 class AnsweredQuestion:
-    """One question about an image file, and what people answered (VQAv2: ten of them)."""
+    """One question about an image file, with the answers of people (VQAv2: ten of them)."""
 
     key: str
     image: Path

@@ -43,7 +43,7 @@ class EncodedSample(NamedTuple):
         image_id: 63 bits of the image's sha256.
         question: question that the text answers; "" without one.
         augment: seed of its crop and flip.
-        draws, replaced: as in ``pipeline.loading.batch.Batch``.
+        draws, replaced: see ``pipeline.loading.batch.Batch``.
     """
 
     image: bytes

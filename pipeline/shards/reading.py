@@ -1,4 +1,4 @@
-"""Where a sample's bytes are: outputs of CapFilt and folders of tars, on disk or on S3.
+"""Sources of training samples: outputs of CapFilt and folders of tars, on disk or on S3.
 
 Any sample is one ``pread``: the offsets come from the parquet beside a shard, or for tars that
 others wrote from walking their headers once. Remote shards are read from the node's cache.
@@ -37,7 +37,7 @@ class BadSample(ValueError):
 
 
 class Files(Protocol):
-    """Files as local paths."""
+    """Files that can be had as local paths."""
 
     def path(self, name: str) -> Path: ...
 
@@ -47,6 +47,8 @@ class CachedFiles:
     """Remote files through the node's cache, checked against what their records say.
 
     Attributes:
+        storage: store of the files.
+        cache: this node's cache.
         checks: size and sha256 by name; -1 and "" where they are not known.
     """
 
@@ -60,14 +62,14 @@ class CachedFiles:
 
 
 class Shards:
-    """One source: its shards, how many samples each has, and any sample's bytes.
+    """One source of training samples: its shards, their sizes, and any sample's bytes.
 
     Attributes:
-        name: for messages and the schedule's fingerprint.
-        files: where the shards are.
-        tars: their names.
-        sizes: usable samples a shard.
-        digest: of the content, from the commit records or the tars' names and sizes.
+        name: path or URL, for messages and the schedule's fingerprint.
+        files: files of the source.
+        tars: names of the shards.
+        sizes: number of usable samples in each shard.
+        digest: hash of the content, made from the commit records or the tars' names and sizes.
     """
 
     def __init__(
@@ -109,7 +111,7 @@ class Shards:
         return Path(self.name).name, Path(self.tars[shard]).stem
 
     def fetch(self, shard: int) -> None:
-        """Have a shard near, if it is remote."""
+        """Copy a shard to the node's cache, if it is remote."""
         if self.remote:
             self.files.path(self.tars[shard])
 
@@ -165,7 +167,12 @@ class ForeignShards(Shards):
 
 @dataclass(frozen=True)
 class TarIndex:
-    """Where the samples of a tar are: keys (N), and (offset, length) as int64 (N, 2)."""
+    """The samples of a tar.
+
+    Attributes:
+        keys: their keys, str (N).
+        spans: their (offset, length), int64 (N, 2).
+    """
 
     keys: np.ndarray
     spans: np.ndarray
@@ -175,7 +182,7 @@ def tar_index(files: Files, tar: Entry, mark: str, cache: NodeCache) -> TarIndex
     """The index of a tar, walked once and kept in the node's cache.
 
     Args:
-        mark: changes when the tar does.
+        mark: text that changes when the tar does.
 
     Raises:
         ValueError: the tar cannot be read or is not sorted by sample; the message names it.
@@ -197,7 +204,9 @@ def open_shards(url: str, cache: NodeCache | None = None) -> Shards:
     """Open one ``--data``: an output of the CapFilt stage, or a folder of tars.
 
     Args:
-        cache: where copies of remote shards and indices of foreign tars are kept.
+        url: path or URL of the output or folder.
+        cache: cache for copies of remote shards and indices of foreign tars; None takes the
+            default one.
 
     Raises:
         ValueError: nothing there, nothing committed yet, no usable sample, or a broken tar.

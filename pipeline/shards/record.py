@@ -12,10 +12,11 @@ RECORD_COLUMNS = ("uid", "sha256", "captions", "scores", "origins", "kept")
 
 
 def record_from_table(table: pa.Table, index: int) -> bytes:
-    """The json member of the full layout, as far as training reads it, from a parquet's row.
+    """The json member of the full layout, as far as training reads it, from a row of the parquet.
 
     Args:
-        table: with ``RECORD_COLUMNS``.
+        table: rows of the usable samples, with ``RECORD_COLUMNS``.
+        index: number of the sample.
     """
     row = table.slice(index, 1).to_pylist()[0]
     told = zip(row["captions"], row["scores"], row["origins"], strict=True)
@@ -26,7 +27,7 @@ def record_from_table(table: pa.Table, index: int) -> bytes:
 
 
 def record_from_list(listed: bytes) -> bytes:
-    """The same from LAVIS's list alone: its first two captions count as kept, without scores."""
+    """The same record from the list alone: its first two captions are kept, without scores."""
     try:
         texts = [text for text in load_json(listed) if isinstance(text, str)]
     except TextError:

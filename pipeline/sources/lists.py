@@ -1,4 +1,4 @@
-"""Image files and a list of their captions; the list itself as JSONL."""
+"""Sources that are a list of image files with captions, and the reader of such a list in JSONL."""
 
 import hashlib
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
@@ -17,7 +17,15 @@ from pipeline.text import TextError, load_json, printable
 
 @dataclass(frozen=True, slots=True)
 class ListSource:
-    """Image files in a folder, and a list of their captions."""
+    """Image files in a folder, and a list of their captions.
+
+    Attributes:
+        name: name in records and uids.
+        storage: image folder.
+        items: the list.
+        shard_size: images in a shard.
+        human: whether people wrote the captions.
+    """
 
     name: str
     storage: Storage

@@ -1,4 +1,4 @@
-"""Where pairs come from: tars (img2dataset, webdataset), JSONL, COCO, Visual Genome.
+"""The source behind a path or URL: tars (img2dataset, webdataset), JSONL, COCO, Visual Genome.
 
 A source is cut into input shards; reading a shard yields a ``Sample`` or a ``Rejected`` with a
 reason for every input, in key order. Nothing is lost silently: a line without its file, a file
@@ -50,13 +50,13 @@ KNOWN = {
     "sbu": _WEB,
     "laion": _WEB,
 }
-"""Names that say more than a name: see README, "Sources"."""
+"""The paper's sources by the names that ``--source`` knows."""
 
 
 def open_source(
     url: str, images: str | None = None, shard_size: int = 1_000, name: str | None = None
 ) -> Source:
-    """Recognise what ``url`` is.
+    """Recognise the form of an input and open it as a source.
 
     Args:
         url: a folder of tars, or of folders of tars; one tar; a folder with ``captions.jsonl`` (or

@@ -1,4 +1,4 @@
-"""What is said about a TinyWorld picture: captions, questions and answers, web noise, the truth.
+"""The texts about a TinyWorld picture: captions, questions and answers, web noise, the truth.
 
 The caption grammar, which :func:`is_true` also reads back::
 
