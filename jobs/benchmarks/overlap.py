@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
         write_photographs(web, args)
         job = CapFiltArgs(str(web), str(out), source="web", gallery=0, config=recipe)
         job = replace(job, ray=replace(job.ray, workers=1))
-        seconds = run_job(job)
+        whole = run_job(job)
         found = by_time(out)
     steady = found[-1][0] - found[0][0]
     spent = Counter[str]()
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
         rows.append([name, f"{value:.2f}", f"{value / steady:.1%}"])
     exposed = max(0.0, steady - spent["models"])
     rows.append(["beside the models", f"{exposed:.2f}", f"{exposed / steady:.1%}"])
-    print(f"whole run: {seconds:.1f} s; below, from the first shard's end to the last one's")
+    print(f"whole run: {whole:.1f} s; below, from the first shard's end to the last one's")
     bench.report(
         rows,
         {

@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cluster.ray.map import Parts, Stages, map_shards
+from cluster.ray.map import Bisection, Stages, map_shards
 from cluster.ray.session import Resources
 from cluster.storage.base import absolute_url
 from cluster.storage.open import open_storage
@@ -71,7 +71,7 @@ def _stages(run: PlannedRun) -> Stages:
         prepare=partial(prepare_shard, reader, output, recipe.filters, specs),
         actor=partial(Describer, recipe, run.products),
         finish=partial(commit_described, output, recipe.keep, run.args.json_layout),
-        parts=Parts(partial(_count_records, reader), Work.only, Work.without),
+        bisection=Bisection(partial(_count_records, reader), Work.only, Work.without),
     )
 
 
