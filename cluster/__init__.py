@@ -1,1 +1,1 @@
-"""Machines: storage, Ray, DeepSpeed, checkpoints, run logs; knows nothing of BLIP-2."""
+"""Machines: storage, Ray, DeepSpeed, checkpoints and run logs; nothing here knows BLIP-2."""

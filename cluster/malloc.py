@@ -1,4 +1,7 @@
-"""Keep freed memory in the process: page faults cost more than the arithmetic on some machines."""
+"""Settings of glibc's allocator that keep freed memory in the process.
+
+On some machines page faults cost more than the arithmetic.
+"""
 
 import ctypes
 import ctypes.util

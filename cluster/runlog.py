@@ -1,13 +1,11 @@
-"""What a training run tells: a console line an interval, and the same record in ``log.jsonl``.
+"""The log of a training run: a console line an interval, and the same record in ``log.jsonl``.
 
 Only rank 0 writes. On a resume, records behind the checkpoint are cut off, so that the file reads
 like that of a run that was never interrupted.
 """
 
 import hashlib
-import json
 import math
-import os
 import resource
 import sys
 import time
@@ -18,7 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cluster.ranks.dist import Place
+from cluster.logfiles import append_record, cut_after
+from cluster.ranks.dist import Process
 from cluster.ranks.guard import Skipped
 
 LOG, SKIPPED, VALIDATION = "log.jsonl", "skipped.jsonl", "validation.jsonl"
@@ -28,18 +27,22 @@ class RunLog:
     """Measures steps and reports them.
 
     Args:
-        steps: of the whole run; ``done`` of them were made before.
-        every: steps between two records; the first and the last step always have one.
-        samples: a step, over all ranks.
-        wandb: project that Weights & Biases gets the records for.
-        peak_steps_per_s: steps that the devices would make at their peak, for the share of it
-            that is reached (MFU); 0 where the peak is not known.
+        out: folder of the run.
+        here: this process; only rank 0 writes.
+        steps: number of steps of the whole run.
+        done: number of steps that were made before.
+        every: number of steps between two records; the first and the last step always have one.
+        samples: samples of a step, over all ranks.
+        tensorboard: whether TensorBoard gets the records too.
+        wandb: project of Weights & Biases that gets the records too; "" for none.
+        peak_steps_per_s: steps a second that the devices would make at their peak, for the share
+            of it that is reached (MFU); 0 where the peak is not known.
     """
 
     def __init__(
         self,
         out: Path,
-        here: Place,
+        here: Process,
         *,
         steps: int,
         done: int,
@@ -60,7 +63,7 @@ class RunLog:
         if here.rank == 0:
             out.mkdir(parents=True, exist_ok=True)
             for name in (LOG, SKIPPED, VALIDATION):
-                _cut(out / name, done)
+                cut_after(out / name, done)
             if tensorboard:
                 self._boards.append(_tensorboard(out))
             if wandb:
@@ -68,7 +71,7 @@ class RunLog:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time spent in this block is the loop waiting for data."""
+        """A block whose time counts as the loop's waiting for data."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
@@ -96,24 +99,24 @@ class RunLog:
         }
         self._since, self._since_step, self._waited, self._extra = now, step, 0.0, {}
         if self.here.rank == 0:
-            _append(self._path, record)
+            append_record(self._path, record)
             self.say(_line(record, self.steps))
             self._tell_boards(record)
 
     def skipped(self, steps: Sequence[Skipped]) -> None:
-        """Tell of steps that were not applied, here and in ``skipped.jsonl``."""
+        """Report steps that were not applied, on the console and in ``skipped.jsonl``."""
         for this in steps:
             self._extra["skipped"] = self._extra.get("skipped", 0) + 1
             if self.here.rank == 0:
-                _append(self.folder / SKIPPED, vars(this))
+                append_record(self.folder / SKIPPED, vars(this))
             shown = ", ".join(this.samples[:3]) + (", …" if len(this.samples) > 3 else "")
             self.say(f"step {this.step} was skipped: {this.reason}; samples {shown} ({SKIPPED})")
 
     def validated(self, step: int, losses: Mapping[str, float]) -> None:
-        """Tell of the losses on the validation samples after ``step``."""
+        """Report the losses on the validation samples after ``step``."""
         named = {f"val_{name}": _finite(value) for name, value in losses.items()}
         if self.here.rank == 0:
-            _append(self.folder / VALIDATION, {"step": step, **named})
+            append_record(self.folder / VALIDATION, {"step": step, **named})
             self._tell_boards({"step": step, **named})
         text = "  ".join(f"{k} {v:.4f}" for k, v in named.items() if v is not None)
         self.say(f"validation after step {step}  {text}")
@@ -124,7 +127,7 @@ class RunLog:
             print(text, file=sys.stdout, flush=True)
 
     def close(self) -> None:
-        """Let what also gets the records write them out."""
+        """Let TensorBoard and Weights & Biases write their records out."""
         for board in self._boards:
             board.close()
 
@@ -133,44 +136,11 @@ class RunLog:
             board.tell({name: value for name, value in record.items() if value is not None})
 
 
-def read_log(out: Path) -> list[dict[str, Any]]:
-    """The records of a run, oldest first; an unfinished last line does not count."""
-    path = out / LOG
-    return _parse(path.read_text()) if path.is_file() else []
-
-
-def peak_memory(here: Place) -> int:
-    """Most bytes this rank has held: of the GPU where it has one, else of the process."""
+def peak_memory(here: Process) -> int:
+    """The most bytes that this rank has held: of its GPU where it has one, else of the process."""
     if here.device.type == "cuda":
         return torch.cuda.max_memory_allocated(here.device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _parse(text: str) -> list[dict[str, Any]]:
-    records = []
-    for line in text.splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break  # killed while writing it: nothing after it counts
-    return records
-
-
-def _cut(path: Path, done: int) -> None:
-    if path.is_file():
-        kept = [record for record in _parse(path.read_text()) if record["step"] <= done]
-        aside = path.with_name(f".{path.name}.partial")
-        aside.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        os.replace(aside, path)
-
-
-def _append(path: Path, record: Mapping[str, Any]) -> None:
-    """Add a line; a full disk costs the line, not the run."""
-    try:
-        with open(path, "a") as file:
-            file.write(json.dumps(record) + "\n")
-    except OSError as error:
-        print(f"WARNING: {path.name} has no record of step {record['step']} ({error})", flush=True)
 
 
 def _finite(value: float | None) -> float | None:
@@ -200,7 +170,7 @@ def _clock(seconds: float) -> str:
 
 
 class _Board(NamedTuple):
-    """Something else that shows the records."""
+    """Another program that gets the records."""
 
     tell: Callable[[Mapping[str, Any]], None]
     close: Callable[[], None]

@@ -26,7 +26,7 @@ from jobs.training.command import Given, parse
 from jobs.training.plan import make_plan
 from jobs.training.run import train
 from pipeline.loading.loader import LoaderConfig
-from pipeline.loading.questions import Asked, QuestionShards
+from pipeline.loading.questions import AnsweredQuestion, QuestionShards
 from pipeline.shards.reading import Shards
 
 
@@ -63,7 +63,7 @@ def _open(place: str) -> QuestionShards:
         raise ValueError(f"--data {place}: name the split too, as in {place}:train")
     found = read_questions(Path(folder), split, "vqa")
     asked = [
-        Asked(str(q.question_id), found.images[q.image_id], q.text, q.answers)
+        AnsweredQuestion(str(q.question_id), found.images[q.image_id], q.text, q.answers)
         for q in found.questions
     ]
     return QuestionShards(place, asked)

@@ -60,7 +60,7 @@ def _options(
 
     Args:
         config: the machines.
-        address: of the Ray cluster; RAY_ADDRESS without it.
+        address: address of the Ray cluster; None takes that of RAY_ADDRESS.
     """
     return config, address
 

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 import tyro
 
 from cluster import checkpoint
+from cluster.logfiles import read_log
 from evaluation.audit import audit_capfilt
 from evaluation.report.page import (
     CapFilt,
@@ -38,7 +39,7 @@ from evaluation.report.page import (
     Section,
     write_report,
 )
-from evaluation.report.plots import Chart, log_series, read_log
+from evaluation.report.plots import Chart, log_series
 from evaluation.report.sections import (
     Evaluated,
     answer_sections,

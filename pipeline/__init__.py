@@ -1,1 +1,1 @@
-"""Images and texts on storage to training batches; no model code."""
+"""The way of images and texts from a store to training batches; no model code."""

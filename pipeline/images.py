@@ -1,4 +1,4 @@
-"""Encoded bytes -> RGB tensors: strict about what is decoded, exact about what comes out.
+"""Decoding of image files to RGB tensors, and their resize.
 
 Every image becomes 8-bit RGB, shape 3HW. Transparency is composited over white, unless nothing of
 the picture is opaque: then its colours count as they are stored. 16-bit grey is scaled (not
@@ -34,7 +34,11 @@ _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 
 class ImageError(ValueError):
-    """Bytes that do not become an image; ``reason`` is the word counted in the parquet."""
+    """Bytes that do not become an image.
+
+    Attributes:
+        reason: word under which CapFilt counts it.
+    """
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)  # both: so that it can be sent between processes
@@ -46,7 +50,7 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """What the header says: sizes in pixels, nothing decoded yet."""
+    """The header of an image file, read without decoding: format, size in pixels, Pillow's mode."""
 
     format: str
     width: int

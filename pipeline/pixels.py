@@ -1,8 +1,8 @@
-"""What an image encoder's pixels are: normalisation, and the square cut for evaluation.
+"""Preparation of an image encoder's pixels: normalisation, and the square cut for evaluation.
 
-An encoder is right only on pixels prepared as in its own training. ``PixelConfig`` says how; it is
-part of the recipe and of every checkpoint, and ``jobs.encoder_pixels`` fills it from the model's
-own files.
+An encoder is right only on pixels prepared as in its own training. ``PixelConfig`` describes this;
+it is part of the recipe and of every checkpoint, and ``jobs.models.encoder_settings`` fills it from
+the model's own files.
 """
 
 import functools
@@ -25,11 +25,11 @@ _THIN = 16
 
 @dataclass(frozen=True)
 class PixelConfig:
-    """How an encoder's images are prepared; what is left open is read from the model's own files.
+    """Preparation of an encoder's images; fields left open are read from the model's own files.
 
     Attributes:
         mean: three channel means of pixels in [0, 1]; empty takes the model's own.
-        std: three channel deviations, likewise.
+        std: three channel standard deviations, likewise.
         interpolation: filter of every resize, in training too; ``auto`` takes the model's own.
         geometry: ``squash`` resizes the whole image to a square, ``crop`` resizes its short side
             and keeps the centre; evaluation and prediction only. ``auto`` takes ``squash`` for
@@ -124,8 +124,8 @@ def fit_square(image: Tensor, size: int, pixels: PixelConfig = CLIP_PIXELS) -> T
         target = (side * height // short, side * width // short)
     resized = _resize(image, target, pixels)
     # Half a pixel goes down in Hugging Face's crop, to the even number in timm's.
-    place = round if pixels.resize_by == "pillow" else int
-    top, left = (place((length - size) / 2) for length in target)
+    rounded = round if pixels.resize_by == "pillow" else int
+    top, left = (rounded((length - size) / 2) for length in target)
     return resized[:, top : top + size, left : left + size].contiguous()
 
 

@@ -1,4 +1,4 @@
-"""The record: one image-text pair on its way through the data stage."""
+"""One image-text pair on its way from a source to a shard, and a pair that is rejected."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -20,14 +20,16 @@ class Sample:
     """One input pair as its source delivers it: original bytes, nothing decoded.
 
     Attributes:
-        uid: 32 hex digits, see ``make_uid``.
+        uid: 32 hex digits (``make_uid``).
         key: name inside the shard, unique there, safe as a tar member's stem.
-        image: the encoded file exactly as the source holds it.
-        caption: the web caption, or the first human caption.
+        source: name of the source.
+        shard: name of the input shard.
+        image: encoded file exactly as the source holds it.
+        caption: web caption, or first human caption.
         captions: all human captions where the source has several (COCO), else ``(caption,)``.
-        meta: the source's own fields (img2dataset's json, a JSONL line), never audit truth.
-        ext: the image's file extension in the source, without the dot.
-        human: the captions were written by people: they pass through without synthetic ones.
+        meta: the source's own fields (img2dataset's json, a JSONL line).
+        ext: extension of the image in the output, without the dot.
+        human: whether people wrote the captions; such samples get no synthetic ones.
     """
 
     uid: str
@@ -44,9 +46,13 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """An input that does not become a sample, with its counted reason; it still gets its row.
+    """An input that does not become a sample; it gets its row in the parquet nevertheless.
 
-    ``status`` is ``failed`` (it cannot), or ``filtered`` (it shall not).
+    Attributes:
+        uid, key, source, shard, caption: as in ``Sample``.
+        reason: word under which it is counted.
+        status: ``failed`` (it cannot become a sample) or ``filtered`` (it shall not).
+        sha256: hex digest of the image; "" where it was not read.
     """
 
     uid: str

@@ -47,7 +47,8 @@ def load_json(data: bytes, slim: Callable[[dict[str, Any]], Any] | None = None) 
 
     Args:
         data: UTF-8, perhaps with a byte-order mark.
-        slim: what is kept of each object, called as soon as it has been read; default: all of it.
+        slim: function that gives the part of an object to keep, called as soon as the object has
+            been read; default: all of it.
 
     Raises:
         TextError: reason ``not_utf8``; or ``bad_json``: no JSON, an integer of more digits than
@@ -68,6 +69,12 @@ def load_json(data: bytes, slim: Callable[[dict[str, Any]], Any] | None = None) 
     if text.count("[") + text.count("{") > MAX_DEPTH and _depth_exceeds(value, MAX_DEPTH):
         raise TextError("bad_json", f"it nests deeper than {MAX_DEPTH} levels")
     return value
+
+
+def to_json(value: Any) -> bytes:
+    """Canonical JSON: sorted keys, UTF-8, one trailing newline; NaN is a bug here."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode("utf-8", "backslashreplace")
 
 
 def _object(slim: Callable[[dict[str, Any]], Any] | None, pairs: list[tuple[str, Any]]) -> Any:
@@ -108,10 +115,10 @@ def printable(text: str) -> str:
 
 
 def check_caption(value: Any) -> tuple[str, str]:
-    """A caption and why it cannot be used.
+    """A caption, and the reason why it cannot be used.
 
     Args:
-        value: what a field holds.
+        value: value of a field.
 
     Returns:
         The text without a byte-order mark, and "" or the reason: ``no_caption`` (null),

@@ -1,4 +1,4 @@
-"""What captions and questions are made into before a tokenizer reads them.
+"""Normalisation of captions and questions before a tokenizer reads them.
 
 The reference (salesforce/LAVIS, its processors ``blip_caption`` and ``blip_question``) lower-cases
 a text, takes ten punctuation marks out and keeps 50 words, in training, retrieval and questions
@@ -9,7 +9,7 @@ import re
 from typing import Literal
 
 TextRule = Literal["reference", "plain"]
-"""``reference``: as LAVIS; ``plain``: as the text is, but for white space in captions."""
+"""``reference``: as LAVIS does it; ``plain``: only white space in captions is normalised."""
 
 MAX_WORDS = 50
 _MARKS = re.compile(r'[.!"()*#:;~]')

@@ -1,4 +1,4 @@
-"""Decoded images -> squares: random crop and flip to train, squash to evaluate.
+"""Transforms from decoded images to squares: random crop and flip to train, squash to evaluate.
 
 Squares to train on stay uint8, a quarter of what floats would be on their way from the processes
 that decode and to the device; ``pixels.normalise`` makes them what an encoder sees, there.

@@ -33,7 +33,7 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from cluster.storage.base import open_storage
+from cluster.storage.open import open_storage
 from cluster.storage.s3 import _client
 from pipeline.shards.manifest import committed_names
 from tests.faulty_s3 import BUCKET, Faults, faulty_proxy, s3_server

@@ -28,7 +28,8 @@ if not __package__:  # run as a script: import from the clone, not from tests/
 import psutil
 
 from cluster import checkpoint
-from cluster.runlog import read_log
+from cluster.logfiles import records_so_far
+from cluster.runlog import LOG
 from tests.jobs.training.test_training import ENV, ROOT, SMALL, curve, launcher
 from tests.tiny_training import capfilt_output, tiny_clip
 
@@ -146,7 +147,7 @@ def cmdline(process: psutil.Process) -> list[str]:
 
 def step_of(out: Path) -> int:
     """The last step in a run's log."""
-    records = read_log(out)
+    records = records_so_far(out / LOG)
     return records[-1]["step"] if records else 0
 
 

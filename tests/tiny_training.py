@@ -18,10 +18,11 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from cluster.storage.base import open_storage
+from cluster.storage.open import open_storage
 from pipeline.sample import make_uid
 from pipeline.shards.manifest import commit_shard
-from pipeline.shards.tar import Row, write_parquet, write_tar
+from pipeline.shards.parquet import SampleRow, write_parquet
+from pipeline.shards.tar import write_tar
 
 ZOO = Path(__file__).parents[1] / "modeling" / "zoo"
 COLORS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 230), "white": (240,) * 3}
@@ -105,7 +106,7 @@ def capfilt_output(
             key = f"{shard:04d}{i:04d}"
             uid = make_uid("tiny", name, key)
             if i % 5 == 4:
-                rows.append(Row(uid, key, "tiny", "filtered", "too_small"))
+                rows.append(SampleRow(uid, key, "tiny", "filtered", "too_small"))
                 continue
             color = list(COLORS)[rng.integers(4)]
             side = ("left", "right")[rng.integers(2)]
@@ -123,7 +124,7 @@ def capfilt_output(
             }
             data = {"jpg": image, "json": json.dumps(record).encode(), "txt": texts[0].encode()}
             members.append((key, data))
-            rows.append(Row(uid, key, "tiny", "ok"))
+            rows.append(SampleRow(uid, key, "tiny", "ok"))
         tar, spans = write_tar(members)
         kept = iter(spans)
         rows = [_placed(row, next(kept)) if row.status == "ok" else row for row in rows]
@@ -134,8 +135,8 @@ def capfilt_output(
     return folder
 
 
-def _placed(row: Row, span: tuple[int, int]) -> Row:
-    return Row(row.uid, row.key, row.source, row.status, offset=span[0], length=span[1])
+def _placed(row: SampleRow, span: tuple[int, int]) -> SampleRow:
+    return SampleRow(row.uid, row.key, row.source, row.status, offset=span[0], length=span[1])
 
 
 def _square(color: str, side: str, rng: np.random.Generator) -> bytes:

@@ -1,7 +1,7 @@
-"""Checkpoints of trainable state, on disk or on S3.
+"""Checkpoints of trainable state, on disk or on S3; import everything from here.
 
-``files`` holds the files of one checkpoint, ``store`` where a run keeps its checkpoints, ``writer``
-how they are saved beside the training, ``load`` how they are found and loaded.
+``files`` has the files of one checkpoint, ``store`` the checkpoints of one run, ``writer`` saves
+them beside the training, ``load`` finds them and puts them into a module or an engine.
 """
 
 from cluster.checkpoint.files import (

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cluster.storage.base import sync_path
+from cluster.storage.local import sync_path
 
 TRAINABLE, OPTIMIZER = "trainable.safetensors", "optimizer.safetensors"
 RECIPE, STATE = "recipe.json", "state.json"
@@ -42,8 +42,10 @@ class Checkpoint:
     """A complete checkpoint: its resolved recipe and its state, as JSON gives them.
 
     Attributes:
-        folder: where its files are on this machine.
-        url: where they came from, for messages; "" where that is ``folder``.
+        folder: folder of its files on this machine.
+        recipe: the resolved recipe.
+        state: step, metric, seed, data, versions, and size and digest of each file.
+        url: URL that the files came from, for messages; "" where that is ``folder``.
     """
 
     folder: Path
@@ -53,7 +55,7 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """Updates made so far; the next step to run has this number."""
+        """The number of steps made so far, which is the number of the next step to run."""
         return int(self.state["step"])
 
     @property

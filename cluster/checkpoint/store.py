@@ -1,4 +1,4 @@
-"""Where the checkpoints of a run are kept: a local folder, or S3.
+"""The checkpoints of one run, in a local folder or on S3.
 
     OUT/checkpoints/step_00000200/…   one checkpoint (``cluster.checkpoint.files``)
                     latest            name of the newest one
@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cluster.checkpoint.files import STATE, Checkpoint, Damaged, as_record, read, walk
-from cluster.storage.base import local_path, open_storage, sync_path
+from cluster.storage.base import local_path
 from cluster.storage.cache import NodeCache
+from cluster.storage.local import sync_path
+from cluster.storage.open import open_storage
 from cluster.storage.s3 import S3Storage
 
 FOLDER, LATEST, BEST = "checkpoints", "latest", "best"
@@ -51,7 +53,7 @@ class Store(Protocol):
 
 
 class LocalStore:
-    """Below a run's folder on a local or shared file system."""
+    """The checkpoints below a run's folder on a local or shared file system."""
 
     def __init__(self, run: Path) -> None:
         self.folder = run
@@ -129,7 +131,7 @@ class LocalStore:
 
 
 class S3Store:
-    """Below ``s3://bucket/prefix``; its log is written to a folder of this node's cache."""
+    """The checkpoints below ``s3://bucket/prefix``; the log is kept in this node's cache."""
 
     def __init__(self, storage: S3Storage, cache: NodeCache) -> None:
         self._storage, self._cache = storage, cache

@@ -24,7 +24,7 @@ from torch import Tensor
 from cluster.checkpoint.files import OPTIMIZER, TRAINABLE, Damaged, fill
 from cluster.checkpoint.store import BEST, FOLDER, LATEST, Store, rotate
 from cluster.ranks import zero_state
-from cluster.ranks.dist import Place, all_reduce
+from cluster.ranks.dist import Process, all_reduce
 from cluster.storage.base import Unreachable
 
 # What a disk or a store may do to a write; anything else is a fault of ours and ends the run.
@@ -40,8 +40,9 @@ class Writer:
     """Saves the checkpoints of a run, one at a time.
 
     Args:
-        keep: how many of the newest stay, besides the best.
-        good: where the last good one is, when there is one.
+        store: the run's checkpoints.
+        keep: number of the newest checkpoints that stay, besides the best.
+        good: address of the last good checkpoint; "" where there is none yet.
     """
 
     def __init__(self, store: Store, keep: int = 2, good: str = "") -> None:
@@ -57,7 +58,7 @@ class Writer:
     def save(
         self,
         engine: Any,
-        here: Place,
+        here: Process,
         *,
         recipe: Mapping[str, Any],
         state: Mapping[str, Any],
@@ -73,7 +74,7 @@ class Writer:
             last: wait until it is published.
 
         Returns:
-            Where it will be.
+            The address that it will have.
 
         Raises:
             NotSaved: it is the last one and could not be written; on all ranks.
@@ -167,7 +168,7 @@ class Writer:
         )
 
 
-def gather(engine: Any, here: Place, kinds: tuple[str, ...]) -> dict[str, Tensor]:
+def gather(engine: Any, here: Process, kinds: tuple[str, ...]) -> dict[str, Tensor]:
     """Copies of whole tensors on rank 0's CPU; the other ranks only take part. Collective."""
     gathered = {}
     for kind in kinds:

@@ -1,6 +1,6 @@
-"""Ranks, devices, per-step seeds and the few small messages that ranks exchange.
+"""The processes of a distributed run: rank and device, seeds, and the small messages they exchange.
 
-Everything here also works without a process group, where it is the single rank's case.
+Everything here also works without a process group, as in a run of a single rank.
 """
 
 import hashlib
@@ -15,8 +15,14 @@ import torch.distributed as dist
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where this process stands among all of them."""
+class Process:
+    """A process of a distributed run.
+
+    Attributes:
+        rank: number among all processes.
+        world: number of all processes.
+        local_rank: number among the processes of its machine.
+    """
 
     rank: int = 0
     world: int = 1
@@ -30,10 +36,10 @@ class Place:
         return torch.device("cpu")
 
 
-def place() -> Place:
-    """Read rank, world size and local rank as launchers leave them in the environment."""
+def this_process() -> Process:
+    """This process, as its launcher has described it in the environment; the only one without."""
     read = {key: int(os.environ.get(key, default)) for key, default in _LAUNCHER.items()}
-    return Place(read["RANK"], read["WORLD_SIZE"], read["LOCAL_RANK"])
+    return Process(read["RANK"], read["WORLD_SIZE"], read["LOCAL_RANK"])
 
 
 _LAUNCHER = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}

@@ -1,4 +1,4 @@
-"""Steps that must not be applied: a loss that is not finite, a spike, a broken gradient.
+"""Training steps that are skipped: their loss is not finite or a spike, or a gradient is broken.
 
 All ranks agree on a step from one small message, and the decision stays on the device: the fused
 optimizer reads it there (its ``found_inf``), so nobody waits for the device. What was skipped is
@@ -20,13 +20,13 @@ MEMORY = 0.02
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """Which steps are skipped.
+    """Rules by which steps are skipped.
 
     Attributes:
-        spike: skip a step whose loss is more than this many times the running mean of the steps
-            before it; 0 skips only what is not finite.
-        warmup: steps before which no spike is looked for.
-        limit: skipped steps at which the run stops.
+        spike: largest loss that is applied, as a multiple of the running mean of the steps before;
+            0 skips only losses that are not finite.
+        warmup: number of steps before spikes are looked for.
+        limit: number of skipped steps after which the run stops.
     """
 
     spike: float = 0.0
@@ -42,8 +42,13 @@ class GuardConfig:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A step that was not applied; ``samples`` are those of the ranks whose own loss it was, or
-    all of them where no single rank's loss shows it.
+    """A step that was not applied.
+
+    Attributes:
+        step: number of the step.
+        reason: why it was skipped.
+        samples: uids of the samples of the ranks whose own loss was the reason, or of all ranks
+            where no single rank's loss shows it.
     """
 
     step: int
@@ -55,9 +60,9 @@ class Guard:
     """Watches the losses and gradients of one engine, and clips the gradients.
 
     Args:
-        engine: from ``zero.engine``, around a fused optimizer of torch.
+        engine: engine of ``zero.engine`` around a fused optimizer of torch.
         clip: largest global gradient norm; 0 leaves gradients alone.
-        state: of a run that is resumed, from ``state()``.
+        state: result of ``state()`` in the checkpoint of a resumed run; None in a new run.
     """
 
     def __init__(
@@ -79,7 +84,7 @@ class Guard:
         """Agree with all ranks on whether the step may be applied. Collective.
 
         Args:
-            losses: this rank's of the step, fp32 scalars, ``loss`` among them.
+            losses: fp32 scalars of this rank's step by name, ``loss`` among them.
 
         Returns:
             Their means over ranks.
@@ -99,7 +104,7 @@ class Guard:
         return {k: torch.where(any_broken, torch.nan, value) for k, value in means.items()}
 
     def note(self, step: int, samples: list[str]) -> None:
-        """After the engine's step: keep what is needed to tell of it, should it be skipped."""
+        """Keep, after the engine's step, what ``collect`` needs should it have been skipped."""
         if getattr(self._engine.optimizer, "overflow", False):  # DeepSpeed skipped by itself
             self._why[2] = torch.maximum(self._why[2], 1 - self._skip)
             self._skip = torch.ones_like(self._skip)
@@ -133,7 +138,7 @@ class Guard:
         return skipped
 
     def state(self) -> dict[str, float]:
-        """What a checkpoint must hold for a resumed run to judge as this one."""
+        """The state that a checkpoint must hold for a resumed run to judge as this one."""
         return {
             "mean": self._mean.item(),
             "seen": self._seen.item(),

@@ -1,5 +1,8 @@
-"""A frozen model whose weights the ranks share, where one copy a rank does not fit (FlanT5-XXL on
-40 GB). torch's own sharding rather than ZeRO-3: the engine holds nothing that does not train.
+"""Frozen models whose weights are divided among the ranks, by torch's FSDP (``fully_shard``).
+
+It is for models of which a rank cannot hold a copy, such as FlanT5-XXL on 40 GB. ZeRO-3 is no
+choice for them: the engine holds nothing that does not train. (Elsewhere in this code a shard is a
+tar of samples.)
 """
 
 import warnings
@@ -10,7 +13,7 @@ from torch import nn
 
 
 def shard_frozen(model: nn.Module, device: torch.device) -> None:
-    """Leave each rank its part of every block's weights, and move all to the device.
+    """Divide every block's weights among the ranks, and move the model to the device.
 
     A block's weights are gathered when it runs, forward and backward, and dropped after it; what
     is in no block (embeddings, head) stays whole. Collective, also every forward and backward pass

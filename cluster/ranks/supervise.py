@@ -1,4 +1,4 @@
-"""Ranks end when those who started them are gone, and say so when other ranks are.
+"""Ranks that end when their launcher is gone, and that explain the loss of other ranks.
 
 DeepSpeed's launcher dies alone (DeepSpeed#4098): killed, it leaves its ranks running, where they
 hold the GPUs and, on several machines, keep writing beside the run that replaces them.
@@ -15,7 +15,7 @@ from types import TracebackType
 import torch.distributed as dist
 
 SUPERVISOR = "ISTHMUS_SUPERVISOR"
-"""Environment variable: process id of what started the launcher, to be watched as well."""
+"""Environment variable with the process id of the launcher's starter, which is watched too."""
 _PERIOD = 1.0
 
 
@@ -32,7 +32,7 @@ def _watch_launchers(patience_s: float) -> None:
     waits for others that are dead, is killed.
 
     Args:
-        patience_s: how long it may take to end.
+        patience_s: seconds that ending may take.
     """
     started_by = launchers()
     if not started_by and "CROSS_RANK" not in os.environ:
@@ -42,8 +42,11 @@ def _watch_launchers(patience_s: float) -> None:
 
 
 def launchers() -> dict[int, str]:
-    """Process ids, with a mark of the process behind each, of who must live as long as we do:
-    DeepSpeed's launchers above us, and the supervisor named in the environment.
+    """The processes that must live as long as this one: DeepSpeed's launchers above it, and the
+    supervisor named in the environment.
+
+    Returns:
+        A mark of each process (its start time) by process id.
     """
     found: dict[int, str] = {}
     process = os.getppid()
@@ -86,7 +89,7 @@ def _explain_lost_ranks() -> None:
 
 
 def lost_ranks(error: BaseException) -> str:
-    """The words of a collective that failed for want of other ranks; "" for any other error."""
+    """The message of a collective that failed because other ranks are gone; "" for other errors."""
     text = str(error).splitlines()[0] if str(error) else ""
     if isinstance(error, dist.DistError):  # NCCL's, and those of the store
         return text

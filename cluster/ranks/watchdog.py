@@ -1,4 +1,4 @@
-"""A run that stands still must not stand still for ever.
+"""A watchdog that ends a process whose training stands still.
 
 A collective whose peer is gone can wait without end, and nobody sees where. The watchdog is told
 of every step; when none comes for too long it prints the stacks of all threads and ends the
@@ -18,8 +18,8 @@ class Watchdog:
     """Ends this process when ``beat`` was not called for ``limit_s`` seconds.
 
     Args:
-        limit_s: seconds between two beats; 0 or less watches nothing.
-        rank: named in the message.
+        limit_s: longest time between two beats in seconds; 0 or less watches nothing.
+        rank: number of this rank, for the message.
     """
 
     def __init__(self, limit_s: float, rank: int) -> None:
@@ -30,11 +30,11 @@ class Watchdog:
             threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
 
     def beat(self, doing: str) -> None:
-        """Something was done, and ``doing`` comes next."""
+        """Tell that the run moves, and that ``doing`` comes next."""
         self._doing, self._since = doing, time.monotonic()
 
     def stop(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         self._stopped.set()
 
     def _watch(self) -> None:

@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO from a typed configuration: nobody edits its JSON by hand.
+"""The DeepSpeed engine: made from a typed configuration, started and left by all ranks.
 
 The frozen encoder and language model are kept outside the engine's module: inside it, DeepSpeed
 would cast, broadcast, shard and save them too.
@@ -18,22 +18,22 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cluster.ranks import zero_state
-from cluster.ranks.dist import Place, barrier, place
+from cluster.ranks.dist import Process, barrier, this_process
 
 
 @dataclass(frozen=True)
 class ZeroConfig:
-    """How parameters, gradients and optimizer state are held.
+    """Division of parameters, gradients and optimizer state among the ranks, and their formats.
 
     Attributes:
-        stage: ZeRO stage; 0 replicates all, 1 shards optimizer state, 2 gradients too, 3 weights.
+        stage: ZeRO stage: 0 replicates everything, 1 divides the optimizer state among the ranks,
+            2 the gradients too, 3 the weights too.
         precision: number format of weights and activations. ``bf16`` keeps fp32 masters,
             accumulates and exchanges gradients in fp32; at stage 0 it is autocast over fp32
             weights. ``auto`` is bf16 where all ranks' devices multiply it in hardware, else fp32.
-        clip: largest global gradient norm; 0 leaves gradients alone (the paper clips nothing).
-            ``cluster.ranks.guard`` clips, where no rank has to wait for its device.
-        bucket: elements in one gradient exchange.
-        timeout_s: a step, or a collective, that takes longer than this stops the run.
+        clip: largest global gradient norm; 0 leaves gradients alone, as the paper does.
+        bucket: number of elements in one gradient exchange.
+        timeout_s: seconds that a step or a collective may take before the run is stopped.
     """
 
     stage: Literal[0, 1, 2, 3] = 2
@@ -43,7 +43,7 @@ class ZeroConfig:
     timeout_s: int = 1800
 
 
-def start(timeout_s: int = 1800) -> Place:
+def start(timeout_s: int = 1800) -> Process:
     """Join the process group (gloo on CPU, NCCL with a CPU backend beside it on GPUs).
 
     Works under the ``deepspeed`` launcher and, for a single rank, without any launcher.
@@ -52,7 +52,7 @@ def start(timeout_s: int = 1800) -> Place:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     for key, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
         os.environ.setdefault(key, value)
-    here = place()
+    here = this_process()
     backend = "gloo" if here.device.type == "cpu" else "cpu:gloo,cuda:nccl"
     if here.device.type == "cuda":
         torch.cuda.set_device(here.device)
@@ -76,7 +76,7 @@ def stop() -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process at once, when everything is written and the group is left.
+    """End this process at once, after everything is written and the group is left.
 
     An ordinary exit tears torch's threads down in an order that now and then ends rank 0 with
     ``std::terminate`` (one exit in five or so, with gloo): a finished run must not look failed.
@@ -110,7 +110,7 @@ def engine(
         wrapped, *_ = _deepspeed().initialize(
             model=module,
             optimizer=optimizer,
-            config=to_deepspeed(config, micro_batch, accumulation, place().world),
+            config=to_deepspeed(config, micro_batch, accumulation, this_process().world),
             dist_init_required=False,
         )
     if hasattr(wrapped.optimizer, "get_grad_norm_direct"):
@@ -177,7 +177,9 @@ def _norm_over_ranks(gradients: Sequence[Tensor], *_: Any) -> Tensor:
     adds the ranks' parts in fp32: its last bit, and with clipping every weight's, would depend on
     the number of ranks.
     """
-    norms = [torch.zeros((), dtype=torch.float64, device=place().device)]  # a rank may hold none
+    norms = [
+        torch.zeros((), dtype=torch.float64, device=this_process().device)
+    ]  # a rank may hold none
     norms += [torch.linalg.vector_norm(part, dtype=torch.float64) for part in gradients]
     total = torch.stack(norms).square().sum()
     dist.all_reduce(total)

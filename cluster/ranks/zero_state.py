@@ -62,19 +62,19 @@ def write(engine: Any, kind: str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_count(engine: Any) -> int:
-    """How many updates Adam has made."""
+    """The number of updates that Adam has made."""
     states = engine.basic_optimizer.state
     return max((int(states[p]["step"]) for p in _partitions(engine)), default=0)
 
 
 def write_count(engine: Any, count: int) -> None:
-    """Set how many updates Adam has made (its bias correction depends on it)."""
+    """Set the number of updates that Adam has made; its bias correction depends on it."""
     for partition in _partitions(engine):
         engine.basic_optimizer.state[partition]["step"].fill_(count)
 
 
 def _partitions(engine: Any) -> list[nn.Parameter]:
-    """What torch's optimizer takes for parameters: flat fp32 partitions, except at stage 0."""
+    """The parameters as torch's optimizer sees them: flat fp32 partitions, except at stage 0."""
     flat = getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)
     if flat is not None:  # stage 3 puts them into the groups only during a step
         return list(flat)

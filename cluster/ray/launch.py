@@ -42,13 +42,14 @@ class GroupConfig:
     """The machines of a training run.
 
     Attributes:
-        nodes: machines, each of which must have room for all of its ranks.
-        gpus: of each machine, a rank on each; 0 trains on CPUs.
-        ranks: of each machine, where it trains on CPUs.
-        cpus: of each machine; 0 takes one a rank.
-        port: of the first machine, on which ranks find each other; 0 takes a free one.
-        restarts: how often in a row the ranks are started again after a machine or a rank was
-            lost; a start that held for ``steady_s`` seconds is not counted.
+        nodes: number of machines; each must have room for all of its ranks.
+        gpus: GPUs of each machine, one for each rank; 0 trains on CPUs.
+        ranks: ranks of each machine, where it trains on CPUs.
+        cpus: CPUs of each machine; 0 takes one for each rank.
+        port: port of the first machine, on which ranks find each other; 0 takes a free one.
+        restarts: number of restarts in a row after a machine or a rank was lost, before the run
+            gives up.
+        steady_s: seconds after which a start has held, and restarts are counted from 0 again.
         grace_s: seconds that ranks have to save and end when the run is stopped.
     """
 
@@ -69,7 +70,7 @@ class GroupConfig:
 
     @property
     def bundle(self) -> dict[str, float]:
-        """What one machine lends."""
+        """The resources that one machine must have."""
         bundle = {"CPU": float(self.cpus or max(self.gpus, self.ranks))}
         return bundle | ({"GPU": float(self.gpus)} if self.gpus else {})
 

@@ -24,11 +24,11 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """How an item can be looked at in parts, to find what in it kills workers.
+class Bisection:
+    """Division of an item into parts, to search for those that kill workers by halving.
 
     Attributes:
-        count: item -> how many parts it has; runs in a task.
+        count: item -> number of its parts; runs in a task.
         only: (item, first, end) -> an item of these parts alone.
         without: (item, parts) -> the item that leaves these parts out and says so in its result.
     """
@@ -40,19 +40,20 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """What happens to an item.
+    """The stages that each item passes through.
 
     Attributes:
         prepare: item -> (kept, sent); runs in a task.
-        actor: makes an object with ``process(sent)``; called once in each actor.
+        actor: maker of an object with ``process(sent)``; called once in each actor.
         finish: (kept, processed) -> a small result; runs in a task.
-        parts: how to find what kills workers; without it, an item that keeps doing so ends the map.
+        bisection: division of an item into parts; without it, an item that keeps killing workers
+            ends the map.
     """
 
     prepare: Callable[[Any], tuple[Any, Any]]
     actor: Callable[[], Any]
     finish: Callable[[Any, Any], Any]
-    parts: Parts | None = None
+    bisection: Bisection | None = None
 
 
 def map_shards(
@@ -111,7 +112,7 @@ def map_tasks(
 
 
 class _Map:
-    """The remote halves of a map and its workers."""
+    """A map under way: its remote functions and its workers."""
 
     def __init__(self, stages: Stages, config: RayConfig, resources: Resources) -> None:
         # Only lost workers are retried, and once: what they were doing may be what killed them.
@@ -119,7 +120,7 @@ class _Map:
         self.two: Any = ray.remote(**task, num_returns=2)(call)
         self.one: Any = ray.remote(**task)(call)
         self.prepare, self.finish = ray.put(stages.prepare), ray.put(stages.finish)
-        self.parts, self.retries = stages.parts, config.retries
+        self.bisection, self.retries = stages.bisection, config.retries
         self.pool = Pool(stages.actor, config, resources)
 
     def all(self, items: Sequence[Any], done: Callable[[Any, Any], None]) -> list[Any]:
@@ -165,7 +166,7 @@ class _Map:
             "%s lost its workers %d times; parts left out: %s",
             item, self.retries + 1, sorted(bad) or "none",
         )  # fmt: skip
-        rest = self.parts.without(item, bad) if self.parts and bad else item
+        rest = self.bisection.without(item, bad) if self.bisection and bad else item
         if self.all([rest], lambda _, result: done(item, result)):
             raise RuntimeError(
                 f"{item} keeps losing its workers and no sample of it is to blame: they may be "
@@ -174,18 +175,18 @@ class _Map:
 
     def killers(self, item: Any) -> frozenset[int]:
         """Parts that killed their workers twice, by halving; each probe runs by itself."""
-        if self.parts is None:
+        if self.bisection is None:
             return frozenset()
-        open_ranges = [(0, get(self.one.remote(self.parts.count, item)))]
+        open_ranges = [(0, get(self.one.remote(self.bisection.count, item)))]
         bad = set()
         while open_ranges:
             first, end = open_ranges.pop()
-            if first == end or not self._kills(self.parts.only(item, first, end)):
+            if first == end or not self._kills(self.bisection.only(item, first, end)):
                 continue
             if end - first > 1:
                 middle = (first + end) // 2
                 open_ranges += [(middle, end), (first, middle)]
-            elif self._kills(self.parts.only(item, first, end)):  # once may be another's doing
+            elif self._kills(self.bisection.only(item, first, end)):  # once may be another's doing
                 bad.add(first)
         return frozenset(bad)
 

@@ -26,10 +26,11 @@ class Worker:
     """An actor that holds the models.
 
     Attributes:
-        answer: arrives when the models are loaded; None from then on.
-        load: items under way on it.
-        loaded: it has had them.
-        dismissed: taken away by us, so that what it loses is nobody's fault.
+        handle: Ray's handle of the actor.
+        answer: reference that arrives when the models are loaded; None from then on.
+        load: number of items under way on it.
+        loaded: whether it has ever had its models.
+        dismissed: whether the pool has ended it; an item that it loses is then not to blame.
     """
 
     handle: Any
@@ -43,7 +44,7 @@ class Pool:
     """The workers of a map.
 
     Args:
-        make: builds what a worker holds, an object with ``process(sent)``.
+        make: maker of the object that a worker holds, with a method ``process(sent)``.
     """
 
     def __init__(self, make: Callable[[], Any], config: RayConfig, resources: Resources) -> None:

@@ -1,4 +1,4 @@
-"""A Ray to work on: a cluster's, or one of our own, and how many model workers it has room for."""
+"""The Ray that a job runs on: a cluster's or a local one, and its room for model workers."""
 
 import contextlib
 import functools
@@ -20,16 +20,15 @@ _EXCLUDES = [".venv", ".git", "runs", "**/__pycache__", ".mypy_cache", ".ruff_ca
 
 @dataclass(frozen=True, slots=True)
 class RayConfig:
-    """Where the map runs.
+    """The Ray to use, and its model workers.
 
     Attributes:
-        address: of a running cluster (``auto``, ``HOST:PORT``, ``ray://...``); None uses
-            ``RAY_ADDRESS`` (set inside ``ray job submit``), and where that is not set either, a
-            local Ray of our own.
-        workers: model actors; 0 takes one per GPU, or one per CPU where there is no GPU.
-        threads: CPU threads of an actor. More change how sums are split, so bits may change.
-        per_actor: items under way per actor.
-        retries: how often an item whose workers were lost runs again before it is suspected.
+        address: address of a running cluster (auto, HOST:PORT, ray://...); None takes that of
+            RAY_ADDRESS, which ``ray job submit`` sets, and without it starts a local Ray.
+        workers: number of model workers; 0 takes one per GPU, or per CPU where there is no GPU.
+        threads: CPU threads of a worker; another number splits sums otherwise, so bits may change.
+        per_actor: shards under way per worker.
+        retries: runs that a shard gets after it lost its worker, before the shard is suspected.
     """
 
     address: str | None = None
@@ -46,11 +45,11 @@ class RayConfig:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What the cluster lends.
+    """The cluster's room for model workers.
 
     Attributes:
-        actors: model workers that it has room for now; nodes may come and go.
-        cpus, gpus: what each of them reserves.
+        actors: number of workers that there is room for now; nodes may come and go.
+        cpus, gpus: CPUs and GPUs that each of them reserves.
         device: ``cpu``, or the kinds of GPU.
     """
 
@@ -60,7 +59,7 @@ class Resources:
     device: str
 
     def options(self) -> dict[str, Any]:
-        """What an actor asks Ray for."""
+        """The options with which an actor asks Ray for its resources."""
         asked: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus}
         if self.device.startswith(_KIND) and "," not in self.device:
             asked["accelerator_type"] = self.device.removeprefix(_KIND)
@@ -72,7 +71,7 @@ def session(config: RayConfig, root: Path) -> Iterator[Resources]:
     """Connect to the cluster, or start a local Ray that lives as long as this context.
 
     Args:
-        root: the clone, which workers import from.
+        root: folder of the clone, from which workers import.
 
     Raises:
         ValueError: a cluster address at which nobody answers, or with no CPU to spare.
@@ -166,11 +165,11 @@ def _resources(config: RayConfig) -> Resources:
 
 
 def room(config: RayConfig, device: str) -> int:
-    """Model workers that the cluster has room for at this moment; at least one, to wait for.
+    """The number of model workers that there is room for now; at least one, to wait for.
 
     Args:
-        device: what the run began on, as ``Resources`` has it. It goes on with nothing else: other
-            GPUs may give other bytes.
+        device: the device that the run began on, as ``Resources`` has it. The run goes on with
+            no other: another kind of GPU may give other bytes.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if device != "cpu":

@@ -1,1 +1,1 @@
-"""Where bytes live: local folders, S3, and a node's cache of remote files."""
+"""Stores of files: local folders, S3, and a node's cache of remote files."""

@@ -1,41 +1,31 @@
-"""Where bytes live: a small interface, and its local form with create-only publishing.
+"""The interface of a store of files, its errors, and the names and URLs by which files are known.
 
-``open_storage`` gives the form that a URL asks for; ``cluster.storage.s3`` has the other one.
-
-A published file appears at its final name whole or not at all, and once there it never changes:
-temporary file in the same folder, fsync, ``os.link`` (fails if the name exists, so of any number
-of racing writers exactly one wins), fsync of the folder.
+``cluster.storage.local`` and ``cluster.storage.s3`` implement ``Storage``;
+``cluster.storage.open.open_storage`` chooses between them by the URL.
 """
 
 import contextlib
 import hashlib
-import itertools
-import os
 import re
-import shutil
-import socket
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-_TEMPORARY = re.compile(r"^\..+\.(?P<host>[^.]+)\.(?P<pid>\d+)\.\d+\.tmp$")
-_STALE_SECONDS = 24 * 3600
-_counter = itertools.count()
-
 
 class Conflict(ValueError):
-    """The final name is taken by other bytes; ``existing`` are the bytes already there.
+    """The final name is taken by other bytes.
 
-    Made from its message alone, as every exception that travels between processes must be.
+    It can be made from its message alone, as every exception that travels between processes must.
+
+    Attributes:
+        existing: the bytes already there.
     """
 
     existing: bytes = b""
 
     @classmethod
     def between(cls, name: str, existing: bytes, data: bytes) -> "Conflict":
-        """The conflict of what is at ``name`` with what should be there."""
+        """The conflict of the bytes at ``name`` with the bytes that should be there."""
         old, new = hashlib.sha256(existing).hexdigest(), hashlib.sha256(data).hexdigest()
         made = cls(
             f"{name} is already committed with sha256 {old}, this attempt made {new}; "
@@ -46,12 +36,18 @@ class Conflict(ValueError):
 
 
 class Unreachable(RuntimeError):
-    """The store did not answer in all attempts: nothing can be said about the file, good or bad."""
+    """The store answered in none of the attempts: whether the file is good cannot be said."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A finished file: size in bytes, and the store's own mark of its content ("" has none)."""
+    """A finished file.
+
+    Attributes:
+        name: name relative to the store's root.
+        size: size in bytes.
+        etag: the store's own mark of the content; "" in a store without such marks.
+    """
 
     name: str
     size: int
@@ -59,7 +55,11 @@ class Entry:
 
 
 class Storage(Protocol):
-    """A tree of immutable files, addressed by names relative to its root ("" is the root)."""
+    """A tree of immutable files, addressed by names relative to its root ("" is the root).
+
+    ``publish`` creates a file that never changes afterwards, ``replace`` writes a derived one that
+    may; the methods are documented where they are implemented.
+    """
 
     @property
     def url(self) -> str: ...
@@ -74,131 +74,8 @@ class Storage(Protocol):
     def sweep(self) -> None: ...
 
 
-class LocalStorage:
-    """A folder on a local or shared POSIX file system (one that has hard links)."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    @property
-    def url(self) -> str:
-        """The folder, as it was given."""
-        return str(self.root)
-
-    def path(self, name: str) -> Path:
-        """The file's path, refusing names that leave the root."""
-        check_name(name)
-        return self.root / name
-
-    def exists(self, name: str) -> bool:
-        return self.path(name).is_file()
-
-    def read(self, name: str) -> bytes:
-        return self.path(name).read_bytes()
-
-    def read_range(self, name: str, offset: int, length: int) -> bytes:
-        """``length`` bytes from ``offset``: fewer only where the file ends."""
-        with open(self.path(name), "rb") as file:
-            file.seek(offset)
-            return file.read(length)
-
-    def entries(self, folder: str = "", deep: bool = False) -> list[Entry]:
-        """Finished files in ``folder`` (``deep``: and below it) with their sizes, by name.
-
-        Hidden files and folders are left out: temporary files are hidden. Links to folders are
-        followed; a folder that is reached twice is listed once (see ``_folders``).
-        """
-        start = self.path(folder) if folder else self.root
-        found: list[Entry] = []
-        for base, files in _folders(start, deep):
-            for file in files:
-                if not file.startswith("."):
-                    path = base / file
-                    found.append(Entry(path.relative_to(self.root).as_posix(), _size(path)))
-        return sorted(found, key=lambda entry: entry.name)
-
-    @contextlib.contextmanager
-    def local_copy(self, name: str) -> Iterator[Path]:
-        """The file itself; elsewhere, a copy that lasts as long as the context.
-
-        Raises:
-            FileNotFoundError: no such file.
-        """
-        path = self.path(name)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file")
-        yield path
-
-    def download(self, name: str, path: Path) -> None:
-        """Write a copy to a new file; the caller renames it when it is whole."""
-        shutil.copyfile(self.path(name), path)
-
-    def publish(self, name: str, data: bytes) -> bool:
-        """Create ``name`` with exactly ``data``.
-
-        Returns:
-            True if this call created it, False if it was already there with the same bytes.
-
-        Raises:
-            Conflict: it is there with other bytes.
-        """
-        final = self.path(name)
-        temporary = self._write_temporary(final, data)
-        try:
-            os.link(temporary, final)
-        except FileExistsError:
-            existing = final.read_bytes()
-            if existing != data:
-                raise Conflict.between(str(final), existing, data) from None
-            return False
-        finally:
-            temporary.unlink()
-        sync_path(final.parent)
-        return True
-
-    def replace(self, name: str, data: bytes) -> None:
-        """Write a derived file that may be rewritten (summary, gallery), atomically."""
-        final = self.path(name)
-        os.replace(self._write_temporary(final, data), final)
-        sync_path(final.parent)
-
-    def sweep(self) -> None:
-        """Remove temporary files whose writer is dead: this host's by process id, others by age."""
-        for entry in self.root.rglob(".*.tmp"):
-            found = _TEMPORARY.match(entry.name)
-            if found and not _writer_lives(entry, found["host"], int(found["pid"])):
-                entry.unlink(missing_ok=True)
-
-    def _write_temporary(self, final: Path, data: bytes) -> Path:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        unique = f"{_host()}.{os.getpid()}.{next(_counter)}"
-        temporary = final.parent / f".{final.name}.{unique}.tmp"
-        # A leftover of a dead process with this very id would be in the way: write over it.
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        return temporary
-
-
-def open_storage(url: str) -> Storage:
-    """The storage behind ``url``: a local path, ``file://`` or ``s3://bucket/prefix``.
-
-    Raises:
-        ValueError: another scheme (``pipe:``, ``http:`` ...), or a bucket without a name.
-    """
-    if not url.startswith("s3://"):
-        return LocalStorage(local_path(url))
-    bucket, _, prefix = url.removeprefix("s3://").partition("/")
-    if not bucket:
-        raise ValueError(f"storage {url!r}: no bucket; give s3://BUCKET/PREFIX")
-    from cluster.storage.s3 import S3Storage
-
-    return S3Storage(bucket, prefix.strip("/"))
-
-
 def split_url(url: str) -> tuple[str, str]:
-    """(folder, name) of a URL or path: what ``open_storage`` takes, and a file in it."""
+    """(folder, name) of a URL or path: the folder for ``open_storage``, and the file in it."""
     if url.startswith("s3://"):
         folder, _, name = url.rstrip("/").rpartition("/")
         return folder, name
@@ -207,7 +84,7 @@ def split_url(url: str) -> tuple[str, str]:
 
 
 def absolute_url(url: str) -> str:
-    """The same place as seen from any working directory: workers have their own."""
+    """The URL or path as it is valid in any working directory: workers have their own."""
     return url if url.startswith("s3://") else str(local_path(url).resolve())
 
 
@@ -231,71 +108,3 @@ def check_name(name: str) -> None:
     parts = Path(name).parts
     if not parts or Path(name).is_absolute() or ".." in parts:
         raise ValueError(f"storage name {name!r} must be relative and must not contain '..'")
-
-
-def _folders(start: Path, deep: bool) -> Iterator[tuple[Path, list[str]]]:
-    """A folder, and with ``deep`` those below it, each with the names of its files.
-
-    Links to folders are followed after all that is reached without them, by name: so each folder
-    comes once, under its own name where it has one here, on every machine the same. A link to a
-    folder that holds ``start`` is a loop and is left out.
-    """
-    seen: set[tuple[int, int]] = set()
-    here = start.resolve()
-    waiting = [start]
-    while waiting:
-        links: list[Path] = []
-        for top in waiting:
-            for where, folders, files in os.walk(top):
-                base, shown = Path(where), sorted(f for f in folders if not f.startswith("."))
-                links += [base / name for name in shown if (base / name).is_symlink()]
-                folders[:] = [name for name in shown if deep and not (base / name).is_symlink()]
-                status = base.stat()
-                if (status.st_dev, status.st_ino) in seen:
-                    folders.clear()
-                    continue
-                seen.add((status.st_dev, status.st_ino))
-                yield base, files
-        waiting = [link for link in sorted(links) if deep and not here.is_relative_to(_end(link))]
-
-
-def _end(link: Path) -> Path:
-    """Where a link leads; the link itself where it leads in a circle."""
-    try:
-        return link.resolve()
-    except (OSError, RuntimeError):
-        return link
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:  # a link that leads nowhere: reading it will say so
-        return 0
-
-
-def _host() -> str:
-    return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
-
-
-def _writer_lives(entry: Path, host: str, pid: int) -> bool:
-    if host != _host():
-        with contextlib.suppress(FileNotFoundError):
-            return time.time() - entry.stat().st_mtime < _STALE_SECONDS
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def sync_path(path: Path) -> None:
-    """Wait until a file or folder is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,10 +1,10 @@
-"""A node's own copies of remote files: fetched once for all its processes, whole, checked, bounded.
+"""A node's own copies of remote files, fetched once for all its processes and checked.
 
     FOLDER/ab/abcdef….tar      a copy, under the hash of where it comes from and what it must hold
     FOLDER/ab/abcdef….lock     held by the one process that fetches it; the others wait for it
 
-A copy appears by rename when it is whole. When all copies together are over the limit, those not
-used for longest go; who has one open reads on.
+A copy appears by rename when it is whole. When all copies together exceed the limit, the least
+recently used ones are removed; a process that has one open can read on.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ _GIB = 1 << 30
 
 
 class Changed(RuntimeError):
-    """A file is not what its record says: no sample of it may be used, nor another in its place."""
+    """A file differs from its record: neither its samples nor replacements for them may be used."""
 
 
 def default_folder() -> Path:
@@ -35,36 +35,41 @@ def default_folder() -> Path:
 
 @dataclass(frozen=True)
 class NodeCache:
-    """Copies below ``folder``, together at most ``limit_gb`` GiB. Small: pickled to workers."""
+    """The copies of a node; the object is small and is pickled to workers.
+
+    Attributes:
+        folder: folder of the copies.
+        limit_gb: size in GiB of all copies together.
+    """
 
     folder: Path = field(default_factory=default_folder)
     limit_gb: float = 200.0
 
     def fetch(self, storage: Storage, name: str, size: int = -1, sha256: str = "") -> Path:
-        """A local copy of ``name``; its path is good for opening now, not for keeping.
+        """The path of a local copy of ``name``, to be opened at once: later it may be removed.
 
         Args:
-            size, sha256: what the copy must have, where they are known.
+            size, sha256: expected size and digest; -1 and "" where they are not known.
 
         Raises:
-            Changed: what the store has is something else; names both hashes.
+            Changed: the file there has another size or digest; names both.
             FileNotFoundError: no such file there.
             Unreachable: the store does not answer.
         """
-        final = self.place(f"{storage.url}/{name}\0{size}\0{sha256}", Path(name).suffix)
+        final = self.path_for(f"{storage.url}/{name}\0{size}\0{sha256}", Path(name).suffix)
         if not _touch(final):
             with self.only_one(final):
                 if not _touch(final):
                     self._fill(final, storage, name, size, sha256)
         return final
 
-    def place(self, identity: str, suffix: str) -> Path:
-        """Where something is kept that ``identity`` describes completely."""
+    def path_for(self, identity: str, suffix: str) -> Path:
+        """The path of a copy that ``identity`` describes completely."""
         digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:40]
         return self.folder / digest[:2] / f"{digest}{suffix}"
 
     def keep(self, final: Path, data: bytes) -> None:
-        """Write a small derived file (an index) at a ``place``, whole or not at all."""
+        """Write a small derived file (an index) at a ``path_for``, whole or not at all."""
         final.parent.mkdir(parents=True, exist_ok=True)
         aside = final.with_name(f".{final.name}.{os.getpid()}.{time.monotonic_ns()}.part")
         aside.write_bytes(data)
@@ -72,7 +77,7 @@ class NodeCache:
 
     @contextlib.contextmanager
     def only_one(self, final: Path) -> Iterator[None]:
-        """Hold the file's lock: the kernel lets go of it when a process dies, however it dies."""
+        """Hold the file's lock, which the kernel releases when a process dies, however it dies."""
         final.parent.mkdir(parents=True, exist_ok=True)
         with open(final.with_suffix(".lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -48,14 +48,16 @@ _ABANDONED = timedelta(days=1)
 
 @dataclass(frozen=True)
 class S3Config:
-    """How patient and how large.
+    """Retries, and sizes of uploads.
 
     Attributes:
         attempts: tries of one request before its error is raised.
-        first_pause, longest_pause: seconds between tries, doubled each time, with jitter.
+        first_pause, longest_pause: first and longest pause between tries in seconds; each pause is
+            twice the one before, with jitter.
         timeout: seconds without a byte after which a request counts as stalled.
-        multipart: objects from this size on are sent in parts of ``part`` bytes; S3 takes at most
-            5 GiB in one piece.
+        multipart: size in bytes from which an object is sent in parts; S3 takes at most 5 GiB in
+            one piece.
+        part: size of a part in bytes.
     """
 
     attempts: int = 10
@@ -76,7 +78,7 @@ class S3Storage:
 
     @property
     def url(self) -> str:
-        """What ``open_storage`` took."""
+        """The URL, as ``open_storage`` takes it."""
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
 
     def exists(self, name: str) -> bool:
@@ -172,7 +174,7 @@ class S3Storage:
         return True
 
     def replace(self, name: str, data: bytes) -> None:
-        """Write a derived file that may be rewritten (summary, gallery), atomically."""
+        """Write a derived file, such as the gallery, that later calls may replace; atomically."""
         self._ask(name, self._client.put_object, **self._at(name), Body=data)
 
     def upload(self, name: str, path: Path) -> None:
@@ -192,7 +194,7 @@ class S3Storage:
             raise self._explained(name, refused) from refused
 
     def remove(self, name: str) -> None:
-        """Delete an object; none there is as good."""
+        """Delete an object; it may be gone already."""
         self._ask(name, self._client.delete_object, **self._at(name))
 
     def sweep(self) -> None:

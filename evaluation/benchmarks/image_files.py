@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from pipeline.filenames import is_image
 from pipeline.images import decode
-from pipeline.sources.base import is_image
 
 ImageId = int | str
 _Key = TypeVar("_Key", int, str)

@@ -3,12 +3,10 @@
 The drawing is 400 units wide so that its 12-unit letters stay readable on a phone of 380 pixels.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 
 _WIDE, _HIGH = 400, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 12, 14, 40
@@ -33,30 +31,6 @@ class Chart:
     series: Sequence[Series]
     x_label: str = "step"
     y_label: str = ""
-
-
-def read_log(path: Path) -> list[dict]:
-    """The records of a training ``log.jsonl``; a last line cut short by a kill is left out.
-
-    Raises:
-        FileNotFoundError: it is not there.
-        ValueError: a line before the last is not a JSON object.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no such training log: {path}")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except ValueError as wrong:
-            if number == len(lines):
-                break
-            raise ValueError(f"{path}, line {number} is not JSON: {wrong}") from wrong
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}, line {number} is not a JSON object")
-        records.append(record)
-    return records
 
 
 def log_series(records: Sequence[Mapping], fields: Sequence[str]) -> list[Series]:

@@ -19,20 +19,13 @@ from typing import Any
 
 import tyro
 
-from cluster.storage.base import open_storage
+from cluster.storage.open import open_storage
 from jobs.benchmarks import measure as bench
 from pipeline.loading.loader import LoaderConfig
 from pipeline.loading.schedule import Schedule, SourceSizes
-from pipeline.shards.manifest import (
-    Plan,
-    PlannedShard,
-    committed,
-    committed_names,
-    compact,
-    manifest_hash,
-    open_plan,
-)
-from pipeline.shards.tar import to_json
+from pipeline.shards.manifest import committed, committed_names, compact, manifest_hash
+from pipeline.shards.plan import OutputPlan, PlannedShard, open_plan
+from pipeline.text import to_json
 
 
 @dataclass(frozen=True)
@@ -83,13 +76,13 @@ def write_records(folder: Path, args: DataBench) -> None:
     open_plan(open_storage(str(folder)), plan(args))
 
 
-def plan(args: DataBench) -> Plan:
+def plan(args: DataBench) -> OutputPlan:
     """The run's plan."""
     inputs = tuple(
         PlannedShard(f"{number:08d}", f"{number:05d}.tar", 10**9, "0" * 32)
         for number in range(args.shards)
     )
-    return Plan({"recipe": "synthetic"}, inputs)
+    return OutputPlan({"recipe": "synthetic"}, inputs)
 
 
 def resume(folder: str, args: DataBench) -> dict[str, float]:

@@ -25,14 +25,15 @@ import torch
 import tyro
 from PIL import Image
 
-from cluster.storage.base import open_storage
+from cluster.storage.open import open_storage
 from jobs.benchmarks import loader_contenders as cases
 from jobs.benchmarks import measure as bench
 from jobs.benchmarks.loader_contenders import LoaderBench, Pace
 from pipeline.sample import make_uid
 from pipeline.shards.manifest import commit_shard
+from pipeline.shards.parquet import SampleRow, write_parquet
 from pipeline.shards.reading import open_shards
-from pipeline.shards.tar import Row, write_parquet, write_tar
+from pipeline.shards.tar import write_tar
 
 WIDTH, HEIGHT = 640, 480
 
@@ -142,7 +143,9 @@ def make_shards(folder: Path, args: LoaderBench) -> list[bytes]:
             keys.append(key)
         tar, spans = write_tar(members)
         rows = [
-            Row(make_uid("bench", name, key), key, "bench", "ok", offset=offset, length=length)
+            SampleRow(
+                make_uid("bench", name, key), key, "bench", "ok", offset=offset, length=length
+            )
             for key, (offset, length) in zip(keys, spans, strict=True)
         ]
         counts = {"n": len(rows), "ok": len(rows), "filtered": 0, "failed": 0}

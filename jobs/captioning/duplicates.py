@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from cluster.ray.map import map_tasks
 from cluster.ray.session import RayConfig
-from cluster.storage.base import Storage, absolute_url, open_storage
+from cluster.storage.base import Storage, absolute_url
+from cluster.storage.open import open_storage
 from jobs.captioning.work import Work
 from pipeline.capfilt.duplicates import digest_shard, find_duplicates
 from pipeline.capfilt.filters import FilterConfig

@@ -1,4 +1,4 @@
-"""CapFilt's models from their folders: loading, image sizes, revision, and the actor's half."""
+"""CapFilt's models: folders, image processors, revisions, and the worker that holds them."""
 
 import hashlib
 import time
@@ -12,7 +12,7 @@ from jobs.recipes.capfilt import CapFiltRecipe
 from modeling.linear import Library, products_by
 from modeling.precision import DTYPES, chosen, multiplies_bf16
 from pipeline.capfilt.describe import Described, ImageSpec, ModelInput, describe
-from pipeline.capfilt.memory import Halving
+from pipeline.capfilt.memory import ShrinkingBatches
 
 ROOT = Path(__file__).resolve().parents[2]
 _REVISION_FILES = ("*.json", "*.safetensors", "*.txt")
@@ -45,7 +45,7 @@ def find_folder(field: str, name: str) -> Path:
 
 
 def revision(folder: Path) -> str:
-    """A hash of the files that decide what the model says."""
+    """A hash of the files that decide a model's results: 32 hex digits."""
     digest = hashlib.sha256()
     files = {path for pattern in _REVISION_FILES for path in folder.glob(pattern)}
     for path in sorted(files):
@@ -57,7 +57,12 @@ def revision(folder: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Processor:
-    """What a folder's image processor says: size and cropping, channel means and deviations."""
+    """The image processor of a model's folder.
+
+    Attributes:
+        spec: size, cropping and resize.
+        mean, std: channel means and standard deviations of pixels in [0, 1].
+    """
 
     spec: ImageSpec
     mean: tuple[float, ...]
@@ -81,10 +86,10 @@ def read_processor(folder: Path) -> Processor:
 
 
 class Describer:
-    """The model actor's half: captioner and scorer in one process (one GPU where there is one).
+    """Captioner and scorer in one process, on one GPU where there is one: a model worker.
 
     Args:
-        recipe: its ``dtype`` is settled, or ``auto`` for this process's device.
+        recipe: recipe with a settled ``dtype``, or ``auto`` for this process's device.
         products: library of all fp32 matrix products on a CPU, so that every worker of a run
             makes the same bits.
     """
@@ -114,14 +119,14 @@ class Describer:
             processor.std,
             seed=recipe.seed,
         )
-        self.captioner: Halving[str, list[str]] = Halving(captioner, "")
+        self.captioner = ShrinkingBatches[str, list[str]](captioner, "")
         folder = find_folder("ranker", recipe.ranker)
         processor = read_processor(folder)
         model = CLIPModel.from_pretrained(folder, dtype=dtype)
         scorer = ClipScorer(
             model.to(device), AutoTokenizer.from_pretrained(folder), processor.mean, processor.std
         )
-        self.scorer: Halving[Sequence[str], list[float]] = Halving(scorer, ())
+        self.scorer = ShrinkingBatches[Sequence[str], list[float]](scorer, ())
 
     def process(self, model_input: ModelInput | None) -> Described | None:
         """Captions and scores of a prepared shard, if there is one."""

@@ -1,4 +1,4 @@
-"""What a run of CapFilt says at its end, for people and for programs."""
+"""The summary of a CapFilt run, printed at its end for people and for programs."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from jobs.captioning import tools
+from jobs.captioning.counts import Counts, count
 from pipeline.shards.manifest import Commit
 
 NOTHING_KEPT = 3
@@ -16,13 +16,16 @@ NOTHING_KEPT = 3
 
 @dataclass
 class Tally:
-    """What has come back of a run so far.
+    """The results of a run's shards so far.
 
     Attributes:
-        done: shards that this run committed; ``others``: those that somebody else had, when this
-            run came to them or by the time it was ready.
-        images: that went through; ``dropped`` of them by reason.
+        done: shards that this run committed.
+        others: shards that somebody else had committed when this run came to them, or by the time
+            it had made them.
+        images: inputs of the shards that this run made.
+        dropped: inputs of these that were dropped, by reason.
         short: images at once where the device had no memory for a whole batch, by model.
+        seconds: wall time from the first shard's start to the last one's end; 0 until then.
     """
 
     done: int = 0
@@ -30,9 +33,10 @@ class Tally:
     images: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     short: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
 
     def add(self, result: dict[str, Any]) -> None:
-        """Count what a shard's last stage said."""
+        """Count the result of a shard's last stage."""
         self.done += result["here"]
         self.others += not result["here"]
         self.images += result["n"]
@@ -42,14 +46,17 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Summary(tools.Counts):
-    """What an output holds after a run, and how the run went.
+class Summary(Counts):
+    """The contents of an output after a run, and how the run went.
 
     Attributes:
-        done: shards that this run committed; ``others`` that another run on the same output did
-            meanwhile (or a worker of this one that was lost after its last word); ``skipped`` that
-            were committed before.
-        images_per_s: of this run, wall time from the first shard's start; 0 if none ran.
+        done: shards that this run committed.
+        others: shards that another run on the same output committed meanwhile (or a worker of
+            this one that was lost after it had).
+        skipped: shards that were committed before.
+        seconds: wall time of the whole run.
+        images_per_s: speed of this run from its first shard's start; 0 if it made none.
+        output: the output's folder or URL.
         short: images at once where the device had no memory for a whole batch, by model.
     """
 
@@ -62,12 +69,11 @@ class Summary(tools.Counts):
     short: dict[str, int]
 
 
-def summarise(
-    commits: Sequence[Commit], tally: Tally, speed: float, seconds: float, output: str
-) -> Summary:
+def summarise(commits: Sequence[Commit], tally: Tally, seconds: float, output: str) -> Summary:
     """The counts of an output and of the run that ends here."""
+    speed = tally.images / tally.seconds if tally.seconds else 0.0
     return Summary(
-        **asdict(tools.count(commits)),
+        **asdict(count(commits)),
         done=tally.done,
         others=tally.others,
         skipped=len(commits) - tally.done - tally.others,
@@ -85,12 +91,12 @@ def show(summary: Summary) -> int:
         The exit code: 0, or ``NOTHING_KEPT``, said on stderr, for an output that holds no sample.
     """
     lines = [("images in", summary.images), ("kept", summary.kept)]
-    lines += [(f"dropped: {reason}", count) for reason, count in summary.reasons.items()]
+    lines += [(f"dropped: {reason}", number) for reason, number in summary.reasons.items()]
     share = summary.web_won / max(summary.kept, 1)
     others = f"{summary.others} by another run, " if summary.others else ""
     print(f"\n{summary.done} shards committed here, {others}{summary.skipped} before this run")
-    for label, count in lines:
-        print(f"  {label:<32}{count:>10,}")
+    for label, number in lines:
+        print(f"  {label:<32}{number:>10,}")
     print(f"  {'web caption ranked first':<32}{summary.web_won:>10,}  ({share:.1%})")
     print(f"  {summary.images_per_s:.1f} images/s, {summary.seconds:.1f} s, in {summary.output}")
     for model, size in summary.short.items():
@@ -101,7 +107,7 @@ def show(summary: Summary) -> int:
     if summary.kept:
         return 0
     most = sorted(summary.reasons.items(), key=lambda item: (-item[1], item[0]))
-    told = ", ".join(f"{reason} {count:,}" for reason, count in most)
+    told = ", ".join(f"{reason} {number:,}" for reason, number in most)
     print(
         f"nothing was kept: all {summary.images:,} inputs were dropped ({told}); docs/inputs.md "
         "says what each reason means",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.sample import Rejected, Sample
-from pipeline.shards.tar import Row
+from pipeline.shards.parquet import SampleRow
 from pipeline.sources.open import InputShard, Source
 
 RETRY = "-retry"
@@ -17,13 +17,15 @@ RETRY = "-retry"
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """An output shard to make: its name, its input, and which of the input's records.
+    """An output shard to make of an input shard, or of some of its records.
 
     Attributes:
-        first, end: the records to look at; the whole shard unless something is searched for.
-        killers: records that kill whoever touches them: they become rows, and nothing else.
+        name: name of the output shard.
+        shard: input shard.
+        first, end: range of records to take; None is the end of the shard.
+        killers: numbers of records that kill the worker that touches them: they become rows only.
         again: rows of a committed shard to try again; empty for a shard's first time.
-        duplicates: records whose image another record has, as packed 32-bit numbers.
+        duplicates: numbers of records whose image another record has, packed in 32 bits each.
     """
 
     name: str
@@ -31,7 +33,7 @@ class Work:
     first: int = 0
     end: int | None = None
     killers: frozenset[int] = frozenset()
-    again: tuple[Row, ...] = ()
+    again: tuple[SampleRow, ...] = ()
     duplicates: bytes = b""
 
     def __str__(self) -> str:
@@ -64,7 +66,7 @@ class Work:
                 yield record
 
     def about(self) -> dict[str, Any]:
-        """What the record says of a retry, so that no input is counted twice."""
+        """The fields of the commit record that describe a retry, so that no input counts twice."""
         if not self.again:
             return {}
         return {

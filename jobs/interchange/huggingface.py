@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cluster.storage.base import sync_path
+from cluster.storage.local import sync_path
 from jobs import recipes
 from jobs.interchange.huggingface_config import model_of, read_config
 from jobs.interchange.huggingface_folder import prepare_folder

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import Blip2VisionConfig, CLIPVisionConfig
 
-from cluster.storage.base import sync_path
+from cluster.storage.local import sync_path
 from jobs import recipes
 from jobs.interchange import lavis_names
 from jobs.interchange.infer_config import infer_stage1, infer_stage2

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cluster.ranks.dist import place
+from cluster.ranks.dist import this_process
 from jobs.models.missing_parts import check_model, is_hub_id
 from jobs.models.tensors import first_line, open_folder, open_tensors
 from modeling.precision import DTYPES, chosen, multiplies_bf16
@@ -21,7 +21,7 @@ SAFETENSORS, PICKLES = "*.safetensors", "pytorch_model*.bin"
 
 def dtype_of(name: str) -> torch.dtype:
     """The number format of a name; ``auto`` is settled by this process's device."""
-    return DTYPES[chosen(name, multiplies_bf16(place().device))]
+    return DTYPES[chosen(name, multiplies_bf16(this_process().device))]
 
 
 def local_path(name: str) -> Path | None:

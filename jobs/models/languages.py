@@ -132,7 +132,7 @@ def stored_as(folder: Path, dtype: torch.dtype, least: int = WORTH_REWRITING) ->
         return folder
     marks = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in folder.iterdir())
     cache = NodeCache()
-    final = cache.place(f"{folder.resolve()}\0{dtype}\0{marks}", "")
+    final = cache.path_for(f"{folder.resolve()}\0{dtype}\0{marks}", "")
     with cache.only_one(final):
         if not final.is_dir():
             _rewrite(folder, tensors, dtype, final)

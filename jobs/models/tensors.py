@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from cluster.storage.base import sync_path
+from cluster.storage.local import sync_path
 from jobs.interchange.towers import Table
 
 SHARD_BYTES = 1 << 30

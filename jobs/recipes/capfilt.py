@@ -1,4 +1,4 @@
-"""CapFilt recipes: which models, how captions are drawn, what is filtered (paper, section 3.4)."""
+"""CapFilt recipes: models, drawing of captions, filters (BLIP-2 paper, section 3.4)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -13,15 +13,17 @@ class CapFiltRecipe:
     """Everything that decides the bytes of the output, besides the input.
 
     Attributes:
-        captioner: a ``BlipForConditionalGeneration`` folder (relative to the clone or absolute)
-            or a Hugging Face id that is in the local cache.
-        ranker: the same for a ``CLIPModel``.
-        keep: captions kept of the synthetic ones and the web caption together.
-        seed: part of every caption's key.
-        shard_size: samples per shard where the source is a list (tars are shards already).
-        batch_size: images the models see at once; part of what fixes the bits.
+        captioner: folder of a ``BlipForConditionalGeneration`` (absolute, or relative to the
+            clone), or a Hugging Face id that is in the local cache.
+        ranker: folder or id of a ``CLIPModel``, likewise.
+        keep: number of captions kept, of the synthetic ones and the web caption together.
+        seed: seed of all captions, together with each sample's uid.
+        shard_size: samples per shard where the source is a list; tars are shards already.
+        batch_size: images that the models see at once; another number may change last bits.
         dtype: number format of both models' weights; ``auto`` is bf16 where the device multiplies
             it in hardware, else fp32.
+        sampling: drawing of the captions.
+        filters: inputs that are dropped before any model runs.
     """
 
     captioner: str
@@ -41,9 +43,9 @@ class CapFiltRecipe:
 
 
 def blip_large() -> CapFiltRecipe:
-    """The paper's: BLIP-large captions, CLIP ViT-L/14 ranks, ten captions, the best two kept.
+    """The paper's recipe: ten captions of BLIP-large, ranked by CLIP ViT-L/14, the best two kept.
 
-    Top-p 0.95 is from public copies of the authors' script.
+    The paper does not state top-p; 0.95 is from public copies of the authors' script.
     """
     return CapFiltRecipe(
         captioner="Salesforce/blip-image-captioning-large",
@@ -54,7 +56,7 @@ def blip_large() -> CapFiltRecipe:
 
 
 def tinyworld() -> CapFiltRecipe:
-    """The shipped zoo, on CPUs, where its small layers gain nothing from bf16; takes any image."""
+    """The small models of ``modeling/zoo``, in fp32: their layers gain nothing from bf16."""
     return replace(
         blip_large(),
         captioner="modeling/zoo/captioner",

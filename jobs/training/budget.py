@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from cluster.ranks.dist import place
+from cluster.ranks.dist import this_process
 from jobs.models import encoder_settings, precision
 from jobs.models.encoders import load_encoder
 from jobs.models.files import dtype_of, local_path
@@ -86,7 +86,7 @@ def print_dry_run(given: Given[Any]) -> int:
         ValueError: a model's folder that cannot be used, an unknown GPU, or a batch that the ranks
             cannot share.
     """
-    here = place()
+    here = this_process()
     world = given.world or here.world
     gpu = hardware.gpu(given.gpu) if given.gpu else hardware.this_gpu()
     recipe = resolve(given.config, world, fetch=False)
@@ -101,7 +101,7 @@ def check(plan: Plan[Any]) -> None:
     Raises:
         ValueError: it does not fit; names the numbers and a remedy.
     """
-    here = place()
+    here = this_process()
     recipe = precision.resolve(plan.recipe, multiplies_bf16(here.device))
     sketched = sketch(recipe)
     check_room(recipe, sketched, here.world, *hardware.room(here.world))

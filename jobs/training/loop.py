@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from cluster.ranks import dist
-from cluster.ranks.dist import Place, StopSignal
+from cluster.ranks.dist import Process, StopSignal
 from cluster.ranks.guard import Guard
 from cluster.ranks.watchdog import Watchdog
 from cluster.runlog import RunLog
@@ -36,7 +36,7 @@ class Loop:
     """
 
     run: RunConfig
-    here: Place
+    here: Process
     engine: Any
     objective: Objective
     log: RunLog

@@ -97,7 +97,7 @@ def make_plan(given: Given[RecipeT], open_data: OpenData = open_sources) -> Plan
     found, damaged = checkpoint.resume(store)
     recipe = resolve(
         given.config,
-        dist.place().world,
+        dist.this_process().world,
         samples=sum(sum(source.sizes) for source in sources),
         epochs=given.epochs,
         before=found.recipe if found else encoder_settings.of_init(given.init),
@@ -115,7 +115,7 @@ def make_plan(given: Given[RecipeT], open_data: OpenData = open_sources) -> Plan
         found=found,
         validation=open_data(given.validate, loader) if given.validate else (),
     )
-    if dist.place().rank == 0:
+    if dist.this_process().rank == 0:
         store.pull_logs()
         for line in checkpoint.set_aside(store, damaged, found) if found else ():
             print(line, flush=True)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from cluster.ranks.dist import Place
+from cluster.ranks.dist import Process
 
 STEPS = 3
 FOLDER = "profile"
@@ -19,7 +19,7 @@ class Profile:
     only, the operators that took longest.
     """
 
-    def __init__(self, first: int, out: Path, here: Place) -> None:
+    def __init__(self, first: int, out: Path, here: Process) -> None:
         self._first, self._folder, self._here = first, out / FOLDER, here
         self._running: Any = None
 

@@ -16,7 +16,7 @@ from torch import nn
 from cluster import checkpoint
 from cluster.malloc import keep_freed_memory
 from cluster.ranks import dist, supervise, zero
-from cluster.ranks.dist import Place, StopSignal
+from cluster.ranks.dist import Process, StopSignal
 from cluster.ranks.guard import Guard
 from cluster.ranks.watchdog import Watchdog
 from cluster.runlog import RunLog
@@ -59,7 +59,7 @@ def train(
     """
     run = plan.run
     if plan.found is not None and plan.done >= run.steps:
-        if dist.place().rank == 0:
+        if dist.this_process().rank == 0:
             print(f"{plan.writer.url} is at step {plan.done} of {run.steps}: nothing to do")
         return 0
     keep_freed_memory()
@@ -116,7 +116,7 @@ def train(
     return 0 if here.world == 1 else zero.leave(0)
 
 
-def _agreed(plan: Plan[RecipeT], here: Place) -> Plan[RecipeT]:
+def _agreed(plan: Plan[RecipeT], here: Process) -> Plan[RecipeT]:
     """The plan with the number formats that all ranks' devices multiply, the same on every rank.
 
     Raises:
@@ -148,7 +148,7 @@ def _engine(plan: Plan[Any], module: nn.Module, micro: int, accumulation: int) -
     return engine, Guard(engine, run.guard, run.zero.clip, guarded)
 
 
-def _log(plan: Plan[Any], here: Place) -> RunLog:
+def _log(plan: Plan[Any], here: Process) -> RunLog:
     run, gpu = plan.run, hardware.this_gpu()
     steps_per_s = 0.0
     if gpu is not None:
@@ -167,7 +167,7 @@ def _log(plan: Plan[Any], here: Place) -> RunLog:
     )
 
 
-def _state(plan: Plan[Any], here: Place, step: int, guard: Guard) -> dict[str, Any]:
+def _state(plan: Plan[Any], here: Process, step: int, guard: Guard) -> dict[str, Any]:
     """What a checkpoint of ``step`` updates says besides its tensors."""
     import deepspeed
 
@@ -191,7 +191,7 @@ def _state(plan: Plan[Any], here: Place, step: int, guard: Guard) -> dict[str, A
     }
 
 
-def _opening(plan: Plan[Any], here: Place, micro: int, accumulation: int) -> str:
+def _opening(plan: Plan[Any], here: Process, micro: int, accumulation: int) -> str:
     """The run in one line, for its log."""
     run = plan.run
     start = f"resuming from {plan.found.where}" if plan.found else "starting"

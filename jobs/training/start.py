@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from cluster import checkpoint
-from cluster.ranks.dist import derive_seed, place
+from cluster.ranks.dist import derive_seed, this_process
 from jobs.models import trained
 from jobs.models.encoders import load_encoder
 from jobs.recipes.schema import Stage1Recipe, Stage2Recipe, TrainRecipe
@@ -101,7 +101,7 @@ def _with_bert(recipe: TrainRecipe, stage: Stage, bert: bool) -> Stage:
 
 def _tell(found: checkpoint.Checkpoint) -> None:
     """Print once where the weights come from."""
-    if place().rank == 0:
+    if this_process().rank == 0:
         print(f"starting from {found.folder}", flush=True)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from cluster.ranks import dist
-from cluster.ranks.dist import Place
+from cluster.ranks.dist import Process
 from jobs.recipes.schema import RunConfig
 from jobs.training.objective import Micro, Objective
 from pipeline.loading.loader import Batches, Samples, make_schedule
@@ -34,7 +34,7 @@ class Validation:
         self,
         sources: Sequence[Shards],
         run: RunConfig,
-        here: Place,
+        here: Process,
         accumulation: int,
         text: TextRule = "plain",
     ) -> None:

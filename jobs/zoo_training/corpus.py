@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pipeline.tinyworld.scene import SHAPES, Domain, Scene, Thing, sample_scene, stream
 from pipeline.tinyworld.text import (
     QUESTION_KINDS,
-    Question,
+    SceneQuestion,
     caption,
     compositional,
     describe,
@@ -24,7 +24,7 @@ from pipeline.tinyworld.text import (
 )
 
 READING_KINDS = (*QUESTION_KINDS, "compositional")
-PROMPTS = ("Question: {} Short answer:", "Question: {} Answer:")
+PROMPTS = ("SceneQuestion: {} Short answer:", "SceneQuestion: {} Answer:")
 _PLACED = re.compile(rf"({'|'.join(SHAPES)}) in the (?:top|bottom) (?:left|right)")
 
 
@@ -89,7 +89,7 @@ def text_context(scene: Scene, rng: random.Random, plain: float, short: float = 
     return Context(text, frozenset(_PLACED.findall(text)))
 
 
-def one_sided_context(scene: Scene, asked: Question, rng: random.Random) -> Context:
+def one_sided_context(scene: Scene, asked: SceneQuestion, rng: random.Random) -> Context:
     """Every place is said but that of the relation's object, so that it cannot mislead."""
     placed = frozenset(t.shape for t in scene.things if not asked.text.endswith(f"{t.shape}?"))
     items = []
@@ -122,7 +122,7 @@ def _bundles(thing: Thing, rng: random.Random) -> list[tuple[str, ...]]:
 # ---------------------------------------------------------------------------- examples
 
 
-def answerable(asked: Question, kind: str, scene: Scene, context: Context) -> bool:
+def answerable(asked: SceneQuestion, kind: str, scene: Scene, context: Context) -> bool:
     """Whether the context says what the answer needs: places for places and relations."""
     if kind == "compositional":
         return all(thing.shape in context.placed for thing in scene.things)
@@ -132,7 +132,7 @@ def answerable(asked: Question, kind: str, scene: Scene, context: Context) -> bo
     return True
 
 
-def ask(scene: Scene, context: Context, kind: str, rng: random.Random) -> Question | None:
+def ask(scene: Scene, context: Context, kind: str, rng: random.Random) -> SceneQuestion | None:
     """A question of ``kind`` that the context answers, or None.
 
     Relations are slow to learn from nothing: the answer is an exclusive or of word and place, and
@@ -140,7 +140,7 @@ def ask(scene: Scene, context: Context, kind: str, rng: random.Random) -> Questi
     "plain" and "one-sided" ones the object's place is not said, and the plain ones ask for above
     and left only, where the subject's place alone decides.
     """
-    make: Callable[[], Question | None] = (
+    make: Callable[[], SceneQuestion | None] = (
         (lambda: compositional(scene, rng))
         if kind == "compositional"
         else (lambda: question(scene, kind.rpartition(" ")[2], rng))  # type: ignore[arg-type]

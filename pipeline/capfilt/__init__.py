@@ -1,1 +1,1 @@
-"""CapFilt without machines: description, filters, duplicates, output, gallery."""
+"""CapFilt as functions of a shard: filters, captions and scores, duplicates, output, gallery."""

@@ -1,8 +1,8 @@
-"""CapFilt without machines: prepare, describe, select (paper, section 3.4).
+"""The steps of CapFilt on one shard: prepare, describe, select (BLIP-2 paper, section 3.4).
 
 Pure functions between a source and an output shard. The models come in as callables, so this
-file knows none of them; the job decides on which machine each step runs. The result becomes a
-shard in ``pipeline.capfilt.output``.
+file knows none of them; the job decides on which machine each step runs.
+``pipeline.capfilt.output`` makes a shard of the result.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from pipeline.capfilt.filters import (
 from pipeline.images import ImageError, ImageHeader, decode, read_header
 from pipeline.pixels import PixelConfig, fit_square
 from pipeline.sample import Rejected, Sample
-from pipeline.shards.tar import Row
+from pipeline.shards.parquet import SampleRow
 
 CaptionFn = Callable[[Tensor, Sequence[str]], list[list[str]]]
 """(uint8 B3SS, uids) -> captions of each image; an empty uid marks padding."""
@@ -36,7 +36,13 @@ ScoreFn = Callable[[Tensor, Sequence[Sequence[str]]], list[list[float]]]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A caption that competed: ``origin`` is synthetic, web or human."""
+    """A caption that competes to be kept.
+
+    Attributes:
+        text: the caption.
+        score: similarity to the image.
+        origin: ``synthetic``, ``web`` or ``human``.
+    """
 
     text: str
     score: float
@@ -45,11 +51,12 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """How a model wants its images.
+    """The images that a model takes.
 
     Attributes:
         size: side of the square in pixels.
-        crop: the centre of the resized image, instead of the whole image squashed.
+        crop: whether the centre of the resized image is cut out, instead of the whole image being
+            squashed.
         interpolation: filter of the resize.
         resize_to: side (of a crop: short side) after the resize; 0 takes ``size``.
     """
@@ -68,20 +75,31 @@ class ImageSpec:
 
 @dataclass(frozen=True)
 class Kept:
-    """What stays with the shard while the models work: originals, and the rows of the dropped.
+    """The part of a prepared shard that the models do not need.
 
-    ``unlooked`` counts the samples that lack a column which a filter reads, by column.
+    Attributes:
+        samples: samples with their headers and the sha256 of their images, in key order.
+        rows: rows of the dropped inputs.
+        seconds: time of the preparation.
+        unlooked: number of inputs that lack a column that a filter reads, by column.
     """
 
     samples: list[tuple[Sample, ImageHeader, str]]
-    rows: list[Row]
+    rows: list[SampleRow]
     seconds: float
     unlooked: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class ModelInput:
-    """What travels to the models: decoded, resized images N3SS and the texts of the source."""
+    """The part of a prepared shard that is sent to the models; N samples in key order.
+
+    Attributes:
+        uids: their uids.
+        texts: captions that the source has for each.
+        human: whether people wrote them.
+        for_captioner, for_scorer: uint8 images N3SS at each model's size S.
+    """
 
     uids: list[str]
     texts: list[tuple[str, ...]]
@@ -92,9 +110,13 @@ class ModelInput:
 
 @dataclass(frozen=True)
 class Described:
-    """What the models said: per sample its candidates in generation order, the web's last.
+    """The models' results on a shard.
 
-    ``short`` says how many images at once a model took whose device had no memory for a batch.
+    Attributes:
+        candidates: for each sample its captions with scores, in the order of generation, those of
+            the source last.
+        seconds: time of each step.
+        short: images at once where the device had no memory for a whole batch, by model.
     """
 
     candidates: list[list[Candidate]] = field(default_factory=list)
@@ -121,14 +143,14 @@ def prepare(
 ) -> tuple[Kept, ModelInput]:
     """Filter, decode and resize a shard; samples in key order, everything else as rows."""
     start = time.perf_counter()
-    rows: list[Row] = []
+    rows: list[SampleRow] = []
     passed: list[_Passed] = []
     unlooked = Counter[str]()
     for record in records:
         if isinstance(record, Sample):
             unlooked.update(missing_columns(filters, record))
         outcome = _admit(record, filters, captioner, scorer)
-        if isinstance(outcome, Row):
+        if isinstance(outcome, SampleRow):
             rows.append(outcome)
         else:
             passed.append(outcome)
@@ -151,8 +173,8 @@ def _stack(images: list[Tensor], size: int) -> np.ndarray:
 
 def _admit(
     record: Sample | Rejected, filters: FilterConfig, captioner: ImageSpec, scorer: ImageSpec
-) -> Row | _Passed:
-    row = Row(record.uid, record.key, record.source, "failed", web_caption=record.caption)
+) -> SampleRow | _Passed:
+    row = SampleRow(record.uid, record.key, record.source, "failed", web_caption=record.caption)
     if isinstance(record, Rejected):
         return replace(row, status=record.status, reason=record.reason, sha256=record.sha256)
     row = replace(row, sha256=hashlib.sha256(record.image).hexdigest())

@@ -1,4 +1,4 @@
-"""Exact duplicates over all shards: which images have bytes that an earlier one has.
+"""Exact duplicates over all shards: images whose bytes an earlier image has too.
 
 The answer must not depend on who is first to finish, so it is settled before any model runs, in
 two steps over the plan. Each shard is hashed by itself (``digest_shard``, a task each); then one
@@ -20,10 +20,9 @@ from cluster.storage.base import Storage
 from pipeline.capfilt.filters import FilterConfig, check_sample
 from pipeline.sample import Rejected, Sample
 
-_ENTRY = np.dtype([("high", ">u8"), ("low", ">u8"), ("place", "<u4")])  # 128 bits of sha256
-_TABLE = np.dtype(
-    "<u4"
-)  # entry numbers at which each first byte of the digests begins, and the end
+_ENTRY = np.dtype([("high", ">u8"), ("low", ">u8"), ("record", "<u4")])  # 128 bits of sha256
+# The number of the first entry for each first byte of the digests, and the number of entries.
+_TABLE = np.dtype("<u4")
 _TABLE_BYTES = 257 * _TABLE.itemsize
 _IN_MEMORY = 8_000_000  # digests compared at once: under 1 GB
 _READERS = 32
@@ -40,7 +39,7 @@ def digest_shard(records: Iterable[Sample | Rejected], filters: FilterConfig) ->
         for number, record in enumerate(records)
         if isinstance(record, Sample) and check_sample(filters, record) is None
     ]
-    found = np.sort(np.array(entries, dtype=_ENTRY), order=["high", "low", "place"])
+    found = np.sort(np.array(entries, dtype=_ENTRY), order=["high", "low", "record"])
     starts = np.searchsorted(found["high"].astype(np.uint64) >> 56, np.arange(257))
     out = io.BytesIO()
     out.write(starts.astype(_TABLE).tobytes())
@@ -59,8 +58,9 @@ def find_duplicates(
     """The records of the plan whose image an earlier record has too.
 
     Args:
-        names: of the files that ``digest_shard`` made, in the plan's order.
-        in_memory: digests compared at once.
+        storage: store of the digests.
+        names: names of the files that ``digest_shard`` made, in the plan's order.
+        in_memory: number of digests compared at once.
 
     Returns:
         int64 (D, 2): (shard, record), sorted.
@@ -101,9 +101,9 @@ def _repeated(parts: Sequence[np.ndarray]) -> np.ndarray:
     equal = high[order[1:]] == high[order[:-1]]
     mates = order[np.append(equal, False) | np.insert(equal, 0, False)]  # the others are alone
     low = np.concatenate([part["low"] for part in parts])[mates].astype(np.uint64)
-    place = np.concatenate([part["place"] for part in parts])[mates].astype(np.int64)
+    record = np.concatenate([part["record"] for part in parts])[mates].astype(np.int64)
     shard = np.repeat(np.arange(len(parts), dtype=np.int64), sizes)[mates]
-    inner = np.lexsort((place, shard, low, high[mates]))
+    inner = np.lexsort((record, shard, low, high[mates]))
     one, two = inner[:-1], inner[1:]
     again = two[(high[mates[one]] == high[mates[two]]) & (low[one] == low[two])]
-    return np.stack([shard[again], place[again]], axis=1)
+    return np.stack([shard[again], record[again]], axis=1)

@@ -1,4 +1,4 @@
-"""Filters: keep a sample (None) or drop it with a counted reason. Nothing here decodes."""
+"""Filters that keep a sample (None) or give the reason to drop it. Nothing here decodes."""
 
 import functools
 import math
@@ -23,28 +23,29 @@ SAFETY_COLUMNS = frozenset(("punsafe", *_NSFW_COLUMNS))
 
 @dataclass(frozen=True, slots=True)
 class FilterConfig:
-    """What is dropped before any model runs. The defaults drop only what cannot be used.
+    """Limits that inputs must keep, applied before any model runs.
+
+    The defaults drop unsafe images and inputs that cannot be used. Captions that people wrote pass
+    the filters of captions; of several other captions, those that pass are used. A sample without
+    the column that a filter reads passes this filter, and is counted.
 
     Attributes:
-        min_side: shorter side in pixels.
-        max_aspect: longer side / shorter side.
-        max_pixels: width x height; such images are refused from their header.
-        max_punsafe: of LAION's NSFW column ``punsafe``, where a sample has one; the authors
-            dropped what was over 0.1.
-        drop_nsfw: values of LAION-400M's NSFW column (UNLIKELY, UNSURE, NSFW) that drop a sample.
-        min_similarity: of LAION's ``similarity`` column, where a sample has one.
-        languages: codes to keep (``en``; ``zh`` keeps ``zh-Latn`` too) of the columns LANGUAGE,
-            language or lang, where a sample has one; none keeps all.
-        scripts: names such as LATIN or CYRILLIC (Unicode's); at least ``min_script`` of the letters
-            of a web caption must be of these; none keeps all. A caption without any letter stays.
-        min_script: see ``scripts``.
-        min_caption, max_caption: web caption length in characters.
-        unique: drop an image whose bytes another one has that comes earlier in the plan, in any
-            shard, and was not dropped for its caption or columns (``pipeline.capfilt.duplicates``).
-
-    Captions that people wrote pass the filters of captions; of several others, those are used that
-    pass. Samples that lack a column that a filter reads pass it, and are counted
-    (``missing_columns``).
+        min_side: smallest shorter side in pixels.
+        max_aspect: largest ratio of the longer side to the shorter one.
+        max_pixels: largest width x height; larger images are refused from their header.
+        max_punsafe: largest value of LAION's column punsafe, the probability of an unsafe image;
+            the authors dropped what was over 0.1.
+        drop_nsfw: values of LAION-400M's column NSFW (UNLIKELY, UNSURE, NSFW) that drop a sample.
+        min_similarity: smallest value of LAION's column similarity.
+        languages: codes to keep (en; zh keeps zh-Latn too) of the column LANGUAGE, language or
+            lang; none keeps all.
+        scripts: Unicode's names of scripts, such as LATIN or CYRILLIC, of which the letters of a
+            web caption must be; none keeps all. A caption without any letter stays.
+        min_script: smallest share of a caption's letters that must be of these scripts.
+        min_caption: smallest length of a web caption in characters.
+        max_caption: largest length of a web caption in characters.
+        unique: whether an image is dropped whose bytes an earlier image of the plan has, in any
+            shard (``pipeline.capfilt.duplicates``).
     """
 
     min_side: int = 1

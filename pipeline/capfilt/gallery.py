@@ -1,4 +1,4 @@
-"""An HTML page of sampled images with every caption, score and what was kept: judge by eye.
+"""An HTML page of sampled images with all captions and scores, to judge the filter by eye.
 
 One static file: images embedded as data URIs, all text escaped, a small script that shows, hides
 and sorts cards, and a policy that forbids everything else. Without the script all cards are there.
@@ -16,7 +16,8 @@ from PIL import Image
 from cluster.storage.base import Storage
 from pipeline.images import ImageError, decode
 from pipeline.shards.manifest import Commit
-from pipeline.shards.tar import Row, read_parquet, read_span
+from pipeline.shards.parquet import SampleRow, read_parquet
+from pipeline.shards.tar import read_span
 
 _PAGE = Path(__file__).with_name("gallery.html")
 _KINDS = (  # what a browser shows as it is, by its first bytes
@@ -36,12 +37,12 @@ def build_gallery(outputs: Sequence[tuple[Storage, Sequence[Commit]]], count: in
     uids are a random draw, and the same one every time.
     """
     cards: list[str] = []
-    chosen: list[Row] = []
-    dropped: list[Row] = []
+    chosen: list[SampleRow] = []
+    dropped: list[SampleRow] = []
     reasons: Counter[tuple[str, str]] = Counter()
     for number, (storage, commits) in enumerate(outputs):
         share = (count * (number + 1)) // len(outputs) - (count * number) // len(outputs)
-        drawn: list[tuple[Row, Commit]] = []
+        drawn: list[tuple[SampleRow, Commit]] = []
         for commit in commits:
             rows = read_parquet(storage.read(commit.parquet))
             drawn += [(row, commit) for row in rows if row.status == "ok"]
@@ -68,12 +69,12 @@ def build_gallery(outputs: Sequence[tuple[Storage, Sequence[Commit]]], count: in
     return before.encode("utf-8", "replace")
 
 
-def winner(row: Row) -> str:
+def winner(row: SampleRow) -> str:
     """Whose caption is the best of those kept: ``web``, ``synthetic`` or ``human``."""
     return row.origins[row.kept[0]]
 
 
-def margin(row: Row) -> float | None:
+def margin(row: SampleRow) -> float | None:
     """Score of the kept best minus the web caption's: 0 where the web caption won.
 
     None where no web caption competed.
@@ -98,7 +99,7 @@ def _options(counts: Counter[str]) -> str:
     )
 
 
-def _card(storage: Storage, row: Row, commit: Commit) -> str:
+def _card(storage: Storage, row: SampleRow, commit: Commit) -> str:
     captions = zip(row.captions, row.scores, row.origins, strict=True)
     pairs = list(zip(row.captions, row.origins, strict=True))
     lines = "\n".join(
@@ -144,7 +145,7 @@ def _data_uri(image: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(image).decode('ascii')}"
 
 
-def _dropped(reasons: Counter[tuple[str, str]], rows: Sequence[Row]) -> str:
+def _dropped(reasons: Counter[tuple[str, str]], rows: Sequence[SampleRow]) -> str:
     if not reasons:
         return ""
     counts = "\n".join(

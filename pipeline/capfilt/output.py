@@ -1,4 +1,4 @@
-"""What CapFilt writes of a shard: the tar, the parquet and the counts of its record."""
+"""The output shard of CapFilt: the tar, the parquet and the counts of its commit record."""
 
 import math
 import time
@@ -7,16 +7,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 
 from pipeline.capfilt.describe import Candidate, Described, Kept, select
 from pipeline.images import ImageHeader
 from pipeline.sample import Sample
-from pipeline.shards.tar import Row, to_json, write_parquet, write_tar
-from pipeline.text import TextError, load_json
+from pipeline.shards.parquet import SampleRow, write_parquet
+from pipeline.shards.tar import write_tar
+from pipeline.text import to_json
 
 JsonLayout = Literal["full", "lavis"]
-RECORD_COLUMNS = ("uid", "sha256", "captions", "scores", "origins", "kept")
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ def assemble(
     start = time.perf_counter()
     make_members = _members if json_layout == "full" else _lavis_members
     rows, members = list(kept.rows), []
-    good: list[Row] = []
+    good: list[SampleRow] = []
     for (sample, header, sha256), candidates in zip(
         kept.samples, described.candidates, strict=True
     ):
@@ -75,8 +74,8 @@ def assemble(
 
 def _described_row(
     sample: Sample, header: ImageHeader, sha256: str, candidates: list[Candidate], keep: int
-) -> Row:
-    row = Row(
+) -> SampleRow:
+    row = SampleRow(
         sample.uid,
         sample.key,
         sample.source,
@@ -101,7 +100,7 @@ def _described_row(
     )
 
 
-def _members(sample: Sample, row: Row) -> dict[str, bytes]:
+def _members(sample: Sample, row: SampleRow) -> dict[str, bytes]:
     captions = zip(row.captions, row.scores, row.origins, strict=True)
     best = row.captions[row.kept[0]]
     record = {
@@ -123,7 +122,7 @@ def _members(sample: Sample, row: Row) -> dict[str, bytes]:
     return {sample.ext: sample.image, "json": to_json(record), "txt": best.encode("utf-8")}
 
 
-def _lavis_members(sample: Sample, row: Row) -> dict[str, bytes]:
+def _lavis_members(sample: Sample, row: SampleRow) -> dict[str, bytes]:
     """The kept captions first, then the others by score, none twice; and the image as ``jpg``.
 
     LAVIS's readers ask for members of this name only, and open them by their content.
@@ -132,30 +131,6 @@ def _lavis_members(sample: Sample, row: Row) -> dict[str, bytes]:
     texts = dict.fromkeys([row.captions[index] for index in row.kept] + others)
     listed = [text for text in texts if text]
     return {"jpg": sample.image, "json": to_json(listed), "txt": listed[0].encode("utf-8")}
-
-
-def table_record(table: pa.Table, index: int) -> bytes:
-    """The json member of the full layout, as far as training reads it, from a parquet's row.
-
-    Args:
-        table: with ``RECORD_COLUMNS``.
-    """
-    row = table.slice(index, 1).to_pylist()[0]
-    told = zip(row["captions"], row["scores"], row["origins"], strict=True)
-    captions = [{"text": text, "score": score, "origin": origin} for text, score, origin in told]
-    return to_json(
-        {"uid": row["uid"], "sha256": row["sha256"], "captions": captions, "kept": row["kept"]}
-    )
-
-
-def list_record(listed: bytes) -> bytes:
-    """The same from LAVIS's list alone: its first two captions count as kept, without scores."""
-    try:
-        texts = [text for text in load_json(listed) if isinstance(text, str)]
-    except TextError:
-        return listed  # the reader of the record says what is wrong with it
-    captions = [{"text": text, "score": 0.0, "origin": ""} for text in texts]
-    return to_json({"captions": captions, "kept": list(range(min(2, len(texts))))})
 
 
 def _plain(value: Any) -> Any:

@@ -1,1 +1,1 @@
-"""From shards to training batches: the order of samples, the samples, the loader."""
+"""Training batches from shards: the order of samples, their decoding, the loader."""

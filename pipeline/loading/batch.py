@@ -1,9 +1,9 @@
 """A batch, and its way from the process that makes it to the one that trains on it.
 
-Squares cross in anonymous memory that is shared by fork and used again and again. A segment of
-its own for each batch, torch's way, would cost a page fault every 4 kB and a socket a tensor, and
-count against ``/dev/shm``, of which containers have little. All the rest is small and goes
-through the pipe.
+Squares, as the resized and cropped images are called here, cross in anonymous memory that is shared
+by fork and reused. A segment of its own for each batch, torch's way, would cost a page fault every
+4 kB and a socket a tensor, and count against ``/dev/shm``, of which containers have little. All the
+rest is small and goes through the pipe.
 """
 
 import math
@@ -24,18 +24,17 @@ class Batch:
     """One rank's (micro-)batch of B samples.
 
     Attributes:
-        images_B3HW: uint8, in memory BHW3 as the decoder leaves it; an encoder takes
+        images_B3HW: uint8 images, in memory BHW3 as the decoder leaves them; an encoder takes
             ``pixels_B3HW``.
-        texts: one caption each.
-        uids: 32 hex digits each.
-        image_ids_B: int64, from the image's bytes: equal for samples that show the same image.
-        questions: the question that each text answers, where the data is questions
+        texts: one caption (or answer) a sample.
+        uids: 32 hex digits a sample.
+        image_ids_B: int64 from the image's bytes, equal for samples that show the same image.
+        questions: the question that each text answers; "" where the data is no questions
             (``pipeline.loading.questions``).
-        draws_B2: float64 in [0, 1), of (seed, uid, visit): what an objective draws a sample,
-            whatever the ranks and the batch that it is in.
-        tokens: what ``tokenise`` made of the texts, empty without it.
-        replaced: uid (or place) and reason of each unreadable sample that another one stands in
-            for.
+        draws_B2: float64 random numbers in [0, 1), a function of (seed, uid, visit), for an
+            objective to draw with: the same whatever the ranks and the rest of the batch.
+        tokens: result of ``tokenise`` on the texts; empty without it.
+        replaced: position and fault of each unreadable sample that another one replaces.
     """
 
     images_B3HW: Tensor
@@ -104,11 +103,11 @@ class Slots:
         return torch.from_numpy(array).view(self._shape).permute(0, 3, 1, 2)
 
 
-class Parcel(NamedTuple):
-    """A batch between two processes: as in ``Batch``, small tensors as arrays.
+class BatchMessage(NamedTuple):
+    """A batch on its way between two processes: the fields of ``Batch``, small tensors as arrays.
 
     Attributes:
-        squares: the slot that they are in, or where none was free, the squares themselves.
+        squares: number of the slot that holds the images; or, where none was free, the images.
     """
 
     squares: int | Tensor

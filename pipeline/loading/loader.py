@@ -1,8 +1,9 @@
-"""Batches for training: the schedule's draws, read, decoded and tokenised ahead of the step.
+"""Batches for training: the samples of the schedule, read, decoded and tokenised ahead of the step.
 
-``pipeline.shards.reading`` has the bytes, ``pipeline.loading.samples`` makes samples of them,
-``pipeline.loading.batch`` brings these to the process that trains. What a batch holds is a function
-of (data, seed, step, rank) alone: not of workers, of earlier steps, or of where a run was resumed.
+``pipeline.loading.schedule`` orders the samples, ``pipeline.shards.reading`` has their bytes,
+``pipeline.loading.samples`` decodes them, ``pipeline.loading.batch`` brings them to the process
+that trains. A batch is a function of (data, seed, step, rank) alone: not of workers, of earlier
+steps, or of where a run was resumed.
 """
 
 import queue
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,28 +22,31 @@ from torch.utils.data import DataLoader, Dataset
 
 from cluster.malloc import keep_memory
 from cluster.storage.cache import NodeCache, default_folder
-from pipeline.loading.batch import Batch, Parcel, Slots, empty_squares
+from pipeline.loading.batch import Batch, BatchMessage, Slots, empty_squares
+from pipeline.loading.fetcher import Fetcher
 from pipeline.loading.samples import Samples
-from pipeline.loading.schedule import Draw, Schedule, SourceSizes
-from pipeline.shards.reading import Fetcher, Shards
+from pipeline.loading.schedule import SampleRef, Schedule, SourceSizes
+from pipeline.shards.reading import Shards
 
 Tokenise = Callable[[list[str]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class LoaderConfig:
-    """How batches are made.
+    """Reading and mixing of the training data.
 
     Attributes:
-        captions: which of a sample's kept captions is taken at a visit: ``random_top2`` one of
-            the best two (the paper), ``top1`` the best, ``weighted`` in proportion to the softmax
-            of their scores.
-        workers: processes that decode; 0 decodes in a thread beside the training step.
-        prefetch: batches made ahead.
-        weights: an integer a source for the mix, in the order of ``--data``; none mixes by size.
-        cache: folder of the node's copies of remote shards; "" takes ``$ISTHMUS_CACHE`` or the
-            user's cache folder. ``cache_gb`` is how much it may hold.
-        fetch_ahead: steps before a remote shard is needed at which its fetch begins.
+        captions: choice among a sample's kept captions at each visit: ``random_top2`` draws one of
+            the best two (the paper), ``top1`` takes the best, ``weighted`` draws in proportion to
+            the softmax of their scores.
+        workers: processes of each rank that decode; 0 decodes in a thread beside the training step.
+        prefetch: batches that are made ahead.
+        weights: share of each source in the mix, an integer each in the order of ``--data``; none
+            mixes by size.
+        cache: folder for this node's copies of remote shards; "" takes ``$ISTHMUS_CACHE`` or the
+            user's cache folder.
+        cache_gb: size in GiB that the cache may reach.
+        fetch_ahead: steps before a remote shard is needed at which its download begins.
     """
 
     captions: Literal["random_top2", "top1", "weighted"] = "random_top2"
@@ -100,9 +104,9 @@ class Batches:
         size = samples.transform.config.size
         slots = Slots(count if config.workers else 0, order.micro, size)
         loader: DataLoader = DataLoader(
-            _Maker(samples, slots, tokenise),
-            batch_size=None,  # a request is a whole batch
-            sampler=_Requests(order, slots),
+            _BatchMaker(samples, slots, tokenise),
+            batch_size=None,  # an index is a whole micro-batch
+            sampler=_MicroBatchSampler(order, slots),
             collate_fn=_as_it_is,
             num_workers=config.workers,
             multiprocessing_context="fork" if config.workers else None,
@@ -110,9 +114,9 @@ class Batches:
             prefetch_factor=config.prefetch if config.workers else None,
             generator=torch.Generator(),  # it would draw from the global one otherwise
         )
-        parcels = iter(loader)
+        messages = iter(loader)
         device = torch.cuda.current_device() if torch.cuda.is_available() else None
-        self._ahead = _Ahead(map(partial(_unpack, slots, device), parcels), config.prefetch)
+        self._ahead = _Ahead(map(partial(_unpack, slots, device), messages), config.prefetch)
         self._fetcher = Fetcher(samples.sources, order.shards(), config.fetch_ahead * accumulation)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -135,9 +139,9 @@ class Batches:
         self._ahead.close()
 
 
-def _unpack(slots: Slots, device: int | None, parcel: Parcel) -> Batch:
-    """The batch of a parcel, page-locked where it goes to a GPU."""
-    batch = parcel.batch(slots)
+def _unpack(slots: Slots, device: int | None, message: BatchMessage) -> Batch:
+    """The batch of a message, page-locked where it goes to a GPU."""
+    batch = message.batch(slots)
     if device is None:
         return batch
     with torch.cuda.device(device):
@@ -153,46 +157,40 @@ def _start_worker(worker: int) -> None:
     keep_memory()
 
 
-def _as_it_is(parcel: Any) -> Any:
-    return parcel
+def _as_it_is(message: Any) -> Any:
+    return message
 
 
-class _Maker(Dataset):
-    """What runs in the workers: a request in, its parcel out."""
+class _BatchMaker(Dataset):
+    """The data set that runs in the workers; an index is a whole micro-batch to make."""
 
     def __init__(self, samples: Samples, slots: Slots, tokenise: Tokenise | None) -> None:
         self.samples, self.slots, self.tokenise = samples, slots, tokenise
 
-    def __getitem__(self, request: "_Request") -> Parcel:
-        slot, draws = request
+    def __getitem__(self, wanted: tuple[int | None, list[SampleRef]]) -> BatchMessage:
+        """Make the micro-batch of a (slot to fill, or None without a free one; samples)."""
+        slot, refs = wanted
         if slot is None:
-            squares = empty_squares(len(draws), self.samples.transform.config.size)
+            squares = empty_squares(len(refs), self.samples.transform.config.size)
         else:
             squares = self.slots.squares(slot)
-        items = self.samples.fill(draws, squares)
-        texts = [item.text for item in items]
+        samples = self.samples.fill(refs, squares)
+        texts = [sample.text for sample in samples]
         tokens = self.tokenise(texts) if self.tokenise else {}
-        return Parcel(
+        return BatchMessage(
             squares=squares if slot is None else slot,
             texts=texts,
-            uids=[item.uid for item in items],
-            image_ids=np.array([item.image_id for item in items], dtype=np.int64),
-            questions=[item.question for item in items],
-            draws=np.array([item.draws for item in items], dtype=np.float64),
+            uids=[sample.uid for sample in samples],
+            image_ids=np.array([sample.image_id for sample in samples], dtype=np.int64),
+            questions=[sample.question for sample in samples],
+            draws=np.array([sample.draws for sample in samples], dtype=np.float64),
             tokens={name: tensor.numpy() for name, tensor in tokens.items()},
-            replaced=[line for item in items for line in item.replaced],
+            replaced=[line for sample in samples for line in sample.replaced],
         )
 
 
-class _Request(NamedTuple):
-    """A micro-batch to make: the slot to fill, if one is free, and its draws."""
-
-    slot: int | None
-    draws: list[Draw]
-
-
-class _Requests:
-    """Sampler of whole batches: takes a slot for each micro-batch when it is asked for."""
+class _MicroBatchSampler:
+    """Sampler of whole micro-batches: takes a slot for each one when it is asked for."""
 
     def __init__(self, order: "_RankOrder", slots: Slots) -> None:
         self._order, self._slots = order, slots
@@ -200,13 +198,13 @@ class _Requests:
     def __len__(self) -> int:
         return len(self._order)
 
-    def __iter__(self) -> Iterator[_Request]:
-        for draws in self._order:
-            yield _Request(self._slots.take(), draws)
+    def __iter__(self) -> Iterator[tuple[int | None, list[SampleRef]]]:
+        for refs in self._order:
+            yield self._slots.take(), refs
 
 
 class _RankOrder:
-    """The draws of each micro-batch of one rank, step by step.
+    """The samples of each micro-batch of one rank, step by step.
 
     Raises:
         ValueError: the global batch cannot be cut as asked.
@@ -229,14 +227,14 @@ class _RankOrder:
 
     def shards(self) -> Iterator[set[tuple[int, int]]]:
         """The (source, shard) pairs that each micro-batch needs."""
-        for draws in self:
-            yield {(draw.source, draw.shard) for draw in draws}
+        for refs in self:
+            yield {(ref.source, ref.shard) for ref in refs}
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[SampleRef]]:
         for step in self.steps:
-            draws = self.schedule.rank_slice(step, self.rank, self.world)
-            for start in range(0, len(draws), self.micro):
-                yield list(draws[start : start + self.micro])
+            refs = self.schedule.rank_slice(step, self.rank, self.world)
+            for start in range(0, len(refs), self.micro):
+                yield list(refs[start : start + self.micro])
 
 
 class _Ahead:

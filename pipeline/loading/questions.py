@@ -1,4 +1,4 @@
-"""Questions about images as a source of training samples: what VQA finetuning reads."""
+"""Questions about images as a source of training samples, for VQA finetuning."""
 
 import json
 from collections.abc import Sequence
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.ranks.dist import derive_seed
-from cluster.storage.base import LocalStorage
+from cluster.storage.local import LocalStorage
 from pipeline.sample import make_uid
 from pipeline.shards.reading import BadSample, Shards
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One question about an image file, and what people answered (VQAv2: ten of them)."""
+class AnsweredQuestion:
+    """One question about an image file, with the answers of people (VQAv2: ten of them)."""
 
     key: str
     image: Path
@@ -31,7 +31,7 @@ class QuestionShards(Shards):
         ValueError: no question, or one without an answer.
     """
 
-    def __init__(self, name: str, asked: Sequence[Asked]) -> None:
+    def __init__(self, name: str, asked: Sequence[AnsweredQuestion]) -> None:
         if not asked:
             raise ValueError(f"--data {name}: no question in it")
         mute = next((row.key for row in asked if not any(a.strip() for a in row.answers)), None)

@@ -1,6 +1,6 @@
-"""A draw of the schedule becomes a square, a caption and what an objective draws.
+"""Samples for training: read, their captions chosen, their images decoded and augmented.
 
-All of it is a function of the data and (seed, uid, visit): not of place, batch or process.
+A sample is a function of the data and (seed, uid, visit) alone, not of its batch or process.
 """
 
 import hashlib
@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from cluster.ranks.dist import derive_seed
+from pipeline.captions import member_captions
+from pipeline.filenames import IMAGE_SUFFIXES
 from pipeline.images import decode
-from pipeline.loading.schedule import Draw, Schedule
+from pipeline.loading.schedule import SampleRef, Schedule
 from pipeline.sample import make_uid
 from pipeline.shards.reading import BadSample, Shards
-from pipeline.sources.base import IMAGE_SUFFIXES, TEXT_SUFFIXES, field_captions
-from pipeline.text import TextError, check_caption, decode_text, has_lone_surrogate, load_json
+from pipeline.text import TextError, check_caption, has_lone_surrogate, load_json
 from pipeline.text_processors import TextRule, caption_text, question_text
 from pipeline.transforms import TrainTransform
 
@@ -32,12 +33,17 @@ _SAID = {
 _SIDES = re.compile(r"\b(left|right|leftmost|rightmost)\b", re.IGNORECASE)
 
 
-class Item(NamedTuple):
+class EncodedSample(NamedTuple):
     """One visit of a sample, its image still encoded.
 
     Attributes:
+        image: encoded file.
+        text: caption of this visit, or answer of its question.
+        uid: 32 hex digits.
+        image_id: 63 bits of the image's sha256.
+        question: question that the text answers; "" without one.
         augment: seed of its crop and flip.
-        draws, replaced: as in ``pipeline.loading.batch.Batch``.
+        draws, replaced: see ``pipeline.loading.batch.Batch``.
     """
 
     image: bytes
@@ -51,7 +57,14 @@ class Item(NamedTuple):
 
 
 class Samples:
-    """Draws in, decoded samples out, whatever happens to a sample itself."""
+    """The decoded samples behind the references of a schedule.
+
+    An unreadable sample is replaced by the next of its block, and the replacement is told of.
+
+    Args:
+        captions: which kept caption is taken (``pipeline.loading.loader.LoaderConfig.captions``).
+        text: normalisation of captions and questions.
+    """
 
     def __init__(
         self,
@@ -64,8 +77,8 @@ class Samples:
         self.sources, self.schedule, self.transform = sources, schedule, transform
         self.captions, self.text = captions, text
 
-    def fill(self, draws: Sequence[Draw], squares: Tensor) -> list[Item]:
-        """The samples of draws, their squares written into ``squares`` (uint8 B3SS).
+    def fill(self, refs: Sequence[SampleRef], squares: Tensor) -> list[EncodedSample]:
+        """Read samples, and write their augmented images into ``squares`` (uint8 B3SS).
 
         All are read before the first is decoded: an image of megabytes drives everything else out
         of the processor's caches, and what is read after one takes twice as long.
@@ -73,25 +86,27 @@ class Samples:
         Raises:
             ValueError: a hundred samples in a row are unreadable.
         """
-        read = [self._try_read(draw) for draw in draws]
-        together = zip(draws, read, squares, strict=True)
-        return [self._place(draw, item, square) for draw, item, square in together]
+        read = [self._try_read(ref) for ref in refs]
+        together = zip(refs, read, squares, strict=True)
+        return [self._fill_square(ref, sample, square) for ref, sample, square in together]
 
-    def _try_read(self, draw: Draw) -> Item | None:
+    def _try_read(self, ref: SampleRef) -> EncodedSample | None:
         try:
-            return self._read(draw)
-        except ValueError:  # met again, and told, where its place is filled
+            return self._read(ref)
+        except ValueError:  # met again, and told, where its square is filled
             return None
 
-    def _place(self, draw: Draw, first: Item | None, square: Tensor) -> Item:
-        """The sample of a draw, and why others before it in its place were not used."""
+    def _fill_square(
+        self, ref: SampleRef, first: EncodedSample | None, square: Tensor
+    ) -> EncodedSample:
+        """The sample behind a reference, or the first readable one after it."""
         replaced: list[str] = []
         for attempt in range(MAX_REPLACED_IN_A_ROW):
-            this = self.schedule.replacement(draw, attempt) if attempt else draw
+            this = self.schedule.replacement(ref, attempt) if attempt else ref
             try:
-                item = self._read(this) if attempt or first is None else first
-                square.copy_(self._square(item))
-                return item._replace(replaced=tuple(replaced)) if replaced else item
+                sample = self._read(this) if attempt or first is None else first
+                square.copy_(self._augmented(sample))
+                return sample._replace(replaced=tuple(replaced)) if replaced else sample
             except ValueError as bad:
                 source = self.sources[this.source]
                 where = f"{source.tars[this.shard]}#{this.index}"
@@ -101,16 +116,16 @@ class Samples:
             "check the data"
         )
 
-    def _read(self, draw: Draw) -> Item:
-        source = self.sources[draw.source]
-        members = source.members(draw.shard, draw.index)
+    def _read(self, ref: SampleRef) -> EncodedSample:
+        source = self.sources[ref.source]
+        members = source.members(ref.shard, ref.index)
         record = _record(members)
         uid = record.get("uid")
         if not isinstance(uid, str):
-            uid = make_uid(*source.place(draw.shard), source.key(draw.shard, draw.index))
-        place = (seed := self.schedule.seed, uid, draw.visit)
+            uid = make_uid(*source.uid_parts(ref.shard), source.key(ref.shard, ref.index))
+        seed = self.schedule.seed
         text = choose_caption(
-            record, members, policy=self.captions, seed=seed, uid=uid, visit=draw.visit
+            record, members, policy=self.captions, seed=seed, uid=uid, visit=ref.visit
         )
         asked = _question(record)
         if not asked:  # what answers a question stays as people wrote it, as in the reference
@@ -120,21 +135,22 @@ class Samples:
         image = next((members[ext] for ext in members if ext in _IMAGES), None)
         if image is None:
             raise BadSample(f"no image among its members {sorted(members)}")
-        return Item(
+        key = (seed, uid, ref.visit)
+        return EncodedSample(
             image,
             text,
             uid,
             image_id=_image_id(record, image),
             question=question_text(asked, self.text),
-            augment=derive_seed("augment", *place),
-            draws=(uniform("first draw", *place), uniform("second draw", *place)),
+            augment=derive_seed("augment", *key),
+            draws=(uniform("first draw", *key), uniform("second draw", *key)),
         )
 
-    def _square(self, item: Item) -> Tensor:
+    def _augmented(self, sample: EncodedSample) -> Tensor:
         keeps_sides = self.transform.config.keep_sides
-        allowed = not (keeps_sides and names_side(f"{item.question} {item.text}"))
-        generator = torch.Generator().manual_seed(item.augment)
-        return self.transform(decode(item.image), generator, allowed)
+        allowed = not (keeps_sides and names_side(f"{sample.question} {sample.text}"))
+        generator = torch.Generator().manual_seed(sample.augment)
+        return self.transform(decode(sample.image), generator, allowed)
 
 
 def names_side(text: str) -> bool:
@@ -163,8 +179,8 @@ def choose_caption(
     elif policy == "weighted":
         scores = np.array([score for _, score, _ in kept], dtype=np.float64)
         shares = np.exp(scores - scores.max())
-        place = np.searchsorted(np.cumsum(shares / shares.sum()), share, side="right")
-        chosen = kept[min(int(place), len(kept) - 1)][0]
+        index = np.searchsorted(np.cumsum(shares / shares.sum()), share, side="right")
+        chosen = kept[min(int(index), len(kept) - 1)][0]
     else:  # human captions are all kept, and all of them drawn among
         human = all(origin == "human" for _, _, origin in kept)
         among = kept if human else kept[:2]
@@ -195,13 +211,7 @@ def _kept(record: dict[str, Any], members: dict[str, bytes]) -> list[tuple[Any, 
             return [(c["text"], float(c["score"] or 0.0), c.get("origin", "")) for c in chosen]
         except (AttributeError, LookupError, TypeError, OverflowError) as broken:
             raise BadSample("its record's captions cannot be read") from broken
-    text = next((members[ext] for ext in TEXT_SUFFIXES if ext in members), None)
-    if text is not None:
-        try:
-            return [(decode_text(text), 0.0, "human")]
-        except TextError as broken:
-            raise BadSample(_SAID["caption_not_utf8"]) from broken
-    captions, reason = field_captions(record)
+    captions, reason = member_captions(members, record)
     if reason:
         raise BadSample(_SAID[reason])
     return [(caption, 0.0, "human") for caption in captions]

@@ -21,9 +21,13 @@ BLOCK_SHARDS = 16
 
 @dataclass(frozen=True, slots=True)
 class SourceSizes:
-    """A source as the schedule sees it: samples a shard, and its integer weight in the mix.
+    """Sizes of a source, which are all that the schedule knows of it.
 
-    ``weight`` 0 stands for the number of samples: every sample of every source equally often.
+    Attributes:
+        name: name for messages and the fingerprint.
+        sizes: number of usable samples in each shard.
+        weight: integer share in the mix; 0 stands for the number of samples, so that every sample
+            of every source comes equally often.
     """
 
     name: str
@@ -31,20 +35,21 @@ class SourceSizes:
     weight: int = 0
 
 
-class Draw(NamedTuple):
-    """One sample of the order; a plain tuple, since they are made and sent by the thousand.
+class SampleRef(NamedTuple):
+    """Where one sample of the order is; a plain tuple, since they are made by the thousand.
 
     Attributes:
-        source, shard, index: where it is; ``index`` counts the usable samples of the shard.
-        visit: how often this source has been gone through before: 0 in its first epoch.
-        place: position within the source's epoch, which ``Schedule.replacement`` starts from.
+        source, shard, index: numbers of its source, its shard there, and its place among the
+            usable samples of the shard.
+        visit: epoch of its source: 0 the first time that the source is gone through.
+        position: number within the source's epoch, from which ``Schedule.replacement`` starts.
     """
 
     source: int
     shard: int
     index: int  # type: ignore[assignment]  # the method of tuples is not needed
     visit: int
-    place: int
+    position: int
 
 
 class SourceOrder:
@@ -58,38 +63,38 @@ class SourceOrder:
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
         self._block = lru_cache(maxsize=4)(self._make_block)
 
-    def at(self, draw: int) -> Draw:
-        """The ``draw``-th sample of the endless order, from 0."""
-        return next(self.run(draw, draw + 1))
+    def at(self, number: int) -> SampleRef:
+        """One sample of the endless order, counted from 0."""
+        return next(self.run(number, number + 1))
 
-    def run(self, first: int, last: int) -> Iterator[Draw]:
+    def run(self, first: int, last: int) -> Iterator[SampleRef]:
         """The samples from ``first`` up to ``last`` of the endless order, a block at a time."""
         while first < last:
-            epoch, place = divmod(first, self.total)
-            block, start = self._block_of(epoch, place)
+            epoch, position = divmod(first, self.total)
+            block, start = self._block_of(epoch, position)
             order, shards, ends = self._block(epoch, block)
-            local = order[place - start :][: last - first]
+            local = order[position - start :][: last - first]
             which = np.searchsorted(ends, local, side="right")
             index = local - (ends - self._sizes[shards])[which]
             found = zip(shards[which].tolist(), index.tolist(), strict=True)
             for number, (shard, within) in enumerate(found):
-                yield Draw(self._source, shard, within, epoch, place + number)
+                yield SampleRef(self._source, shard, within, epoch, position + number)
             first += len(local)
 
-    def next_in_block(self, draw: Draw, step: int) -> Draw:
-        """The sample ``step`` places later in the same block, around its end."""
-        block, first = self._block_of(draw.visit, draw.place)
-        size = len(self._block(draw.visit, block)[0])
-        return self.at(draw.visit * self.total + first + (draw.place - first + step) % size)
+    def next_in_block(self, ref: SampleRef, step: int) -> SampleRef:
+        """The sample ``step`` positions later in the same block, around its end."""
+        block, first = self._block_of(ref.visit, ref.position)
+        size = len(self._block(ref.visit, block)[0])
+        return self.at(ref.visit * self.total + first + (ref.position - first + step) % size)
 
-    def _block_of(self, epoch: int, place: int) -> tuple[int, int]:
-        """The block that a place of an epoch is in, and where it starts."""
+    def _block_of(self, epoch: int, position: int) -> tuple[int, int]:
+        """The block that holds a position of an epoch, and the position where it starts."""
         starts = self._epoch(epoch)[1]
-        block = int(np.searchsorted(starts, place, side="right")) - 1
+        block = int(np.searchsorted(starts, position, side="right")) - 1
         return block, int(starts[block])
 
     def _make_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Shuffled shards, and the place where each block starts (empty blocks have no place)."""
+        """Shuffled shards, and the position where each block starts (an empty block has none)."""
         shards = permutation(len(self._sizes), "shards", *self._key, epoch)
         ends = np.cumsum(self._sizes[shards])[BLOCK_SHARDS - 1 :: BLOCK_SHARDS]
         blocks = math.ceil(len(shards) / BLOCK_SHARDS)
@@ -103,7 +108,7 @@ class SourceOrder:
 
 
 class Mixture:
-    """Which source each draw takes: Sainte-Laguë's divisor method on integer weights.
+    """The source of each draw, by Sainte-Laguë's divisor method on integer weights.
 
     Source s with weight w takes its k-th draw (from 0) at time (2k + 1) / 2w; draws are sorted by
     time, then by source.
@@ -115,7 +120,7 @@ class Mixture:
         self._all = sum(self.weights)
 
     def counts(self, draws: int) -> list[int]:
-        """How many of the first ``draws`` each source has."""
+        """The number that each source has of the first ``draws``."""
         rounds, rest = divmod(draws, self._all)  # a whole round gives each source its weight
         counts = [(2 * rest * w + self._all) // (2 * self._all) for w in self.weights]
         while sum(counts) > rest:
@@ -156,7 +161,7 @@ class _Time:
 
 
 class Schedule:
-    """Which samples each step trains on, and which of them each rank takes.
+    """The samples of each step, and the share of each rank.
 
     Raises:
         ValueError: no source, an empty one, or a weight or batch that is not positive.
@@ -178,18 +183,18 @@ class Schedule:
         self._mixture = Mixture([s.weight or sum(s.sizes) for s in sources])
         self.step = lru_cache(maxsize=4)(self._make_step)
 
-    def _make_step(self, step: int) -> tuple[Draw, ...]:
+    def _make_step(self, step: int) -> tuple[SampleRef, ...]:
         """The global batch of a step, in the order in which ranks cut it."""
         before = self._mixture.counts(step * self.global_batch)
         after = list(before)
         taken = [self._mixture.take(after) for _ in range(self.global_batch)]
         bounds = zip(self._orders, before, after, strict=True)
         runs = [order.run(first, last) for order, first, last in bounds]
-        draws = [next(runs[source]) for source in taken]
+        refs = [next(runs[source]) for source in taken]
         order = permutation(self.global_batch, "step", self.seed, step)
-        return tuple(draws[place] for place in order.tolist())
+        return tuple(refs[number] for number in order.tolist())
 
-    def rank_slice(self, step: int, rank: int, world: int) -> tuple[Draw, ...]:
+    def rank_slice(self, step: int, rank: int, world: int) -> tuple[SampleRef, ...]:
         """Rank ``rank``'s consecutive share of a step's global batch.
 
         Raises:
@@ -203,12 +208,12 @@ class Schedule:
             )
         return self.step(step)[rank * share :][:share]
 
-    def replacement(self, draw: Draw, attempt: int) -> Draw:
-        """What stands in for an unreadable sample: the ``attempt``-th after it in its block."""
-        return self._orders[draw.source].next_in_block(draw, attempt)
+    def replacement(self, ref: SampleRef, attempt: int) -> SampleRef:
+        """The substitute of an unreadable sample: the ``attempt``-th after it in its block."""
+        return self._orders[ref.source].next_in_block(ref, attempt)
 
     def fingerprint(self) -> str:
-        """sha256 of all the order depends on and of its first batch."""
+        """sha256 of everything that the order depends on, and of its first batch."""
         first = [(d.source, d.shard, d.index) for d in self.step(0)]
         what = [(s.name, s.sizes) for s in self.sources], self._mixture.weights
         text = json.dumps([what, self.seed, self.global_batch, BLOCK_SHARDS, first])

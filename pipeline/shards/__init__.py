@@ -1,1 +1,1 @@
-"""Tars and their manifest: written, indexed, read."""
+"""Shards on a store: tars, the parquet beside each, plan and commit records, and their reading."""

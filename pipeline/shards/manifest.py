@@ -1,54 +1,50 @@
-"""Plan and commit records: what a run is, and what of it is done.
+"""Commit records: the shards of an output that are done, and the manifest made from them.
 
-``plan.json`` is written once and never changes. A shard is done when its record
-``shards/NAME_stats.json`` is there; the tar and the parquet are written before it, and readers
-trust nothing without a record.
+A shard is done when its record ``shards/NAME_stats.json`` is there. The tar and the parquet are
+published before it, and readers trust nothing without a record.
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.storage.base import Conflict, Storage, open_storage
-from pipeline.shards.tar import to_json
+from cluster.storage.base import Conflict, Storage
+from cluster.storage.open import open_storage
+from pipeline.text import to_json
 
-PLAN, SHARDS, MANIFEST, SIZES = "plan.json", "shards", "manifest.parquet", "sizes.json"
+SHARDS, MANIFEST, SIZES = "shards", "manifest.parquet", "sizes.json"
 _RECORD = "_stats.json"
 _READERS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedShard:
-    """An input shard of the plan: ``etag`` changes when its content does, ``size`` in bytes."""
-
-    name: str
-    input: str
-    size: int
-    etag: str
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a run is: its fingerprint (recipe, models, versions) and its ordered inputs."""
-
-    fingerprint: dict[str, Any]
-    inputs: tuple[PlannedShard, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Commit:
-    """A committed shard: ``n`` rows in, ``ok`` in the tar, the rest filtered or failed.
+    """The record of a committed shard.
 
-    A retry's shard names the one it took inputs from (``retry_of``) and how they had been counted
-    there: by reason (``retried``) and by status (``retried_status``). ``unlooked`` counts inputs
-    that lack a column which a filter reads, by column.
+    Attributes:
+        name: name of the shard.
+        n: number of inputs, each a row of the parquet.
+        ok: inputs that are samples in the tar.
+        filtered: inputs that a filter dropped.
+        failed: inputs that could not be used.
+        reasons: number of dropped inputs by reason.
+        web_won: samples whose web caption ranked first.
+        tar_sha256, parquet_sha256: hex digests of the two files.
+        tar, parquet: names of the two files in the output.
+        tar_path, parquet_path: the same with the output's path or URL.
+        tar_bytes: size of the tar.
+        seconds: wall time by stage.
+        retry_of: for a retry, the shard that its inputs were dropped from.
+        retried: for a retry, its inputs by the reason that they had been dropped for.
+        retried_status: for a retry, its inputs by their status until then.
+        unlooked: inputs that lack a column that a filter reads, by column.
     """
 
     name: str
@@ -70,39 +66,6 @@ class Commit:
     retried: dict[str, int] = field(default_factory=dict)
     retried_status: dict[str, int] = field(default_factory=dict)
     unlooked: dict[str, int] = field(default_factory=dict)
-
-
-def open_plan(storage: Storage, plan: Plan) -> Plan:
-    """Publish the plan, or accept the equal one that is there.
-
-    Raises:
-        ValueError: the output belongs to another plan; the message lists what differs.
-    """
-    mine = to_json(asdict(plan))
-    try:
-        storage.publish(PLAN, mine)
-    except Conflict as taken:
-        theirs = json.loads(taken.existing)
-        difference = "; ".join(_differences(theirs, json.loads(mine), ""))
-        raise ValueError(
-            f"output {storage.url} was started with another plan ({difference}); "
-            "give the same recipe and input to resume, or another --output"
-        ) from None
-    return plan
-
-
-def _differences(old: Any, new: Any, where: str) -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted(old.keys() | new.keys())
-        found = (_differences(old.get(k), new.get(k), f"{where}.{k}".strip(".")) for k in keys)
-        return [line for lines in found for line in lines][:8]
-    if isinstance(old, list) and isinstance(new, list) and old != new:
-        if len(old) != len(new):
-            return [f"{where}: {len(old)} then, {len(new)} now"]
-        pairs = zip(old, new, strict=True)
-        index = next(i for i, (a, b) in enumerate(pairs) if a != b)
-        return _differences(old[index], new[index], f"{where}[{index}]")
-    return [] if old == new else [f"{where}: {old!r} then, {new!r} now"]
 
 
 def commit_shard(

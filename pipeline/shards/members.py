@@ -1,4 +1,4 @@
-"""The members of one sample's span, for a loader that reads thousands a second."""
+"""A fast reader of one sample's span, for a loader that reads thousands a second."""
 
 from zlib import adler32
 

@@ -1,4 +1,4 @@
-"""Where a sample's bytes are: outputs of CapFilt and folders of tars, on disk or on S3.
+"""Sources of training samples: outputs of CapFilt and folders of tars, on disk or on S3.
 
 Any sample is one ``pread``: the offsets come from the parquet beside a shard, or for tars that
 others wrote from walking their headers once. Remote shards are read from the node's cache.
@@ -6,9 +6,8 @@ others wrote from walking their headers once. Remote shards are read from the no
 
 import io
 import os
-import threading
 from codecs import BOM_UTF8
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,15 +19,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.ranks.dist import derive_seed
-from cluster.storage.base import Entry, LocalStorage, Storage, Unreachable, open_storage
+from cluster.storage.base import Entry, Storage
 from cluster.storage.cache import Changed, NodeCache
-from pipeline.capfilt.output import RECORD_COLUMNS, list_record, table_record
+from cluster.storage.local import LocalStorage
+from cluster.storage.open import open_storage
+from pipeline.filenames import is_hidden
 from pipeline.shards.manifest import Commit, committed, manifest_hash
 from pipeline.shards.members import span_members
+from pipeline.shards.record import RECORD_COLUMNS, record_from_list, record_from_table
 from pipeline.shards.tar import index_tar
-from pipeline.sources.base import is_hidden
 
-_OPEN_SHARDS = 64
+OPEN_SHARDS = 64
 
 
 class BadSample(ValueError):
@@ -36,7 +37,7 @@ class BadSample(ValueError):
 
 
 class Files(Protocol):
-    """Files as local paths."""
+    """Files that can be had as local paths."""
 
     def path(self, name: str) -> Path: ...
 
@@ -46,6 +47,8 @@ class CachedFiles:
     """Remote files through the node's cache, checked against what their records say.
 
     Attributes:
+        storage: store of the files.
+        cache: this node's cache.
         checks: size and sha256 by name; -1 and "" where they are not known.
     """
 
@@ -59,14 +62,14 @@ class CachedFiles:
 
 
 class Shards:
-    """One source: its shards, how many samples each has, and any sample's bytes.
+    """One source of training samples: its shards, their sizes, and any sample's bytes.
 
     Attributes:
-        name: for messages and the schedule's fingerprint.
-        files: where the shards are.
-        tars: their names.
-        sizes: usable samples a shard.
-        digest: of the content, from the commit records or the tars' names and sizes.
+        name: path or URL, for messages and the schedule's fingerprint.
+        files: files of the source.
+        tars: names of the shards.
+        sizes: number of usable samples in each shard.
+        digest: hash of the content, made from the commit records or the tars' names and sizes.
     """
 
     def __init__(
@@ -74,9 +77,9 @@ class Shards:
     ) -> None:
         self.name, self.files, self.digest = name, files, digest
         self.tars, self.sizes = tuple(tars), tuple(sizes)
-        self.spans = lru_cache(maxsize=_OPEN_SHARDS)(self._spans)
-        self._records = lru_cache(maxsize=_OPEN_SHARDS)(self._read_records)
-        self._file = lru_cache(maxsize=_OPEN_SHARDS)(self._open)
+        self.spans = lru_cache(maxsize=OPEN_SHARDS)(self._spans)
+        self._records = lru_cache(maxsize=OPEN_SHARDS)(self._read_records)
+        self._file = lru_cache(maxsize=OPEN_SHARDS)(self._open)
 
     def read(self, shard: int, index: int) -> bytes:
         """The bytes of all members of a usable sample: one ``pread``."""
@@ -97,18 +100,18 @@ class Shards:
 
     def _full_record(self, shard: int, index: int, listed: bytes) -> bytes:
         """The record of a sample whose json is a plain list: from the parquet beside the tar."""
-        return table_record(self._records(shard), index)
+        return record_from_table(self._records(shard), index)
 
     def key(self, shard: int, index: int) -> str:
         """A name of the sample that is unique in its shard, for one whose record has no uid."""
         return str(index)
 
-    def place(self, shard: int) -> tuple[str, str]:
-        """(folder, shard) as they go into a uid, for a sample whose record has none."""
+    def uid_parts(self, shard: int) -> tuple[str, str]:
+        """(source, shard) for ``make_uid``, where a sample's record has no uid."""
         return Path(self.name).name, Path(self.tars[shard]).stem
 
     def fetch(self, shard: int) -> None:
-        """Have a shard near, if it is remote."""
+        """Copy a shard to the node's cache, if it is remote."""
         if self.remote:
             self.files.path(self.tars[shard])
 
@@ -156,7 +159,7 @@ class ForeignShards(Shards):
         return str(self._indices[shard].keys[index])
 
     def _full_record(self, shard: int, index: int, listed: bytes) -> bytes:
-        return list_record(listed)
+        return record_from_list(listed)
 
     def _spans(self, shard: int) -> np.ndarray:
         return self._indices[shard].spans
@@ -164,7 +167,12 @@ class ForeignShards(Shards):
 
 @dataclass(frozen=True)
 class TarIndex:
-    """Where the samples of a tar are: keys (N), and (offset, length) as int64 (N, 2)."""
+    """The samples of a tar.
+
+    Attributes:
+        keys: their keys, str (N).
+        spans: their (offset, length), int64 (N, 2).
+    """
 
     keys: np.ndarray
     spans: np.ndarray
@@ -174,12 +182,12 @@ def tar_index(files: Files, tar: Entry, mark: str, cache: NodeCache) -> TarIndex
     """The index of a tar, walked once and kept in the node's cache.
 
     Args:
-        mark: changes when the tar does.
+        mark: text that changes when the tar does.
 
     Raises:
         ValueError: the tar cannot be read or is not sorted by sample; the message names it.
     """
-    kept = cache.place(f"index 2\0{tar.name}\0{tar.size}\0{mark}", ".npz")
+    kept = cache.path_for(f"index 2\0{tar.name}\0{tar.size}\0{mark}", ".npz")
     if kept.is_file():
         with np.load(kept, allow_pickle=False) as found:
             return TarIndex(found["keys"], found["spans"])
@@ -196,7 +204,9 @@ def open_shards(url: str, cache: NodeCache | None = None) -> Shards:
     """Open one ``--data``: an output of the CapFilt stage, or a folder of tars.
 
     Args:
-        cache: where copies of remote shards and indices of foreign tars are kept.
+        url: path or URL of the output or folder.
+        cache: cache for copies of remote shards and indices of foreign tars; None takes the
+            default one.
 
     Raises:
         ValueError: nothing there, nothing committed yet, no usable sample, or a broken tar.
@@ -243,45 +253,6 @@ def _open_foreign(url: str, storage: Storage, cache: NodeCache) -> Shards:
 def data_hash(sources: Sequence[Shards]) -> str:
     """One hash of all sources' content: kept in checkpoints and compared over ranks."""
     return f"{derive_seed(*(source.digest for source in sources)):016x}"
-
-
-class Fetcher:
-    """Fetches remote shards before they are asked for, some steps ahead of the training.
-
-    Whoever asks for a shard that is not here yet fetches it or waits for this thread's copy; an
-    error here is met again there, where it can be told.
-    """
-
-    def __init__(
-        self, sources: Sequence[Shards], needed: Iterator[set[tuple[int, int]]], ahead: int
-    ) -> None:
-        self._sources, self._needed = sources, needed
-        self._room, self._closed = threading.Semaphore(ahead), threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        if any(source.remote for source in sources):
-            self._thread.start()
-
-    def step(self) -> None:
-        """A step was taken: there is room for another one ahead."""
-        self._room.release()
-
-    def close(self) -> None:
-        """Stop fetching; a fetch under way ends with the process or by itself."""
-        self._closed.set()
-        self._room.release()
-
-    def _run(self) -> None:
-        near: set[tuple[int, int]] = set()
-        for wanted in self._needed:
-            self._room.acquire()
-            for source, shard in sorted(wanted - near):
-                if self._closed.is_set():
-                    return
-                try:
-                    self._sources[source].fetch(shard)
-                except (OSError, ValueError, Changed, Unreachable):
-                    return
-            near = (near | wanted) if len(near) < 4 * _OPEN_SHARDS else wanted
 
 
 class _Descriptor:

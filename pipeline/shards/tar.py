@@ -1,23 +1,18 @@
-"""Deterministic tars and parquets, and an offset index into any tar.
+"""Tars of samples: written to the same bytes every time, walked, and indexed by offset.
 
-The same samples give the same bytes: names in a fixed order, mtime, uid, gid and mode fixed, no
-timestamps. Reading walks the headers itself: nothing is ever extracted to disk, and one
-``pread`` of a span brings a whole sample.
+Written names are in a fixed order; mtime, uid, gid and mode are fixed. Reading walks the headers
+itself: nothing is ever extracted to disk, and one ``pread`` of a span brings a whole sample.
 """
 
 import io
 import itertools
-import json
 import os
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, BinaryIO
+from dataclasses import dataclass
+from typing import BinaryIO
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from pipeline.sources.base import is_hidden
+from pipeline.filenames import is_hidden
 
 BLOCK = 512
 _MAX_NAME = 1 << 16  # a pax or GNU long-name block larger than this is not a name
@@ -29,51 +24,6 @@ _COMPRESSED = {
     b"\x28\xb5\x2f\xfd": "zstd",
     b"PK\x03\x04": "zip",
 }
-
-SCHEMA = pa.schema(
-    [
-        ("uid", pa.string()),
-        ("key", pa.string()),
-        ("source", pa.string()),
-        ("status", pa.string()),
-        ("reason", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("sha256", pa.string()),
-        ("web_caption", pa.string()),
-        ("captions", pa.list_(pa.string())),
-        ("scores", pa.list_(pa.float32())),
-        ("origins", pa.list_(pa.string())),
-        ("kept", pa.list_(pa.int32())),
-        ("offset", pa.int64()),
-        ("length", pa.int64()),
-    ]
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row of the parquet: one per INPUT sample, whatever became of it.
-
-    ``offset`` and ``length`` are the span in the tar that holds all members of the sample
-    (-1, 0 where it has none); ``kept`` indexes into ``captions``, best first.
-    """
-
-    uid: str
-    key: str
-    source: str
-    status: str
-    reason: str = ""
-    width: int = 0
-    height: int = 0
-    sha256: str = ""
-    web_caption: str = ""
-    captions: tuple[str, ...] = ()
-    scores: tuple[float, ...] = ()
-    origins: tuple[str, ...] = ()
-    kept: tuple[int, ...] = field(default=())
-    offset: int = -1
-    length: int = 0
 
 
 class TarError(ValueError):
@@ -318,24 +268,3 @@ def read_span(span: bytes) -> dict[str, bytes]:
     walked = (m for m in walk_tar(io.BytesIO(span), len(span)) if m.regular)
     shown = (m for m in walked if not is_hidden(m.name))
     return {split_name(m.name)[1]: span[m.data : m.data + m.size] for m in shown}
-
-
-def write_parquet(rows: Sequence[Row]) -> bytes:
-    """The rows as parquet; equal rows give equal bytes (for one version of pyarrow)."""
-    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=10_000)
-    return sink.getvalue().to_pybytes()
-
-
-def read_parquet(data: bytes) -> list[Row]:
-    """The inverse of ``write_parquet``."""
-    rows = pq.read_table(pa.BufferReader(data)).to_pylist()
-    lists = ("captions", "scores", "origins", "kept")
-    return [Row(**{**row, **{name: tuple(row[name]) for name in lists}}) for row in rows]
-
-
-def to_json(value: Any) -> bytes:
-    """Canonical JSON: sorted keys, UTF-8, one trailing newline; NaN is a bug here."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return (text + "\n").encode("utf-8", "backslashreplace")

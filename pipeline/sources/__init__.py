@@ -1,1 +1,1 @@
-"""Where image-text pairs come from, one file per format."""
+"""Sources of image-text pairs, a file for each format."""

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from cluster.storage.base import Storage
-from pipeline.sources.base import Item, caption_field, is_unsafe
+from pipeline.captions import caption_field
+from pipeline.filenames import is_unsafe
+from pipeline.sources.base import ListedImage
 from pipeline.sources.lists import image_files
 from pipeline.sources.records import ImageFolder, gather, image_field
 from pipeline.text import TextError, check_caption, load_json, printable
 
 
-def read_captions_json(path: Path, url: str, pictures: Storage) -> tuple[str, list[Item]]:
+def read_captions_json(path: Path, url: str, pictures: Storage) -> tuple[str, list[ListedImage]]:
     """Recognise a JSON file of captions and read it whole.
 
     Args:
@@ -63,37 +65,39 @@ def _slim(record: dict[str, Any]) -> Any:
     return record
 
 
-def _item(file: Any, captions: list[Any], image_id: Any, reason: str = "") -> Item:
+def _item(file: Any, captions: list[Any], image_id: Any, reason: str = "") -> ListedImage:
     """An image with its captions; ``image_id`` names it where its file's name cannot be used."""
     checked = [check_caption(text) for text in captions]
     texts = tuple(text for text, wrong in checked if not wrong and text.strip())
     if not isinstance(file, str) or is_unsafe(file):
-        return Item(printable(f"(image {image_id})"), texts, "unsafe_name")
+        return ListedImage(printable(f"(image {image_id})"), texts, "unsafe_name")
     if not texts and not reason:
         wrongs = [wrong for _, wrong in checked]
         common = next((w for w in ("caption_not_utf8", "caption_not_text") if w in wrongs), "")
-        return Item(file, (), common or "no_caption")
-    return Item(file, texts, reason, {"image_id": image_id})
+        return ListedImage(file, (), common or "no_caption")
+    return ListedImage(file, texts, reason, {"image_id": image_id})
 
 
-def _read_regions(data: list[Any], pictures: Storage) -> Iterator[Item]:
+def _read_regions(data: list[Any], pictures: Storage) -> Iterator[ListedImage]:
     """Visual Genome: each image with the phrases of its regions; images in VG_100K, VG_100K_2."""
     places = {file.rpartition("/")[2]: file for file in sorted(image_files(pictures))}
     for record in data:
         if not isinstance(record, _Regions) or not isinstance(record[1], list):
-            yield Item(f"(record {json.dumps(record, default=str)[:80]})", (), "no_image_field")
+            yield ListedImage(
+                f"(record {json.dumps(record, default=str)[:80]})", (), "no_image_field"
+            )
             continue
         file = f"{record[0]}.jpg"
         yield _item(places.get(file, file), record[1], record[0])
 
 
-def _read_pairs(data: list[Any], folder: ImageFolder) -> Iterator[Item]:
+def _read_pairs(data: list[Any], folder: ImageFolder) -> Iterator[ListedImage]:
     """Pairs of image and caption (or captions), as LAVIS lists COCO and Visual Genome."""
     captions: dict[str, list[Any]] = {}
     for number, pair in enumerate(data):
         file = image_field(pair)
         if not file:
-            yield Item(f"(pair {number})", (), "no_image_field")
+            yield ListedImage(f"(pair {number})", (), "no_image_field")
             continue
         text = caption_field(pair)
         texts = captions.setdefault(folder.relative(file), [])
@@ -102,7 +106,7 @@ def _read_pairs(data: list[Any], folder: ImageFolder) -> Iterator[Item]:
         yield _item(file, texts, file)
 
 
-def _read_coco(data: dict[str, Any], url: str, folder: ImageFolder) -> Iterator[Item]:
+def _read_coco(data: dict[str, Any], url: str, folder: ImageFolder) -> Iterator[ListedImage]:
     """COCO captions: one item per image with all its captions, in the order of image ids.
 
     An id that two files have is a ``doubled_image_id`` of both: whose captions they are is not
@@ -134,4 +138,4 @@ def _read_coco(data: dict[str, Any], url: str, folder: ImageFolder) -> Iterator[
     yield from gather(lines)
     for image_id, orphans in captions.items():
         shown = tuple(printable(str(text)) for text in orphans)
-        yield Item(printable(f"(image {image_id})"), shown, "no_image")
+        yield ListedImage(printable(f"(image {image_id})"), shown, "no_image")

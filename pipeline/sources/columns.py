@@ -19,10 +19,10 @@ class Columns:
     """The rows of a parquet by key.
 
     Attributes:
-        names: the names of its columns.
-        rows: by key as text; None where rows with different content share the key.
-        numbers: the same by the number that a key is.
-        readable: whether the file could be read, or there is none.
+        names: names of its columns.
+        rows: rows by key as text; None where rows with different content share the key.
+        numbers: the same rows by their keys as numbers.
+        readable: False where there is a file that cannot be read.
     """
 
     names: frozenset[str] = frozenset()

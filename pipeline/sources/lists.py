@@ -1,4 +1,4 @@
-"""Image files and a list of their captions; the list itself as JSONL."""
+"""Sources that are a list of image files with captions, and the reader of such a list in JSONL."""
 
 import hashlib
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
@@ -7,29 +7,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster.storage.base import Storage
+from pipeline.captions import TEXT_FIELDS, field_captions
+from pipeline.filenames import is_image, is_unsafe, member_suffix
 from pipeline.sample import Rejected, Sample, make_uid
-from pipeline.sources.base import (
-    IMAGE_FIELDS,
-    TEXT_FIELDS,
-    InputShard,
-    Item,
-    Source,
-    field_captions,
-    is_image,
-    is_unsafe,
-    member_suffix,
-)
-from pipeline.sources.records import ImageFolder, gather, image_field
+from pipeline.sources.base import InputShard, ListedImage, Source
+from pipeline.sources.records import IMAGE_FIELDS, ImageFolder, gather, image_field
 from pipeline.text import TextError, load_json, printable
 
 
 @dataclass(frozen=True, slots=True)
 class ListSource:
-    """Image files in a folder, and a list of their captions."""
+    """Image files in a folder, and a list of their captions.
+
+    Attributes:
+        name: name in records and uids.
+        storage: image folder.
+        items: the list.
+        shard_size: images in a shard.
+        human: whether people wrote the captions.
+    """
 
     name: str
     storage: Storage
-    items: tuple[Item, ...]
+    items: tuple[ListedImage, ...]
     shard_size: int
     human: bool
 
@@ -41,7 +41,7 @@ class ListSource:
             for number, first in enumerate(cuts)
         ]
 
-    def _shard(self, number: int, items: tuple[Item, ...]) -> InputShard:
+    def _shard(self, number: int, items: tuple[ListedImage, ...]) -> InputShard:
         content = repr([(i.file, i.captions, i.reason) for i in items]).encode("utf-8", "replace")
         etag = hashlib.sha256(content).hexdigest()[:32]
         return InputShard(f"part-{number:05d}", len(items), etag, items)
@@ -54,7 +54,7 @@ class ListSource:
         """A row for every item."""
         return (self._sample(shard.name, item) for item in shard.items)
 
-    def _sample(self, shard: str, item: Item) -> Sample | Rejected:
+    def _sample(self, shard: str, item: ListedImage) -> Sample | Rejected:
         key, reason = item.key, item.reason
         uid = make_uid(self.name, shard, key)
         caption = item.captions[0] if item.captions else ""
@@ -74,7 +74,7 @@ class ListSource:
         )
 
 
-def read_jsonl(path: Path, url: str, pictures: Storage) -> Iterator[Item]:
+def read_jsonl(path: Path, url: str, pictures: Storage) -> Iterator[ListedImage]:
     """An item per image of a JSONL, then the images of the folder that no line names.
 
     Args:
@@ -100,24 +100,26 @@ def read_jsonl(path: Path, url: str, pictures: Storage) -> Iterator[Item]:
         )
     yield from items
     for file in sorted(image_files(pictures) - named):
-        yield Item(file, (), "no_line")
+        yield ListedImage(file, (), "no_line")
 
 
-def _line_item(line: bytes, place: str, folder: ImageFolder) -> Item:
+def _line_item(line: bytes, place: str, folder: ImageFolder) -> ListedImage:
     try:
         record = load_json(line)
     except TextError as broken:
-        return Item(place, (), "line_not_utf8" if broken.reason == "not_utf8" else broken.reason)
+        return ListedImage(
+            place, (), "line_not_utf8" if broken.reason == "not_utf8" else broken.reason
+        )
     if not isinstance(record, dict):
-        return Item(place, (), "bad_json")
+        return ListedImage(place, (), "bad_json")
     captions, reason = field_captions(record)
     file = image_field(record)
     if not file:
-        return Item(place, captions, "no_image_field")
+        return ListedImage(place, captions, "no_image_field")
     file = folder.relative(file)
     if is_unsafe(file):
-        return Item(printable(file), captions, "unsafe_name")
-    return Item(file, captions, reason, record)
+        return ListedImage(printable(file), captions, "unsafe_name")
+    return ListedImage(file, captions, reason, record)
 
 
 def image_files(pictures: Storage) -> set[str]:

@@ -1,4 +1,4 @@
-"""Where pairs come from: tars (img2dataset, webdataset), JSONL, COCO, Visual Genome.
+"""The source behind a path or URL: tars (img2dataset, webdataset), JSONL, COCO, Visual Genome.
 
 A source is cut into input shards; reading a shard yields a ``Sample`` or a ``Rejected`` with a
 reason for every input, in key order. Nothing is lost silently: a line without its file, a file
@@ -8,8 +8,10 @@ without its line, half a tar: each gets its row.
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.storage.base import Entry, Storage, absolute_url, local_path, open_storage, split_url
-from pipeline.sources.base import InputShard, Item, Source, is_hidden
+from cluster.storage.base import Entry, Storage, absolute_url, local_path, split_url
+from cluster.storage.open import open_storage
+from pipeline.filenames import is_hidden
+from pipeline.sources.base import InputShard, ListedImage, Source
 from pipeline.sources.captions_json import read_captions_json
 from pipeline.sources.lists import ListSource, read_jsonl
 from pipeline.sources.records import name_items
@@ -48,13 +50,13 @@ KNOWN = {
     "sbu": _WEB,
     "laion": _WEB,
 }
-"""Names that say more than a name: see README, "Sources"."""
+"""The paper's sources by the names that ``--source`` knows."""
 
 
 def open_source(
     url: str, images: str | None = None, shard_size: int = 1_000, name: str | None = None
 ) -> Source:
-    """Recognise what ``url`` is.
+    """Recognise the form of an input and open it as a source.
 
     Args:
         url: a folder of tars, or of folders of tars; one tar; a folder with ``captions.jsonl`` (or
@@ -116,7 +118,7 @@ def _nothing(url: str, storage: Storage) -> ValueError:
     )
 
 
-def _read_list(storage: Storage, file: str, pictures: Storage) -> tuple[str, list[Item]]:
+def _read_list(storage: Storage, file: str, pictures: Storage) -> tuple[str, list[ListedImage]]:
     where = f"{storage.url}/{file}"
     with storage.local_copy(file) as path:
         if file.endswith(".jsonl"):

@@ -8,8 +8,15 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from cluster.storage.base import LocalStorage, Storage
-from pipeline.sources.base import IMAGE_FIELDS, Item
+from cluster.storage.base import Storage
+from cluster.storage.local import LocalStorage
+from pipeline.sources.base import ListedImage
+
+IMAGE_FIELDS = (
+    *("file", "file_name", "image", "path"),
+    *("filepath", "filename", "file_path", "image_path", "img", "img_path"),
+)
+"""Fields of a record that may name its image, in the order in which they are tried."""
 
 
 def image_field(record: Any) -> str:
@@ -65,7 +72,7 @@ class ImageFolder:
         return plain.removeprefix(f"{root}/") if plain.startswith(f"{root}/") else ""
 
 
-def gather(lines: Iterable[tuple[str, Item]]) -> Iterator[Item]:
+def gather(lines: Iterable[tuple[str, ListedImage]]) -> Iterator[ListedImage]:
     """One item per image, in the order of their first lines.
 
     Args:
@@ -77,7 +84,7 @@ def gather(lines: Iterable[tuple[str, Item]]) -> Iterator[Item]:
         where the image has another line. So is a line that says nothing new, as a
         ``duplicate_key``.
     """
-    found: dict[str, Item] = {}
+    found: dict[str, ListedImage] = {}
     first: dict[str, str] = {}
     for place, item in lines:
         before = found.get(item.file)
@@ -97,7 +104,7 @@ def gather(lines: Iterable[tuple[str, Item]]) -> Iterator[Item]:
     yield from found.values()
 
 
-def name_items(items: Sequence[Item]) -> tuple[Item, ...]:
+def name_items(items: Sequence[ListedImage]) -> tuple[ListedImage, ...]:
     """The same items with a key each; a file that was there before is a ``duplicate_key``.
 
     A key is the file's name without its suffix, dots replaced (``file_key``). Of several files that

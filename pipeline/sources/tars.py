@@ -8,6 +8,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cluster.storage.base import Entry, Storage
+from pipeline.captions import member_captions
+from pipeline.filenames import (
+    IMAGE_SUFFIXES,
+    is_hidden,
+    is_image,
+    is_unsafe,
+    member_suffix,
+)
 from pipeline.sample import Rejected, Sample, make_uid
 from pipeline.shards.tar import (
     Member,
@@ -17,19 +25,9 @@ from pipeline.shards.tar import (
     split_name,
     walk_tar,
 )
-from pipeline.sources.base import (
-    IMAGE_SUFFIXES,
-    TEXT_SUFFIXES,
-    InputShard,
-    Source,
-    field_captions,
-    is_hidden,
-    is_image,
-    is_unsafe,
-    member_suffix,
-)
+from pipeline.sources.base import InputShard, Source
 from pipeline.sources.columns import Columns, read_columns
-from pipeline.text import TextError, check_caption, decode_text, load_json
+from pipeline.text import TextError, load_json
 
 _PROBE = 1 << 16  # bytes of a tar's two ends that go into its etag
 
@@ -142,7 +140,7 @@ class _TarReader:
             file.seek(member.data)
             data[ext] = file.read(member.size)
         meta, reason = self._meta(key, data)
-        captions, text_reason = _tar_captions(data, meta)
+        captions, text_reason = member_captions(data, meta)
         reason = reason or text_reason
         if reason:
             return self._rejected(key, reason, captions[0] if captions else "")
@@ -172,14 +170,3 @@ class _TarReader:
         elif not self.columns.readable:
             return told, "unreadable_parquet"
         return self.columns.join(key, told)
-
-
-def _tar_captions(data: dict[str, bytes], meta: dict[str, Any]) -> tuple[tuple[str, ...], str]:
-    text = next((data[ext] for ext in TEXT_SUFFIXES if ext in data), None)
-    if text is None:
-        return field_captions(meta)
-    try:
-        caption, reason = check_caption(decode_text(text))
-    except TextError:
-        return (text.decode("utf-8", "replace"),), "caption_not_utf8"
-    return (caption,), reason

@@ -1,1 +1,1 @@
-"""The embedded data set: scenes, their pictures, captions and questions."""
+"""TinyWorld, the embedded data set: scenes, their pictures, captions and questions."""

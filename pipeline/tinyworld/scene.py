@@ -1,4 +1,4 @@
-"""What is in a TinyWorld picture: one to three shapes in the quarters of a square.
+"""The contents of a TinyWorld picture: one to three shapes in the quarters of a square.
 
 Shapes and colours are distinct within a scene, so "the star" and "the red shape" name one object.
 Every scene is drawn from a named random stream and its signature decides whether it may be shown in

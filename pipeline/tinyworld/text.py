@@ -1,4 +1,4 @@
-"""What is said about a TinyWorld picture: captions, questions and answers, web noise, the truth.
+"""The texts about a TinyWorld picture: captions, questions and answers, web noise, the truth.
 
 The caption grammar, which :func:`is_true` also reads back::
 
@@ -61,7 +61,7 @@ NOISE: dict[NoiseKind, float] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class SceneQuestion:
     """One question about one scene, with its one right answer."""
 
     text: str
@@ -190,7 +190,7 @@ def is_true(text: str, scene: Scene) -> bool:
 # --------------------------------------------------------------------------- questions
 
 
-def _exists(scene: Scene, rng: random.Random) -> Question:
+def _exists(scene: Scene, rng: random.Random) -> SceneQuestion:
     if rng.random() < 0.5:
         color, shape = rng.choice(scene.things).pair
         answer = "yes"
@@ -203,38 +203,40 @@ def _exists(scene: Scene, rng: random.Random) -> Question:
             if scene.find(color, shape) is None:
                 break
         answer = "no"
-    return Question(f"Is there {_article(color)} {shape}?", answer, "exists")
+    return SceneQuestion(f"Is there {_article(color)} {shape}?", answer, "exists")
 
 
-def _relation(scene: Scene, rng: random.Random) -> Question | None:
+def _relation(scene: Scene, rng: random.Random) -> SceneQuestion | None:
     if len(scene.things) < 2:
         return None
     a, b = rng.sample(scene.things, 2)
     answer = rng.choice(("yes", "no"))
     # A false relation is the reverse of a true one, so that the picture, not habit, decides.
     word = _true_relation(a, b, rng) if answer == "yes" else _true_relation(b, a, rng)
-    return Question(f"Is the {a.shape} {word} the {b.shape}?", answer, "relation")
+    return SceneQuestion(f"Is the {a.shape} {word} the {b.shape}?", answer, "relation")
 
 
-def _position(scene: Scene, rng: random.Random) -> Question:
+def _position(scene: Scene, rng: random.Random) -> SceneQuestion:
     thing = rng.choice(scene.things)
     if rng.random() < 0.5:
-        return Question(
+        return SceneQuestion(
             f"Is the {thing.shape} on the left or on the right?", thing.column, "position"
         )
-    return Question(f"Is the {thing.shape} at the top or at the bottom?", thing.row, "position")
+    return SceneQuestion(
+        f"Is the {thing.shape} at the top or at the bottom?", thing.row, "position"
+    )
 
 
-def question(scene: Scene, kind: QuestionKind, rng: random.Random) -> Question | None:
+def question(scene: Scene, kind: QuestionKind, rng: random.Random) -> SceneQuestion | None:
     """One question of ``kind``, or None where the scene has nothing to ask (a relation of one)."""
     thing = rng.choice(scene.things)
     match kind:
         case "color":
-            return Question(f"What color is the {thing.shape}?", thing.color, kind)
+            return SceneQuestion(f"What color is the {thing.shape}?", thing.color, kind)
         case "shape":
-            return Question(f"What shape is the {thing.color} object?", thing.shape, kind)
+            return SceneQuestion(f"What shape is the {thing.color} object?", thing.shape, kind)
         case "count":
-            return Question("How many shapes are there?", str(len(scene.things)), kind)
+            return SceneQuestion("How many shapes are there?", str(len(scene.things)), kind)
         case "exists":
             return _exists(scene, rng)
         case "relation":
@@ -243,13 +245,13 @@ def question(scene: Scene, kind: QuestionKind, rng: random.Random) -> Question |
             return _position(scene, rng)
 
 
-def questions(scene: Scene, rng: random.Random) -> list[Question]:
+def questions(scene: Scene, rng: random.Random) -> list[SceneQuestion]:
     """One question of every kind that the scene allows."""
     asked = (question(scene, kind, rng) for kind in QUESTION_KINDS)
     return [q for q in asked if q is not None]
 
 
-def compositional(scene: Scene, rng: random.Random) -> Question | None:
+def compositional(scene: Scene, rng: random.Random) -> SceneQuestion | None:
     """A GQA-like question that needs a relation to find what it asks about."""
     if len(scene.things) < 2:
         return None
@@ -259,11 +261,11 @@ def compositional(scene: Scene, rng: random.Random) -> Question | None:
     if sum(RELATIONS[word](t, b) for t in others) > 1:  # two shapes left of b: nothing to point at
         return None
     if rng.random() < 0.5:
-        return Question(f"What color is the shape {word} the {b.shape}?", a.color, "color")
-    return Question(f"What shape is {word} the {b.shape}?", a.shape, "shape")
+        return SceneQuestion(f"What color is the shape {word} the {b.shape}?", a.color, "color")
+    return SceneQuestion(f"What shape is {word} the {b.shape}?", a.shape, "shape")
 
 
-def annotators(right: Question, rng: random.Random, noise: float = 0.1) -> list[str]:
+def annotators(right: SceneQuestion, rng: random.Random, noise: float = 0.1) -> list[str]:
     """Ten answers as VQAv2 has them: each annotator errs with probability ``noise``."""
     pools: dict[str, tuple[str, ...]] = {
         "color": COLORS,

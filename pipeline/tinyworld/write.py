@@ -32,7 +32,7 @@ from pipeline.tinyworld.scene import (
     stream,
 )
 from pipeline.tinyworld.text import (
-    Question,
+    SceneQuestion,
     annotators,
     captions,
     compositional,
@@ -204,7 +204,9 @@ def _asked(scenes: list[Scene], seed: int, split: str, first_id: int) -> Iterato
             yield image_id * 1000 + number, image_id, question, annotators(question, rng)
 
 
-def _vqa_note(key: int, image_id: int, question: Question, answers: list[str]) -> dict[str, Any]:
+def _vqa_note(
+    key: int, image_id: int, question: SceneQuestion, answers: list[str]
+) -> dict[str, Any]:
     return {
         "question_id": key,
         "image_id": image_id,

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from jobs import capfilt
+from jobs.captioning.arguments import parse
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "cluster" / "deploy"
@@ -51,7 +51,7 @@ def test_the_commands_in_the_files_parse(name: str):
     text = (DEPLOY / name).read_text().replace("\\\n#", " ").replace("\n", " ")
     commands = re.findall(r"python jobs/capfilt\.py( --recipe .*?--output \S+)", text)
     assert len(commands) == 1
-    args = capfilt.parse(shlex.split(commands[0]))
+    args = parse(shlex.split(commands[0]))
     assert args.recipe == "blip-large" and args.output.endswith("capfilt")
 
 

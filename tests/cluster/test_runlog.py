@@ -1,11 +1,12 @@
 import json
 
-from cluster.ranks.dist import Place
-from cluster.runlog import RunLog, read_log
+from cluster.logfiles import records_so_far
+from cluster.ranks.dist import Process
+from cluster.runlog import LOG, RunLog
 
 
 def log(out, done=0, every=2):
-    return RunLog(out, Place(), steps=6, done=done, every=every, samples=64)
+    return RunLog(out, Process(), steps=6, done=done, every=every, samples=64)
 
 
 def write(run, steps):
@@ -16,7 +17,7 @@ def write(run, steps):
 
 def test_first_every_and_last(tmp_path, capsys):
     write(log(tmp_path), range(1, 7))
-    records = read_log(tmp_path)
+    records = records_so_far(tmp_path / LOG)
     assert [record["step"] for record in records] == [1, 2, 4, 6]
     assert list(records[0]) == [
         *("step", "loss", "itc", "grad_norm", "lr"),
@@ -32,14 +33,14 @@ def test_resume_cuts_what_came_after_the_checkpoint(tmp_path):
     with open(tmp_path / "log.jsonl", "a") as file:
         file.write('{"step": 6, "lo')  # killed while writing
     resumed = log(tmp_path, done=3, every=1)
-    assert [record["step"] for record in read_log(tmp_path)] == [1, 2, 3]
+    assert [record["step"] for record in records_so_far(tmp_path / LOG)] == [1, 2, 3]
     write(resumed, range(4, 7))
     text = (tmp_path / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in text] == [1, 2, 3, 4, 5, 6]
 
 
 def test_other_ranks_write_nothing(tmp_path, capsys):
-    run = RunLog(tmp_path / "x", Place(rank=1, world=2), steps=1, done=0, every=1, samples=1)
+    run = RunLog(tmp_path / "x", Process(rank=1, world=2), steps=1, done=0, every=1, samples=1)
     write(run, [1])
     assert not (tmp_path / "x").exists() and capsys.readouterr().out == ""
 
@@ -47,4 +48,4 @@ def test_other_ranks_write_nothing(tmp_path, capsys):
 def test_no_norm(tmp_path):
     run = log(tmp_path)
     run.report(1, {"loss": 1.0}, lr=0.1, norm=None)
-    assert read_log(tmp_path)[0]["grad_norm"] is None
+    assert records_so_far(tmp_path / LOG)[0]["grad_norm"] is None

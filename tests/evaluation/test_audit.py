@@ -4,17 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage.base import open_storage
+from cluster.storage.open import open_storage
 from evaluation.audit import audit_capfilt
 from pipeline.shards.manifest import commit_shard
-from pipeline.shards.tar import Row, write_parquet, write_tar
+from pipeline.shards.parquet import SampleRow, write_parquet
+from pipeline.shards.tar import write_tar
 from pipeline.tinyworld.scene import Scene, Thing
 
 SCENE = Scene((Thing("red", "star", "small", "top", "left"),), "plain")
 
 
-def row(key: str, status: str, web: str, captions: list[str], kept: list[int]) -> Row:
-    return Row(
+def row(key: str, status: str, web: str, captions: list[str], kept: list[int]) -> SampleRow:
+    return SampleRow(
         uid=key * 32,
         key=key,
         source="test",

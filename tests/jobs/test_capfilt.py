@@ -13,15 +13,16 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from cluster.storage.base import open_storage
-from jobs import capfilt
-from jobs.capfilt import CapFiltArgs, parse, run_capfilt
+from cluster.storage.open import open_storage
+from jobs.capfilt import run_capfilt
+from jobs.captioning.arguments import CapFiltArgs, parse
 from jobs.captioning.models import find_folder, read_processor
+from jobs.captioning.run import commit_described, prepare_shard
 from jobs.captioning.summary import Tally
 from jobs.captioning.work import Work
 from pipeline.capfilt.filters import FilterConfig
 from pipeline.shards.manifest import committed, manifest_hash
-from pipeline.shards.tar import read_parquet
+from pipeline.shards.parquet import read_parquet
 from pipeline.sources.open import InputShard, open_source
 from tests.faulty_s3 import BUCKET, Faults, faulty_proxy, s3_server
 from tests.pipeline.sources.test_sources import png, tar, trio
@@ -134,9 +135,9 @@ def test_started_again_it_skips_what_is_there(undisturbed: Path, web: Path, mode
 def test_what_another_run_has_committed_meanwhile_is_not_made_again(undisturbed: Path, web: Path):
     work = Work("00000001", InputShard("00001.tar", 0, ""))
     source = open_source(str(web)).reader()
-    worked, sent = capfilt._prepare(source, str(undisturbed), FilterConfig(), [], work)
-    assert worked == (work, None) and sent is None  # nothing for the models
-    result = capfilt._commit(str(undisturbed), 2, "full", worked, None)
+    prepared, sent = prepare_shard(source, str(undisturbed), FilterConfig(), [], work)
+    assert prepared == (work, None) and sent is None  # nothing for the models
+    result = commit_described(str(undisturbed), 2, "full", prepared, None)
     assert result["here"] is False and result["n"] == 0
     tally = Tally()
     for here, short in ((True, {"captioner": 8}), (False, {}), (True, {"captioner": 4})):

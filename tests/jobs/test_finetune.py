@@ -9,7 +9,8 @@ import torch
 from transformers import BertConfig, BertModel
 
 from cluster import checkpoint
-from cluster.runlog import read_log
+from cluster.logfiles import records_so_far
+from cluster.runlog import LOG
 from jobs import finetune_caption, finetune_retrieval, finetune_vqa, predict
 from jobs.models import encoders
 from jobs.models import trained as models
@@ -83,7 +84,7 @@ def checkpoint_recipe(world, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_learns_from_where_pretraining_ended(world, runs, name):
-    records = read_log(world["out"] / name)
+    records = records_so_far(world["out"] / name / LOG)
     assert [record["step"] for record in records] == list(range(1, STEPS + 1))
     losses = [record["loss"] for record in records]
     assert sum(losses[-2:]) < sum(losses[:2])

@@ -19,7 +19,8 @@ if not __package__:  # run as a script: import from the clone, not from tests/jo
     # Ray reads these once, when it is imported; what is started from here inherits them.
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0123456789abcdef" * 4)
 
-from cluster.runlog import read_log
+from cluster.logfiles import records_so_far
+from cluster.runlog import LOG
 from tests.chaos_capfilt import cluster
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def wait_for(out: Path, step: int, job: subprocess.Popen) -> None:
     limit = time.monotonic() + 400
-    while not any(record["step"] >= step for record in read_log(out)):
+    while not any(record["step"] >= step for record in records_so_far(out / LOG)):
         assert job.poll() is None and time.monotonic() < limit
         time.sleep(0.05)
 

@@ -13,7 +13,8 @@ from PIL import Image
 from pipeline.capfilt.describe import describe, prepare
 from pipeline.capfilt.filters import FilterConfig
 from pipeline.capfilt.output import assemble
-from pipeline.shards.tar import Row, index_tar, read_parquet
+from pipeline.shards.parquet import SampleRow, read_parquet
+from pipeline.shards.tar import index_tar
 from pipeline.sources.open import open_source
 from tests.pipeline.capfilt.test_describe import SPECS, captions, scores
 from tests.pipeline.sources.test_sources import tar
@@ -53,7 +54,7 @@ INPUTS: list[tuple[str, list[tuple[str, bytes]], str]] = [
 ]  # fmt: skip
 
 
-def process(url: Path) -> list[list[Row]]:
+def process(url: Path) -> list[list[SampleRow]]:
     """Every shard through all of CapFilt but the models; checks what holds always."""
     source = open_source(str(url), name="bad")
     found = []

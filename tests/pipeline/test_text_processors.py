@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from pipeline.loading.loader import Batches, LoaderConfig, Samples, make_schedule
-from pipeline.loading.questions import Asked, QuestionShards
+from pipeline.loading.questions import AnsweredQuestion, QuestionShards
 from pipeline.shards.reading import Shards, open_shards
 from pipeline.text_processors import TextRule, caption_text, question_text
 from pipeline.transforms import TrainTransform, TransformConfig
@@ -82,7 +82,8 @@ def test_training_reads_captions_by_the_recipe_s_rule(tmp_path: Path):
 def test_training_reads_questions_by_the_rule_and_answers_as_they_are(tmp_path: Path):
     (tmp_path / "one.png").write_bytes(GOOD)
     asked = [
-        Asked(str(n), tmp_path / "one.png", f"Is it St. {n}:30?", ("St. Louis",)) for n in range(4)
+        AnsweredQuestion(str(n), tmp_path / "one.png", f"Is it St. {n}:30?", ("St. Louis",))
+        for n in range(4)
     ]
     made = batch(QuestionShards("a:train", asked), "reference")
     assert sorted(made.questions) == [f"is it st {n}30?" for n in range(4)]

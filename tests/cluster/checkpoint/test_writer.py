@@ -10,7 +10,7 @@ import torch
 from cluster import checkpoint
 from cluster.checkpoint import writer as checkpoint_writer
 from cluster.ranks import zero, zero_state
-from cluster.ranks.dist import place
+from cluster.ranks.dist import this_process
 from cluster.storage.s3 import S3Config, S3Storage, _client
 from tests.cluster.ranks.zero_worker import build
 from tests.faulty_s3 import BUCKET, Faults, faulty_proxy, s3_server
@@ -31,7 +31,9 @@ def train(engine, steps: int = 1) -> None:
 
 
 def save(writer, engine, step: int, **more) -> str:
-    return writer.save(engine, place(), recipe={"kind": "test"}, state={"step": step}, **more)
+    return writer.save(
+        engine, this_process(), recipe={"kind": "test"}, state={"step": step}, **more
+    )
 
 
 def masters(engine) -> dict[str, torch.Tensor]:

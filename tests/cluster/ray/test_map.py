@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.ray.map import Parts, Stages, map_shards, map_tasks
+from cluster.ray.map import Bisection, Stages, map_shards, map_tasks
 from cluster.ray.session import RayConfig, Resources, session
 
 ROOT = Path(__file__).parents[3]
@@ -126,7 +126,7 @@ def count(item: Numbers) -> int:
 def test_what_kills_workers_is_found_and_left_out(resources: Resources, tmp_path: Path):
     log = tmp_path / "log"
     items = [Numbers((1, 2, 3)), Numbers((4, 13, 5, 6, 7, 8, 13, 9)), Numbers((10, 17, 11))]
-    parts = Parts(count, Numbers.only, Numbers.without)
+    parts = Bisection(count, Numbers.only, Numbers.without)
     stages = Stages(numbers, partial(Fragile, log), name_and_sum, parts)
     config = RayConfig(workers=1, retries=1)
     results: dict[Numbers, str] = {}
@@ -144,7 +144,7 @@ def test_an_item_that_kills_as_a_whole_ends_the_map(resources: Resources, tmp_pa
                 os.kill(os.getpid(), signal.SIGKILL)
             return sum(sent)
 
-    parts = Parts(count, Numbers.only, Numbers.without)
+    parts = Bisection(count, Numbers.only, Numbers.without)
     stages = Stages(numbers, partial(Small, tmp_path / "log"), name_and_sum, parts)
     config = RayConfig(workers=1, retries=0)
     with pytest.raises(RuntimeError, match="no sample of it is to blame"):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage.base import LocalStorage
 from cluster.storage.cache import Changed, NodeCache, default_folder
+from cluster.storage.local import LocalStorage
 
 ROOT = Path(__file__).parents[3]
 
@@ -57,7 +57,7 @@ def test_other_bytes_than_recorded_are_refused_and_not_kept(store: Counted, tmp_
 
 def test_the_longest_unused_copies_go(store: Counted, tmp_path: Path):
     cache = NodeCache(tmp_path / "cache", limit_gb=2500 / (1 << 30))
-    model = cache.place("a rewritten model", "")
+    model = cache.path_for("a rewritten model", "")
     model.mkdir(parents=True)
     first, second = cache.fetch(store, "a.tar"), cache.fetch(store, "b.tar")
     os.utime(second, ns=(1, 1))

@@ -4,7 +4,8 @@ import threading
 
 import pytest
 
-from cluster.storage.base import Conflict, Unreachable, open_storage
+from cluster.storage.base import Conflict, Unreachable
+from cluster.storage.open import open_storage
 from cluster.storage.s3 import S3Config, S3Storage, _client
 from tests.faulty_s3 import BUCKET, Faults, faulty_proxy, s3_server
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from cluster.logfiles import read_log
 from evaluation.report.page import CapFilt, Curves, Facts, Report, picture_uri, render, write_report
-from evaluation.report.plots import Chart, Series, line_chart, log_series, nice_ticks, read_log
+from evaluation.report.plots import Chart, Series, line_chart, log_series, nice_ticks
 from tests.evaluation.report.sample_report import HOSTILE, picture, sample_report
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage.base import open_storage
+from cluster.storage.open import open_storage
+from jobs.captioning.counts import count
 from jobs.captioning.summary import NOTHING_KEPT, Tally, show, summarise
-from jobs.captioning.tools import count
 from pipeline.shards.manifest import Commit, commit_shard, committed
 
 
@@ -23,7 +23,7 @@ def commits(folder: Path, *shards: tuple[int, dict[str, int], dict[str, int]]) -
 
 def test_an_output_without_a_sample_has_an_exit_code_and_a_last_line(tmp_path: Path, capsys):
     found = commits(tmp_path, (0, {"no_line": 1, "bad_json": 3}, {}))
-    assert show(summarise(found, Tally(), 0.0, 1.0, "out")) == NOTHING_KEPT == 3
+    assert show(summarise(found, Tally(), 1.0, "out")) == NOTHING_KEPT == 3
     out, err = capsys.readouterr()
     assert json.loads(out.splitlines()[-1])["kept"] == 0
     assert err.splitlines()[-1].startswith(
@@ -36,7 +36,7 @@ def test_columns_that_no_sample_has_are_told(tmp_path: Path, capsys: pytest.Capt
     unlooked = {"NSFW": 2, "punsafe": 2}
     found = commits(tmp_path, (2, {}, unlooked), (1, {"no_line": 1}, {"similarity": 1}))
     assert count(found).unlooked == {"NSFW": 2, "punsafe": 2, "similarity": 1}
-    assert show(summarise(found, Tally(), 0.0, 1.0, "out")) == 0
+    assert show(summarise(found, Tally(), 1.0, "out")) == 0
     said = [line.strip() for line in capsys.readouterr().out.splitlines() if "note:" in line]
     assert said == [
         "note: 2 of 4 images have no NSFW or punsafe column and passed the filters that read it",

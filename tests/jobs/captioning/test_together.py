@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.shards.manifest import committed
-from pipeline.shards.tar import Row, read_parquet
+from pipeline.shards.parquet import SampleRow, read_parquet
 from tests.jobs.test_capfilt import ROOT, command, content, launch, models
 from tests.pipeline.sources.test_sources import png, tar
 
@@ -33,7 +33,7 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def rows(out: Path) -> list[Row]:
+def rows(out: Path) -> list[SampleRow]:
     parquets = [Path(commit.parquet_path) for commit in committed(str(out))]
     return [row for parquet in parquets for row in read_parquet(parquet.read_bytes())]
 

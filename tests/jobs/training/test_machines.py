@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from cluster import checkpoint
+from cluster.logfiles import records_so_far
 from cluster.ranks import supervise
-from cluster.runlog import read_log
+from cluster.runlog import LOG
 from jobs import launch
 from tests.chaos_train import family
 from tests.jobs.training.test_training import (
@@ -108,7 +109,7 @@ def test_ranks_end_when_their_launcher_is_killed(world, tmp_path, victim):
         process.poll()
         assert time.monotonic() < limit, [p.cmdline() for p in family(process.pid)]
         time.sleep(0.1)
-    assert checkpoint.find(tmp_path).step == len(read_log(tmp_path)) >= 3
+    assert checkpoint.find(tmp_path).step == len(records_so_far(tmp_path / LOG)) >= 3
 
 
 def test_launchers_are_found_and_told_from_later_processes():
@@ -140,7 +141,7 @@ def test_on_ray_a_stop_saves(world, tmp_path):
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     assert "launch: stopping" in said and "stopped by a signal" in said
-    assert checkpoint.find(tmp_path).step == len(read_log(tmp_path)) >= 2
+    assert checkpoint.find(tmp_path).step == len(records_so_far(tmp_path / LOG)) >= 2
 
 
 def test_launch_arguments():

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cluster import checkpoint
-from cluster.storage.base import open_storage
+from cluster.storage.open import open_storage
 from cluster.storage.s3 import _client
 from jobs.models import trained
 from tests.faulty_s3 import BUCKET, Faults, faulty_proxy, s3_server

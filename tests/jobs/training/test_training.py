@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from cluster import checkpoint
-from cluster.runlog import read_log
+from cluster.logfiles import records_so_far
+from cluster.runlog import LOG
 from jobs.models import trained as models
 from tests.run_ranks import free_port
 from tests.tiny_training import capfilt_output, tiny_clip, tiny_opt, tiny_t5
@@ -68,7 +69,9 @@ def launcher(arguments: list[str], ranks: int) -> list[str]:
 
 def curve(out: Path) -> list[dict]:
     """The records of a run without what a clock measured."""
-    return [{k: v for k, v in record.items() if k not in TIMES} for record in read_log(out)]
+    return [
+        {k: v for k, v in record.items() if k not in TIMES} for record in records_so_far(out / LOG)
+    ]
 
 
 def kill_at(arguments: list[str], out: Path, step: int) -> None:
@@ -96,7 +99,7 @@ def step_saved(out: Path) -> int:
 def wait_for_step(out: Path, step: int, process: subprocess.Popen) -> None:
     """Wait until a run has logged ``step``."""
     limit = time.monotonic() + 900
-    while not any(record["step"] >= step for record in read_log(out)):
+    while not any(record["step"] >= step for record in records_so_far(out / LOG)):
         assert process.poll() is None and time.monotonic() < limit
         time.sleep(0.02)
 
@@ -112,7 +115,7 @@ def undisturbed(world, tmp_path_factory):
 
 def test_stage1_learns_logs_and_saves(undisturbed):
     out, said = undisturbed
-    records = read_log(out)
+    records = records_so_far(out / LOG)
     assert [record["step"] for record in records] == list(range(1, 13))
     for record in records:
         assert record["loss"] == pytest.approx(sum(record[k] for k in ("itc", "itm", "itg")))
@@ -154,7 +157,7 @@ def test_sigterm_saves_at_the_step_it_meets_and_resumes(world, undisturbed, tmp_
     stopped = checkpoint.find(tmp_path).step
     assert process.returncode == 0 and 3 <= stopped < 12
     assert f"stopped by a signal at step {stopped}; the same command resumes" in said
-    assert len(read_log(tmp_path)) == stopped
+    assert len(records_so_far(tmp_path / LOG)) == stopped
     assert python(arguments).returncode == 0
     assert curve(tmp_path) == curve(undisturbed[0])
 
@@ -247,7 +250,7 @@ def test_stage2_starts_from_stage1(world, undisturbed, tmp_path, language):
     done = python(command(world, "stage2", tmp_path, 4, *more))
     assert done.returncode == 0, done.stderr
     assert "starting from" in done.stdout and "step_00000012" in done.stdout
-    assert len(read_log(tmp_path)) == 4
+    assert len(records_so_far(tmp_path / LOG)) == 4
     trained = models.load_trained(tmp_path)
     assert trained.step == 4 and trained.recipe.name == f"tinyworld-{language}"
     with torch.no_grad():

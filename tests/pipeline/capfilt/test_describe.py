@@ -13,7 +13,8 @@ from pipeline.capfilt.describe import Candidate, ImageSpec, describe, prepare, s
 from pipeline.capfilt.filters import FilterConfig, check_sample, script_share
 from pipeline.capfilt.output import assemble
 from pipeline.sample import Rejected, Sample
-from pipeline.shards.tar import read_parquet, read_span
+from pipeline.shards.parquet import read_parquet
+from pipeline.shards.tar import read_span
 
 SPECS = (ImageSpec(16), ImageSpec(8, crop=True))
 

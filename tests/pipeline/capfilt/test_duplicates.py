@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster.storage.base import open_storage
+from cluster.storage.open import open_storage
 from pipeline.capfilt import duplicates
 from pipeline.capfilt.duplicates import digest_shard, find_duplicates
 from pipeline.capfilt.filters import FilterConfig

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage.base import open_storage
+from cluster.storage.open import open_storage
 from pipeline.capfilt.describe import describe, prepare
 from pipeline.capfilt.filters import FilterConfig
 from pipeline.capfilt.gallery import build_gallery, margin, winner
 from pipeline.capfilt.output import assemble
 from pipeline.sample import Rejected
 from pipeline.shards.manifest import commit_shard, committed
-from pipeline.shards.tar import Row
+from pipeline.shards.parquet import SampleRow
 from tests.pipeline.capfilt.test_describe import SPECS, captions, encoded, sample, scores
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -84,7 +84,7 @@ def test_outputs_share_the_places_evenly(page: Path, tmp_path: Path):
 
 
 def test_winner_and_margin_by_hand():
-    row = Row("u", "k", "s", "ok", captions=("a", "w"), scores=(0.5, 0.25),
+    row = SampleRow("u", "k", "s", "ok", captions=("a", "w"), scores=(0.5, 0.25),
               origins=("synthetic", "web"), kept=(0, 1))  # fmt: skip
     assert (winner(row), margin(row)) == ("synthetic", 0.25)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from cluster.storage.base import open_storage
+from cluster.storage.open import open_storage
 from pipeline.capfilt.describe import describe, prepare
 from pipeline.capfilt.filters import FilterConfig
 from pipeline.capfilt.output import JsonLayout, assemble

@@ -7,19 +7,21 @@ import pytest
 from PIL import Image
 
 from pipeline.loading.loader import Batches, LoaderConfig, Samples, make_schedule
-from pipeline.loading.questions import Asked, QuestionShards
+from pipeline.loading.questions import AnsweredQuestion, QuestionShards
 from pipeline.transforms import TrainTransform, TransformConfig
 
 
 @pytest.fixture
-def asked(tmp_path) -> list[Asked]:
+def asked(tmp_path) -> list[AnsweredQuestion]:
     for name in ("one", "two"):
         Image.new("RGB", (20, 10), "red" if name == "one" else "blue").save(
             tmp_path / f"{name}.png"
         )
     images = [tmp_path / f"{name}.png" for name in ("one", "one", "two", "two")]
     answers = ("red",) * 3 + ("pink", " ")
-    return [Asked(str(k), image, f"What {k}?", answers) for k, image in enumerate(images)]
+    return [
+        AnsweredQuestion(str(k), image, f"What {k}?", answers) for k, image in enumerate(images)
+    ]
 
 
 def batches(source: QuestionShards, steps: int) -> list:
@@ -55,7 +57,7 @@ def test_moved_data_gives_the_same_samples(asked):
 
 
 def test_a_missing_image_is_replaced(asked):
-    asked[0] = Asked("0", Path("/nowhere.png"), "What 0?", ("red",))
+    asked[0] = AnsweredQuestion("0", Path("/nowhere.png"), "What 0?", ("red",))
     (batch,) = batches(QuestionShards("a:train", asked), 1)
     assert "What 0?" not in batch.questions and len(batch.questions) == 4
     assert any("/nowhere.png cannot be read" in line for line in batch.replaced)
@@ -65,4 +67,4 @@ def test_nothing_to_learn_is_told(asked):
     with pytest.raises(ValueError, match="no question in it"):
         QuestionShards("a:train", [])
     with pytest.raises(ValueError, match="question 7 has no answer to learn"):
-        QuestionShards("a:train", [*asked, Asked("7", Path("x"), "Why?", (" ",))])
+        QuestionShards("a:train", [*asked, AnsweredQuestion("7", Path("x"), "Why?", (" ",))])

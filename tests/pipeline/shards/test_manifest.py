@@ -10,16 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage.base import Conflict, LocalStorage, open_storage
-from pipeline.shards.manifest import (
-    Plan,
-    PlannedShard,
-    commit_shard,
-    committed,
-    compact,
-    manifest_hash,
-    open_plan,
-)
+from cluster.storage.base import Conflict
+from cluster.storage.local import LocalStorage
+from cluster.storage.open import open_storage
+from pipeline.shards.manifest import commit_shard, committed, compact, manifest_hash
+from pipeline.shards.plan import OutputPlan, PlannedShard, open_plan
 
 STATS = {
     "n": 3, "ok": 2, "filtered": 0, "failed": 1, "reasons": {"not_an_image": 1}, "web_won": 1,
@@ -95,12 +90,12 @@ def test_hash_is_of_the_content_and_not_of_the_place(tmp_path: Path):
 def test_another_plan_is_refused_with_the_difference(tmp_path: Path):
     storage = LocalStorage(tmp_path)
     inputs = (PlannedShard("00000000", "a.tar", 10, "e"),)
-    plan = Plan({"recipe": {"seed": 1}}, inputs)
+    plan = OutputPlan({"recipe": {"seed": 1}}, inputs)
     assert open_plan(storage, plan) == open_plan(storage, plan)
     with pytest.raises(ValueError, match=r"fingerprint\.recipe\.seed: 1 then, 2 now"):
-        open_plan(storage, Plan({"recipe": {"seed": 2}}, inputs))
+        open_plan(storage, OutputPlan({"recipe": {"seed": 2}}, inputs))
     with pytest.raises(ValueError, match="inputs: 1 then, 0 now"):
-        open_plan(storage, Plan({"recipe": {"seed": 1}}, ()))
+        open_plan(storage, OutputPlan({"recipe": {"seed": 1}}, ()))
 
 
 def test_a_conflict_travels_between_processes():
@@ -111,7 +106,7 @@ def test_a_conflict_travels_between_processes():
 
 def test_leftovers_of_the_dead_are_swept_and_of_the_living_kept(tmp_path: Path):
     script = (
-        "import os, sys; from pathlib import Path; from cluster.storage.base import LocalStorage\n"
+        "import os, sys; from pathlib import Path; from cluster.storage.local import LocalStorage\n"
         "LocalStorage(Path(sys.argv[1]))._write_temporary(Path(sys.argv[1]) / 's' / 'x', b'1')"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)

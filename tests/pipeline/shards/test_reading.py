@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage.base import open_storage
 from cluster.storage.cache import Changed, NodeCache
+from cluster.storage.open import open_storage
 from cluster.storage.s3 import S3Storage, _client
+from pipeline.loading.fetcher import Fetcher
 from pipeline.loading.loader import LoaderConfig, make_schedule
-from pipeline.shards.reading import Fetcher, open_shards
+from pipeline.shards.reading import open_shards
 from tests.faulty_s3 import BUCKET, Faults, faulty_proxy, s3_server
 from tests.pipeline.loading.test_loader import batches, equal
 from tests.tiny_training import capfilt_output

@@ -8,17 +8,8 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from pipeline.shards.tar import (
-    Row,
-    TarError,
-    index_tar,
-    read_parquet,
-    read_span,
-    split_name,
-    walk_tar,
-    write_parquet,
-    write_tar,
-)
+from pipeline.shards.parquet import SampleRow, read_parquet, write_parquet
+from pipeline.shards.tar import TarError, index_tar, read_span, split_name, walk_tar, write_tar
 
 SAMPLES = [
     ("a", {"jpg": b"x" * 700, "json": b"{}\n", "txt": b"one"}),
@@ -103,9 +94,9 @@ def test_keys_that_would_be_split_or_lost_are_refused():
 
 def test_parquet_round_trip_and_bytes():
     rows = [
-        Row("0" * 32, "a", "s", "ok", "", 3, 4, "ab", "web", ("x", "web"), (0.5, 0.25),
+        SampleRow("0" * 32, "a", "s", "ok", "", 3, 4, "ab", "web", ("x", "web"), (0.5, 0.25),
             ("synthetic", "web"), (0, 1), 0, 1536),
-        Row("1" * 32, "b", "s", "failed", "not_an_image"),
+        SampleRow("1" * 32, "b", "s", "failed", "not_an_image"),
     ]  # fmt: skip
     assert read_parquet(write_parquet(rows)) == rows
     assert write_parquet(rows) == write_parquet(rows)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.filenames import IMAGE_SUFFIXES, is_hidden, is_image
 from pipeline.sample import Rejected, Sample
-from pipeline.sources.base import IMAGE_SUFFIXES, is_hidden, is_image
 from pipeline.sources.open import open_source
 from tests.pipeline.sources.test_sources import png, read, reasons
 
