@@ -1,4 +1,4 @@
-"""Small layers of the two stages: the norm of image tokens, and a clamp that gradients can leave."""
+"""Small layers of both stages: the norm of image tokens, and a clamp that gradients can leave."""
 
 import torch
 import torch.nn.functional as F

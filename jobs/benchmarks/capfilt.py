@@ -34,12 +34,12 @@ from modeling.captioning.captioner import Captioner
 from modeling.captioning.clip_scorer import ClipScorer
 from modeling.captioning.sampling import SamplingConfig
 from modeling.linear import products_by
+from modeling.precision import DTYPES
+from modeling.prompts import CAPFILT
 from pipeline.transforms import CLIP_MEAN as MEAN
 from pipeline.transforms import CLIP_STD as STD
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WORDS = 30_000
-PROMPT = "a picture of "
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class PlainLoop:
     @torch.inference_mode()
     def __call__(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         large, small = batch
-        prompt = self.words([PROMPT] * len(large), return_tensors="pt").input_ids
+        prompt = self.words([CAPFILT] * len(large), return_tensors="pt").input_ids
         length = prompt.shape[1] - 1 + self.args.tokens  # BLIP drops the prompt's [SEP]
         ids = self.blip.generate(
             pixel_values=self.pixels(large),
@@ -223,9 +223,9 @@ def contenders(args: CapFiltBench) -> tuple[Captioner, ClipScorer, PlainLoop]:
         head = blip.text_decoder.cls.predictions.decoder.weight
         torch.nn.init.normal_(head, std=6 / blip.config.text_config.hidden_size**0.5)
     blip, clip = (model.to(DTYPES[args.dtype]).eval() for model in (blip, clip))
-    start = len(words(PROMPT).input_ids) - 1
+    start = len(words(CAPFILT).input_ids) - 1
     sampling = SamplingConfig(
-        captions=args.captions, prompt=PROMPT, min_length=start + args.tokens,
+        captions=args.captions, prompt=CAPFILT, min_length=start + args.tokens,
         max_length=start + args.tokens,
     )  # fmt: skip
     # Modules of its own: ours get another library of matrix products.
@@ -237,7 +237,7 @@ def contenders(args: CapFiltBench) -> tuple[Captioner, ClipScorer, PlainLoop]:
 def check_greedy(args: CapFiltBench, captioner: Captioner, blip: Any, images: Tensor) -> bool:
     """Whether one greedy caption an image is the same ids as Hugging Face's."""
     sampling = SamplingConfig(
-        captions=1, prompt=PROMPT, temperature=0, min_length=captioner.sampling.max_length,
+        captions=1, prompt=CAPFILT, temperature=0, min_length=captioner.sampling.max_length,
         max_length=captioner.sampling.max_length,
     )  # fmt: skip
     greedy = Captioner(captioner.model, captioner.tokenizer, sampling, MEAN, STD)
@@ -245,7 +245,7 @@ def check_greedy(args: CapFiltBench, captioner: Captioner, blip: Any, images: Te
     pixels = (images.to(args.device).float() / 255 - captioner.mean) / captioner.std
     theirs = blip.generate(
         pixel_values=pixels.to(DTYPES[args.dtype]),
-        input_ids=captioner.tokenizer([PROMPT] * len(images), return_tensors="pt").input_ids.to(
+        input_ids=captioner.tokenizer([CAPFILT] * len(images), return_tensors="pt").input_ids.to(
             args.device
         ),
         do_sample=False,

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from modeling.prompts import CAPTION_FINETUNED, VQA_DECODER, VQA_ENCODER_DECODER
 from pipeline.tinyworld.scene import SHAPES, Domain, Scene, Thing, sample_scene, stream
 from pipeline.tinyworld.text import (
     QUESTION_KINDS,
@@ -24,7 +25,7 @@ from pipeline.tinyworld.text import (
 )
 
 READING_KINDS = (*QUESTION_KINDS, "compositional")
-PROMPTS = ("Question: {} Short answer:", "Question: {} Answer:")
+PROMPTS = (VQA_ENCODER_DECODER, VQA_DECODER)
 _PLACED = re.compile(rf"({'|'.join(SHAPES)}) in the (?:top|bottom) (?:left|right)")
 
 
@@ -157,7 +158,7 @@ def _halve(text: str, rng: random.Random) -> tuple[str, str]:
     if choice < 0.25:
         return "", text
     if choice < 0.3:
-        return "a photo of", text
+        return CAPTION_FINETUNED, text
     pieces = text.split(" ")
     cut = rng.randint(1, max(1, len(pieces) // 2))
     return " ".join(pieces[:cut]), " ".join(pieces[cut:])

@@ -25,6 +25,7 @@ from jobs.zoo_training.pictures import CLIP_MEAN, CLIP_STD, draw, pixels, vary
 from modeling.captioning.captioner import Captioner
 from modeling.captioning.clip_scorer import ClipScorer
 from modeling.captioning.sampling import SamplingConfig
+from modeling.prompts import CAPFILT
 from pipeline.tinyworld.render import IMAGE_SIZE
 from pipeline.tinyworld.scene import COLORS, QUARTERS, SHAPES, SIZES, Scene, sample_scene, stream
 from pipeline.tinyworld.text import caption, describe, is_true, web_caption
@@ -218,7 +219,7 @@ def speak(model: Any, tokenizer: Any, images: int = 200, seed: int = 0) -> Capti
 
     def share(said: list[list[str]]) -> float:
         right = [
-            is_true(f"a picture of {text}", scene)
+            is_true(CAPFILT + text, scene)
             for scene, texts in zip(scenes, said, strict=True)
             for text in texts
         ]

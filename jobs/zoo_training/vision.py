@@ -46,11 +46,11 @@ from transformers import (
 from jobs.zoo_training.fit import Report, fit, printer
 from jobs.zoo_training.pictures import CLIP_MEAN, CLIP_STD, pair_batch, pixels
 from jobs.zoo_training.probes import Surveyor, survey
+from modeling.prompts import CAPFILT
 from pipeline.tinyworld.render import IMAGE_SIZE
 from pipeline.tinyworld.scene import Scene, sample_scene, stream
 from pipeline.tinyworld.text import NUMBERS, OPENERS, caption, describe, web_caption
 
-PROMPT = "a picture of "
 PATCH = 8
 
 
@@ -268,7 +268,7 @@ def _prompted(text: str) -> str:
     """``text`` behind the prompt, its own opener taken off."""
     for start in _STARTS:
         text = text.removeprefix(start)
-    return PROMPT + text
+    return CAPFILT + text
 
 
 def _caption_ids(

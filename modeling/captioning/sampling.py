@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from modeling.prompts import CAPFILT
+
 _CANDIDATES = (32, 1024)  # nuclei of trained captioners are small; only wider ones sort more
 
 
@@ -24,7 +26,7 @@ class SamplingConfig:
     """
 
     captions: int = 10
-    prompt: str = "a picture of "
+    prompt: str = CAPFILT
     top_p: float = 0.9
     temperature: float = 1.0
     min_length: int = 5
