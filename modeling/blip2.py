@@ -6,6 +6,7 @@ The frozen image encoder and the frozen language model are not in here: image to
 Shapes: see `modeling`; R rows of image-text pairs.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -90,8 +91,8 @@ class Stage1(nn.Module):
         An engine (DeepSpeed's) gathers weights and counts steps only around `forward`, so both
         methods are called through here while training; elsewhere call them by name.
         """
-        method = {"losses": self.losses, "features": self.features}[compute]
-        return method(*batch, **more)
+        methods: dict[str, Callable[..., Any]] = {"losses": self.losses, "features": self.features}
+        return methods[compute](*batch, **more)
 
     def losses(
         self,
