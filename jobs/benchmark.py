@@ -1,17 +1,14 @@
-"""Benchmarks, each beside a peer and a ceiling in the same run, as ratios.
+"""Benchmarks: one part of the project beside a peer and a ceiling, measured in the same run.
 
-    python jobs/benchmark.py capfilt [--size full --device cuda ...]   CapFilt's models
-    python jobs/benchmark.py overlap                                  CapFilt's stages on Ray
-    python jobs/benchmark.py loader                                   the training loader
-    python jobs/benchmark.py data                                     bookkeeping of 129M samples
-    python jobs/benchmark.py train [--size full --device cuda ...]      training steps
-    python jobs/benchmark.py scale                                    cost by batch, text and ranks
-    python jobs/benchmark.py NAME --help
+    python jobs/benchmark.py train
+    python jobs/benchmark.py train --size full --device cuda --dtype bf16 --batch 64
+    python jobs/benchmark.py train --help               the options of one benchmark
 
-A table for people, and a last line of JSON for programs.
+A run prints a table for people, and a last line of JSON for programs.
 """
 
 import sys
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -21,13 +18,53 @@ if not __package__:  # run as a script: import from the clone, not from jobs/
 
 from jobs.cli import run
 
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One line of the list that ``--help`` prints.
+
+    Attributes:
+        module: module whose ``main`` runs it.
+        measures: subject, peer and ceiling.
+        takes: duration with the default options on two CPU cores.
+    """
+
+    module: str
+    measures: str
+    takes: str
+
+
 BENCHMARKS = {
-    "capfilt": "jobs.benchmarks.capfilt",
-    "overlap": "jobs.benchmarks.overlap",
-    "loader": "jobs.benchmarks.loader",
-    "data": "jobs.benchmarks.data",
-    "train": "jobs.benchmarks.train",
-    "scale": "jobs.benchmarks.scale",
+    "capfilt": Benchmark(
+        "jobs.benchmarks.capfilt",
+        "CapFilt's captioner and scorer beside a plain Hugging Face loop",
+        "2 minutes",
+    ),
+    "overlap": Benchmark(
+        "jobs.benchmarks.overlap",
+        "the CapFilt job on Ray: decoding and writing beside its models",
+        "3 minutes",
+    ),
+    "loader": Benchmark(
+        "jobs.benchmarks.loader",
+        "the training loader beside webdataset, and decode and resize alone",
+        "1 minute",
+    ),
+    "data": Benchmark(
+        "jobs.benchmarks.data",
+        "planning, resuming and ordering 129 million samples",
+        "half a minute",
+    ),
+    "train": Benchmark(
+        "jobs.benchmarks.train",
+        "training steps beside the reference's algorithm and Hugging Face's BLIP-2",
+        "10 minutes",
+    ),
+    "scale": Benchmark(
+        "jobs.benchmarks.scale",
+        "the cost of a stage-1 step by batch, text length and ranks",
+        "5 minutes",
+    ),
 }
 
 
@@ -35,15 +72,22 @@ def main() -> int:
     """Run the benchmark that the first argument names.
 
     Raises:
-        ValueError: no such benchmark; names those there are.
+        ValueError: there is no such benchmark; the message names those there are.
     """
-    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    name, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("", [])
     if name in ("-h", "--help"):
-        print(__doc__)
+        print(usage())
         return 0
     if name not in BENCHMARKS:
         raise ValueError(f"benchmark {name!r}: choose one of {', '.join(BENCHMARKS)}")
-    return import_module(BENCHMARKS[name]).main(sys.argv[2:])
+    return import_module(BENCHMARKS[name].module).main(arguments)
+
+
+def usage() -> str:
+    """The text of ``--help``: each benchmark, what it measures, and how long that takes."""
+    lines = [f"  {name:9}{one.measures}; about {one.takes}" for name, one in BENCHMARKS.items()]
+    heading = "Benchmarks, with durations for the default options on two CPU cores:"
+    return "\n".join([str(__doc__), heading, "", *lines])
 
 
 if __name__ == "__main__":

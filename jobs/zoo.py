@@ -1,12 +1,12 @@
-"""Train the zoo: the small frozen models of TinyWorld, each measured before it counts.
+"""Train the zoo, the small frozen models of TinyWorld, and measure each of them.
 
     python jobs/zoo.py                                  # all of them, about an hour on two cores
     python jobs/zoo.py --only clip captioner --out DIR
     python jobs/zoo.py --check                          # measure the shipped ones again
 
 Every model is a normal Hugging Face folder with ``zoo.json`` beside the weights: seed, command,
-date, seconds, steps, scores. ``scores.json`` gathers the scores. The same seed, machine and library
-versions give the same weights. A model below its bar is an error and keeps its folder for a look.
+date, seconds, steps, scores. ``scores.json`` has the scores of all. The same seed, machine and
+library versions give the same weights. A model below its bar is an error; its folder is kept.
 """
 
 import json
@@ -37,24 +37,25 @@ from jobs.zoo_training import language, probes, vision
 ROOT = Path(__file__).resolve().parents[1]
 Name = Literal["clip", "captioner", "t5", "opt"]
 NAMES: tuple[Name, ...] = ("clip", "captioner", "t5", "opt")
-MAX_BYTES = 16_000_000  # of all the weights; they are shipped in the repository
+MAX_BYTES = 16_000_000  # largest size of all weights, which are shipped in the repository
 
 
 @dataclass(frozen=True)
 class ZooArgs:
-    """What to train or to measure."""
+    """Options of the zoo's training."""
 
     only: tuple[Name, ...] = NAMES
-    """models to train, in this order"""
+    """models to train or to measure, in this order"""
     out: Path = ROOT / "modeling" / "zoo"
     """folder of the models"""
     seed: int = 0
+    """seed of weights and data"""
     check: bool = False
     """measure the models in the folder instead of training them"""
 
 
 def _record(name: str, folder: Path, plan: Any, seconds: float) -> dict[str, float]:
-    """Measure a new vision model, write its ``zoo.json`` and hold it against its bars."""
+    """Measure a new vision model, write its ``zoo.json`` and compare it with its bars."""
     scores = measure(name, folder)
     weights = folder / "model.safetensors"
     weights.chmod(0o644)
@@ -120,7 +121,7 @@ def measure(name: str, folder: Path) -> dict[str, float]:
 
 
 def demand(name: str, scores: dict[str, float]) -> None:
-    """Hold scores against the model's bars.
+    """Compare a model's scores with its bars.
 
     Raises:
         ValueError: a score is below its bar.
@@ -136,7 +137,7 @@ def _print(name: str, scores: dict[str, float]) -> None:
 
 
 def check(args: ZooArgs) -> None:
-    """Measure the models in the folder and hold each against its bars.
+    """Measure the models in the folder and compare each with its bars.
 
     Raises:
         ValueError: a score is below its bar.
@@ -150,7 +151,11 @@ def check(args: ZooArgs) -> None:
 
 
 def gather(out: Path) -> None:
-    """Write ``scores.json``: what each model's ``zoo.json`` says of it, and the size of all."""
+    """Write ``scores.json``: the scores in each model's ``zoo.json``, and the size of all weights.
+
+    Raises:
+        ValueError: the weights are too large to ship.
+    """
     records = {
         name: json.loads((out / name / "zoo.json").read_text())
         for name in NAMES
@@ -165,7 +170,7 @@ def gather(out: Path) -> None:
 
 
 def train(args: ZooArgs) -> None:
-    """Train the models in turn; each counts only above its bars.
+    """Train the models one after the other, and measure each.
 
     Raises:
         ValueError: a model is below a bar, or the weights are too large to ship.

@@ -1,14 +1,14 @@
-"""BLIP-2's two pre-training stages (paper, section 3) composed from the Q-Former, the losses and
-the collectives.
+"""BLIP-2's two pre-training stages (paper, section 3): Q-Former, heads and losses put together.
 
-Legend: B local batch, W world batch, P image tokens, Q queries, L text tokens, D width, E shared
-    embedding, R rows of pairs.
-The frozen image encoder and language model are not in here: tokens come in, prompts go out. Only
-`WithEncoder` holds an encoder, one that trains.
+The frozen image encoder and the frozen language model are not in here: image tokens come in, losses
+(stage 1) or visual prompts (stage 2) go out. `WithEncoder` adds an image encoder that trains too.
+
+Shapes: see `modeling`; R rows of image-text pairs.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from modeling import contrast, gather, losses
 from modeling.contrast import Features, World
+from modeling.layers import Bounded, VisionNorm
 from modeling.qformer import (
     KeyValue,
     LMHead,
@@ -32,14 +33,23 @@ TEMPERATURE_BOUNDS = (0.001, 0.5)
 
 @dataclass(frozen=True)
 class Stage1Config:
-    """Representation learning; the defaults are the paper's and the reference's."""
+    """Sizes of stage 1, representation learning; the defaults are the paper's.
+
+    Attributes:
+        qformer: sizes of the Q-Former.
+        embed: width of the embedding that images and texts share.
+        label_smoothing: smoothing of the targets of ITC and of ITG.
+        temperature: initial divisor of the similarities; it is learned.
+        dec_token_id: id of [DEC], which takes the place of [CLS] in front of generated text.
+        itg: whether the generative loss is computed; False: retrieval finetuning (table 6).
+    """
 
     qformer: QFormerConfig = field(default_factory=QFormerConfig)
     embed: int = 256
     label_smoothing: float = 0.1
     temperature: float = 0.07
-    dec_token_id: int = 30522  # [DEC] takes the place of [CLS] in front of generated text
-    itg: bool = True  # False: retrieval finetuning without the generative loss (table 6)
+    dec_token_id: int = 30522
+    itg: bool = True
 
     def __post_init__(self) -> None:
         low, high = TEMPERATURE_BOUNDS
@@ -55,7 +65,7 @@ class Stage1Config:
 
 
 class Stage1(nn.Module):
-    """ITC + ITM + ITG on frozen image tokens and text (section 3.2)."""
+    """Representation learning: ITC, ITM and ITG of image tokens and texts (section 3.2)."""
 
     def __init__(self, config: Stage1Config) -> None:
         super().__init__()
@@ -74,6 +84,17 @@ class Stage1(nn.Module):
         self.temperature = nn.Parameter(torch.full((1,), config.temperature))
 
     def forward(
+        self, *batch: Tensor | None, compute: Literal["losses", "features"] = "losses", **more: Any
+    ) -> Any:
+        """Calls `losses` or `features` with all other arguments.
+
+        An engine (DeepSpeed's) gathers weights and counts steps only around `forward`, so both
+        methods are called through here while training; elsewhere call them by name.
+        """
+        methods: dict[str, Callable[..., Any]] = {"losses": self.losses, "features": self.features}
+        return methods[compute](*batch, **more)
+
+    def losses(
         self,
         tokens_BPD: Tensor,
         text_ids_BL: Tensor,
@@ -83,9 +104,8 @@ class Stage1(nn.Module):
         *,
         world: World | None = None,
         start: int = 0,
-        only_features: bool = False,
-    ) -> dict[str, Tensor] | Features:
-        """The losses of a batch; a collective call, every rank brings the same batch size.
+    ) -> dict[str, Tensor]:
+        """ITC, ITM and ITG of a batch. Collective: every rank brings the same batch size.
 
         Args:
             tokens_BPD: Output of the frozen encoder.
@@ -94,36 +114,26 @@ class Stage1(nn.Module):
             image_ids_B: Int ids when several samples show the same image; None: all are different.
             draws_B2: Uniform numbers in [0, 1) that choose each sample's hard negatives, which
                 then do not depend on the number of ranks; None draws them here.
-            world: Where this is one of several micro-batches of a step, what all of them are
-                compared with; the texts are then padded by `contrast.pad_texts`.
-            start: This micro-batch's first sample among this rank's.
-            only_features: Compute what `world` is made of, and no loss. Under the same seed, these
-                are the features that the losses see: dropout is drawn in the same order.
+            world: Features of all samples of the step, where this batch is one of several
+                micro-batches; the texts are then padded by `contrast.pad_texts`. None: the batches
+                of all ranks are the whole step.
+            start: Index of this batch's first sample among this rank's samples of the step.
 
         Returns:
             fp32 scalars `itc`, `itm`, `itg` and their sum `loss`. Averaged over ranks and
-            micro-batches they are the joined batch's. So every token weighs alike in ITG; the
-            reference averages over each rank's tokens first, and agrees on one rank only.
+            micro-batches they are the joined batch's. For this, every token weighs alike in ITG;
+            the reference averages over each rank's tokens first, and agrees on one rank only.
 
         Raises:
             ValueError: Unequal batches over ranks, or one pair in all.
         """
         ids_BL, mask_BL = text_ids_BL, text_mask_BL
-        if world is None and not only_features:
+        if world is None:
             ((ids_BL, mask_BL),) = contrast.pad_texts([(ids_BL, mask_BL)])
-        image = self.project_image(tokens_BPD)
-        query_BQD, cache = self.qformer.encode_image(image)
-        feats_BQE, text_BE = self._image_feats(query_BQD), self.text_embeds(ids_BL, mask_BL)
-        if only_features:
-            tokens_BPD = tokens_BPD.detach()
-        own = Features(
-            tokens_BPD, ids_BL, mask_BL, image_ids_B, feats_BQE.detach(), text_BE.detach()
-        )
-        if only_features:
-            return own
-        world = world or World(own)
+        seen = self._encode(tokens_BPD, ids_BL, mask_BL)
+        world = world or World(seen.features(tokens_BPD, ids_BL, mask_BL, image_ids_B))
         same_BW = world.same(start, ids_BL.shape[0])
-        image_logits_BW, text_logits_BW = self._logits(feats_BQE, text_BE, world)
+        image_logits_BW, text_logits_BW = self._logits(seen.image_BQE, seen.text_BE, world)
         targets_BW = losses.itc_targets(same_BW, self.config.label_smoothing)
         result = {"itc": losses.itc_loss(image_logits_BW, text_logits_BW, targets_BW)}
         uniform_B2 = (None, None) if draws_B2 is None else draws_B2.unbind(1)
@@ -131,11 +141,27 @@ class Stage1(nn.Module):
         negative_text_B = losses.hard_negatives(image_logits_BW, same_BW, uniform_B2[1])
         asked = gather.ask(negative_image_B, world.size, start)
         if self.config.itg:  # here: it keeps the device busy until the host knows who sends what
-            result["itg"] = self._itg(cache, ids_BL, mask_BL, world)
+            result["itg"] = self._itg(seen.cache, ids_BL, mask_BL, world)
+        image = seen.image
         pairs = concatenate(image, self._negatives(image, world, asked), image)
         result["itm"] = self._itm(pairs, ids_BL, mask_BL, world, negative_text_B)
         result["loss"] = torch.stack(list(result.values())).sum()
         return result
+
+    def features(
+        self,
+        tokens_BPD: Tensor,
+        text_ids_BL: Tensor,
+        text_mask_BL: Tensor,
+        image_ids_B: Tensor | None = None,
+    ) -> Features:
+        """Detached features of a micro-batch, of which `World` is made; arguments as for `losses`.
+
+        Under the same seed they are the features that `losses` computes: dropout is drawn in the
+        same order.
+        """
+        seen = self._encode(tokens_BPD, text_ids_BL, text_mask_BL)
+        return seen.features(tokens_BPD.detach(), text_ids_BL, text_mask_BL, image_ids_B)
 
     def image_embeds(self, tokens_BPD: Tensor) -> Tensor:
         """L2-normalised features (B, Q, E) of every query."""
@@ -153,8 +179,8 @@ class Stage1(nn.Module):
         return logits_BC[:, 1] - logits_BC[:, 0]
 
     def project_image(self, tokens_BPD: Tensor) -> list[KeyValue]:
-        """Keys and values of images, for `match_logits` with many texts an image (`qformer.select`
-        picks rows).
+        """Keys and values of images for `match_logits`; `qformer.select` picks some of them, so
+        that an image is projected once for many texts.
         """
         return self.qformer.project(tokens_BPD, self.ln_vision)
 
@@ -164,6 +190,12 @@ class Stage1(nn.Module):
         """Two-class logits (R, 2), fp32, averaged over the queries; class 1 is "match"."""
         query_RQD = self.qformer.encode_pair(image, text_ids_RL, text_mask_RL)
         return self.itm_head(query_RQD).float().mean(1)
+
+    def _encode(self, tokens_BPD: Tensor, ids_BL: Tensor, mask_BL: Tensor) -> "_Encoded":
+        image = self.project_image(tokens_BPD)
+        query_BQD, cache = self.qformer.encode_image(image)
+        image_BQE = self._image_feats(query_BQD)
+        return _Encoded(image, cache, image_BQE, self.text_embeds(ids_BL, mask_BL))
 
     def _image_feats(self, query_BQD: Tensor) -> Tensor:
         return F.normalize(self.vision_proj(query_BQD).float(), dim=-1)
@@ -183,10 +215,10 @@ class Stage1(nn.Module):
         world: World,
         negative_text_B: Tensor,
     ) -> Tensor:
-        """3B rows in one batch: (text, image), (text, negative image), (negative text, image).
+        """ITM over 3B pairs: (text, image), (text, negative image), (negative text, image).
 
         Args:
-            pairs: Keys and values of the images of these rows.
+            pairs: Keys and values of these pairs' images.
             negative_text_B: World index of each image's negative text.
         """
         ids_RL = torch.cat((ids_BL, ids_BL, world.ids_WL[negative_text_B]))
@@ -196,7 +228,7 @@ class Stage1(nn.Module):
     def _negatives(
         self, image: list[KeyValue], world: World, asked: gather.Asked
     ) -> list[KeyValue]:
-        """Keys and values of the chosen images; those of this batch are projected already."""
+        """Keys and values of the negative images; those of this batch are projected already."""
         if asked.counts is not None:
             lacked_RPD = asked.bring(world.own.tokens_SPD)
             # Also where there are none: under ZeRO-3 all ranks must gather the same weights.
@@ -221,15 +253,50 @@ class Stage1(nn.Module):
 
 
 @dataclass(frozen=True)
+class _Encoded:
+    """A batch after the Q-Former's first two passes, with gradients.
+
+    Attributes:
+        image: keys and values of the image tokens for each layer with cross-attention.
+        cache: self-attention keys and values of the queries for each layer.
+        image_BQE: features of the queries.
+        text_BE: features of the texts.
+    """
+
+    image: list[KeyValue]
+    cache: list[KeyValue]
+    image_BQE: Tensor
+    text_BE: Tensor
+
+    def features(
+        self, tokens_BPD: Tensor, ids_BL: Tensor, mask_BL: Tensor, image_ids_B: Tensor | None
+    ) -> Features:
+        """The same as values for other samples to be compared with; the tokens as given."""
+        return Features(
+            tokens_SPD=tokens_BPD,
+            ids_SL=ids_BL,
+            mask_SL=mask_BL,
+            image_ids_S=image_ids_B,
+            image_SQE=self.image_BQE.detach(),
+            text_SE=self.text_BE.detach(),
+        )
+
+
+@dataclass(frozen=True)
 class Stage2Config:
-    """Generative learning: the Q-Former's outputs become a language model's visual prompts."""
+    """Sizes of stage 2, generative learning; the defaults are the paper's with OPT-2.7B.
+
+    Attributes:
+        qformer: sizes of the Q-Former.
+        llm_width: width of the language model's embeddings.
+    """
 
     qformer: QFormerConfig = field(default_factory=lambda: QFormerConfig(text=False))
     llm_width: int = 2560
 
 
 class Stage2(nn.Module):
-    """Image tokens to soft visual prompts (section 3.3)."""
+    """Generative learning: image tokens become soft visual prompts of a language model (3.3)."""
 
     def __init__(self, config: Stage2Config) -> None:
         super().__init__()
@@ -264,14 +331,18 @@ class Stage2(nn.Module):
 
 
 def stage2_config(stage1: Stage1Config, llm_width: int, text: bool = False) -> Stage2Config:
-    """The stage 2 that continues a stage 1, without text parameters unless the Q-Former is to read
-    text.
+    """Sizes of the stage 2 that continues a stage 1.
+
+    Args:
+        stage1: Sizes of stage 1.
+        llm_width: Width of the language model's embeddings.
+        text: Whether the Q-Former reads text in stage 2; else it has no text parameters.
     """
     return Stage2Config(replace(stage1.qformer, text=text), llm_width)
 
 
 def stage2_from_stage1(state: dict[str, Tensor], text: bool = False) -> dict[str, Tensor]:
-    """What stage 2 takes over from stage 1's state: everything of stage 2 but `language_proj`.
+    """Stage 2's weights out of stage 1's state dict: all but `language_proj`.
 
     Args:
         state: Stage 1's state dict.
@@ -295,7 +366,7 @@ def stage2_from_stage1(state: dict[str, Tensor], text: bool = False) -> dict[str
 
 
 class WithEncoder(nn.Module):
-    """A stage together with the image encoder that trains with it (finetuning, tables 7-9).
+    """A stage together with an image encoder that trains with it (finetuning, tables 7-9).
 
     Its parameters are named `encoder.vit.*` and `stage.*`.
     """
@@ -306,49 +377,13 @@ class WithEncoder(nn.Module):
         self.stage = stage
 
     def forward(self, images_B3HW: Tensor, *text: Tensor | None, **more: Any) -> Any:
-        """What the stage makes of the images' tokens; all else is passed on to it."""
+        """Encodes the images and calls the stage with their tokens and all other arguments."""
         return self.stage(self.encoder(images_B3HW), *text, **more)
 
 
 def stage_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The stage's part of a checkpoint, under the stage's own names, whether or not an encoder
-    was trained with it.
-    """
+    """A stage's weights under its own names, out of a checkpoint with or without an encoder."""
     prefix = "stage."
     if not any(name.startswith(prefix) for name in state):
         return state
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-
-class VisionNorm(nn.LayerNorm):
-    """LayerNorm on the encoder's output, eps 1e-5, computed in fp32, returned in the dtype of its
-    weight.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width, eps=1e-5)
-
-    def forward(self, tokens_BPD: Tensor) -> Tensor:
-        weight, bias = self.weight.float(), self.bias.float()
-        normed = F.layer_norm(tokens_BPD.float(), self.normalized_shape, weight, bias, self.eps)
-        return normed.to(self.weight.dtype)
-
-
-class Bounded(torch.autograd.Function):
-    """Clamps to [low, high]; outside, only a gradient that leads back passes, so that no step is
-    lost there.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx, x: Tensor, low: float, high: float
-    ) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.bounds = (low, high)  # type: ignore[attr-defined]
-        return x.clamp(low, high)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
-        (x,), (low, high) = ctx.saved_tensors, ctx.bounds
-        outward = ((x < low) & (grad > 0)) | ((x > high) & (grad < 0))
-        return grad.masked_fill(outward, 0), None, None

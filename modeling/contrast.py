@@ -1,12 +1,12 @@
-"""What stage 1 compares a sample with: the features of all samples of a step, on all ranks and in
-all micro-batches, so that in-batch negatives do not shrink with the memory (section 3.2).
+"""Contrastive features of all samples of a step, on all ranks and in all micro-batches.
 
-Legend: B micro-batch, S a rank's samples of the step, W the world's (S × ranks, rank-major), P
-    image tokens, Q queries, L text tokens, D width, E embedding.
+In-batch negatives (section 3.2) are drawn from all of them, so that their number does not shrink
+with the memory. Only a sample's own features carry a gradient (`gather` explains why that is
+enough); of the others the values suffice. `losses_in_turn` therefore makes two passes over the
+micro-batches: the first collects features, the second runs each micro-batch forward and backward by
+itself, with the gradient of the one big batch.
 
-Only a sample's own features carry a gradient (`gather` explains why that is enough). Of the others
-no more than values are needed, and these a first pass over the micro-batches can bring: each
-micro-batch then runs forward and backward by itself, with the gradient of the one big batch.
+Shapes: see `modeling`; B one micro-batch, S a rank's samples of the step, W = S × ranks.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,16 +20,18 @@ from torch import Tensor
 from modeling import gather
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Features:
-    """What the objectives compare, of one rank's samples; nothing has a gradient but, where the
-    encoder trains, the tokens.
+    """One rank's samples as other samples are compared with them.
+
+    Nothing has a gradient, except the tokens where the image encoder trains.
 
     Attributes:
-        tokens_SPD: Of the image encoder.
+        tokens_SPD: Output of the image encoder.
         ids_SL: Text tokens.
         mask_SL: 1 for tokens, 0 for padding.
-        image_ids_S: Equal for samples that show the same image; None: all are different.
+        image_ids_S: Ids of the images, equal for samples that show the same one; None: all are
+            different.
         image_SQE: Features of the queries.
         text_SE: Features of the texts.
     """
@@ -43,7 +45,7 @@ class Features:
 
 
 class World:
-    """The features of all ranks (a collective call to make), and those of this rank."""
+    """The features of all ranks, and those of this rank. Making it is a collective call."""
 
     def __init__(self, own: Features) -> None:
         self.own = own
@@ -57,36 +59,41 @@ class World:
 
     @property
     def size(self) -> int:
-        """S."""
+        """Number S of this rank's samples."""
         return self.own.ids_SL.shape[0]
 
     def same(self, start: int, batch: int) -> Tensor:
-        """True (B, W) where a sample from `start` on and one of the world show the same image; a
-        sample and itself always.
+        """Which samples show the same image: bool (B, W), True for a sample and itself.
+
+        Args:
+            start: Index of the first of B samples among this rank's.
+            batch: Number B.
         """
         return self._image_ids_S[start : start + batch, None] == self._image_ids_W[None]
 
     def text_targets(self, batch: int) -> Tensor:
-        """Text tokens to generate in B of this rank's samples, on average."""
+        """Mean number of tokens to generate in `batch` of this rank's samples."""
         return self.own.mask_SL[:, 1:].sum() * batch / self.size
 
 
 def join(parts: Sequence[Features]) -> Features:
-    """The features of a rank's micro-batches, in order; their texts are padded alike."""
+    """Joins the features of a rank's micro-batches, in order; their texts are padded alike."""
     ids = [part.image_ids_S for part in parts if part.image_ids_S is not None]
     return Features(
-        torch.cat([part.tokens_SPD for part in parts]),
-        torch.cat([part.ids_SL for part in parts]),
-        torch.cat([part.mask_SL for part in parts]),
-        torch.cat(ids) if ids else None,
-        torch.cat([part.image_SQE for part in parts]),
-        torch.cat([part.text_SE for part in parts]),
+        tokens_SPD=torch.cat([part.tokens_SPD for part in parts]),
+        ids_SL=torch.cat([part.ids_SL for part in parts]),
+        mask_SL=torch.cat([part.mask_SL for part in parts]),
+        image_ids_S=torch.cat(ids) if ids else None,
+        image_SQE=torch.cat([part.image_SQE for part in parts]),
+        text_SE=torch.cat([part.text_SE for part in parts]),
     )
 
 
 def pad_texts(texts: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    """Pads a rank's texts, (ids, mask) a micro-batch, to the longest of all ranks, so that they
-    can be gathered; what stands in padding is never read.
+    """Pads a rank's texts to the longest text of all ranks, so that they can be gathered.
+
+    Args:
+        texts: Ids and mask (B, L) of each micro-batch.
 
     Raises:
         ValueError: Ranks hold batches of different size.
@@ -99,15 +106,16 @@ def pad_texts(texts: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tens
 
 @dataclass(frozen=True)
 class Pairs:
-    """A micro-batch as `losses_in_turn` takes it.
+    """A micro-batch of image-text pairs.
 
     Attributes:
-        images: Gives what the module is shown of the images, when it is its turn.
+        images: Function that returns the module's image input, called when it is needed: tokens of
+            a frozen encoder, or pixels.
         ids_BL: Text tokens.
         mask_BL: 1 for tokens, 0 for padding.
-        image_ids_B: As for `Stage1.forward`.
-        draws_B2: As for `Stage1.forward`.
-        seed: Seeds torch's generators: dropout must be the same in both passes.
+        image_ids_B: Ids of the images (see `Stage1.losses`).
+        draws_B2: Numbers that choose the hard negatives (see `Stage1.losses`).
+        seed: Function that seeds torch's generators: dropout must be the same in both passes.
     """
 
     images: Callable[[], Tensor]
@@ -121,35 +129,35 @@ class Pairs:
 def losses_in_turn(
     module: Callable[..., Any], micros: Sequence[Pairs], frozen: bool
 ) -> Iterator[dict[str, Tensor]]:
-    """Stage 1's losses of each micro-batch of a step; their mean is the one big batch's, and so is
-    the mean of their gradients. Collective.
+    """Stage 1's losses of each micro-batch of a step. Collective.
 
-    The caller runs a micro-batch's backward pass before it asks for the next. The first of
-    the two passes costs ITC's forward once more, but not the frozen encoder's: its tokens are kept.
+    The mean of the losses is that of the one big batch, and so is the mean of their gradients. The
+    caller runs a micro-batch's backward pass before it asks for the next. The first of the two
+    passes costs ITC's forward pass once more; the frozen encoder's is kept.
 
     Args:
         module: `Stage1`, or `WithEncoder` around it, in whatever engine.
-        micros: This rank's, of one size, as many as on every other rank.
-        frozen: Whether `images` gives tokens of a frozen encoder. Where the encoder trains, its
+        micros: This rank's micro-batches, of one size, as many as on every other rank.
+        frozen: Whether `images` returns tokens of a frozen encoder. Where the encoder trains, its
             gradient from the negatives of other micro-batches is left out.
     """
     texts = pad_texts([(micro.ids_BL, micro.mask_BL) for micro in micros])
-    rest = [(m.image_ids_B, m.draws_B2) for m in micros]
     if len(micros) == 1:
-        seen = micros[0].images()
-        micros[0].seed()
-        yield module(seen, *texts[0], *rest[0])
-        return
-    features = []
-    for micro, text, more in zip(micros, texts, rest, strict=True):
+        (micro,), (text,) = micros, texts
         seen = micro.images()
         micro.seed()
-        features.append(module(seen, *text, *more, only_features=True))
+        yield module(seen, *text, micro.image_ids_B, micro.draws_B2)
+        return
+    features = []
+    for micro, text in zip(micros, texts, strict=True):
+        seen = micro.images()
+        micro.seed()
+        features.append(module(seen, *text, micro.image_ids_B, compute="features"))
     world, start = World(join(features)), 0
     del features, seen
-    for micro, text, more in zip(micros, texts, rest, strict=True):
+    for micro, text in zip(micros, texts, strict=True):
         end = start + micro.ids_BL.shape[0]
         seen = world.own.tokens_SPD[start:end] if frozen else micro.images()
         micro.seed()
-        yield module(seen, *text, *more, world=world, start=start)
+        yield module(seen, *text, micro.image_ids_B, micro.draws_B2, world=world, start=start)
         start = end

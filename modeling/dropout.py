@@ -1,7 +1,7 @@
-"""Dropout that costs little on CPU: a 16-bit number an element instead of torch's Bernoulli draws.
+"""Dropout that is cheap on a CPU: one random 16-bit number for each element.
 
-Those take longer than the matrix products beside them (24 x 64 x 768 elements on one core: 22 ms
-against 2 ms). Other devices have a fused kernel and use it.
+torch's Bernoulli draws take longer than the matrix products beside them (24 x 64 x 768 elements on
+one core: 22 ms against 2 ms). Other devices have a fused kernel and use it.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ class Dropout(nn.Dropout):
 
 
 def dropout(x: Tensor, rate: float) -> Tensor:
-    """Drops elements at a rate and scales the others, drawing from torch's default generator."""
+    """Sets elements to zero at a rate and scales the others; torch's default generator draws."""
     level = round(rate * _LEVELS)
     if level in (0, _LEVELS) or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, rate)

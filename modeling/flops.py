@@ -1,8 +1,8 @@
-"""FLOPs and activations of a training step by formula, for MFU and for planning.
+"""FLOPs and activations of a training step by formula, for utilisation and for planning.
 
-Counted is what the implementation computes: matrix products at two FLOPs a multiplication, nothing
-else (as torch's FlopCounter), and nothing that is recomputed. Legend: P image tokens, Q queries,
-L text tokens; all counts are for one sample.
+The matrix products that the implementation computes are counted, at two FLOPs for a multiplication;
+nothing else is (as in torch's FlopCounter), and recomputation is not. All counts are for one
+sample.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ class Work:
 
     @property
     def forward(self) -> float:
-        """Without a backward pass: a frozen encoder."""
+        """FLOPs without a backward pass: a frozen encoder."""
         return self.weights + self.activations
 
     @property
     def trained(self) -> float:
-        """Forward and backward with gradients of inputs and weights."""
+        """FLOPs of forward and backward with gradients of inputs and weights."""
         return 3 * self.forward
 
     @property
     def through(self) -> float:
-        """Forward and backward of frozen weights that gradients pass: half of their backward."""
+        """FLOPs of forward and backward of frozen weights, through which gradients pass."""
         return 2 * self.weights + 3 * self.activations
 
 
@@ -48,6 +48,9 @@ class Stack:
     """Sizes of a stack of transformer blocks.
 
     Attributes:
+        width: width of the hidden states.
+        blocks: number of blocks.
+        mlp: width of the MLP's hidden layer.
         inner: width of all attention heads together.
         shared: width of keys and of values, less than ``inner`` where heads share them.
         gated: whether the MLP has a second input matrix.
@@ -61,7 +64,12 @@ class Stack:
     gated: bool = False
 
     def run(self, tokens: float, keys: float | None = None) -> Work:
-        """All blocks on a sequence."""
+        """Forward pass of all blocks on a sequence.
+
+        Args:
+            tokens: Tokens of the sequence.
+            keys: Keys that each of them attends to; None: the sequence's own.
+        """
         attention = 2 * self.width * (self.inner + self.shared)
         mlp = (3 if self.gated else 2) * self.width * self.mlp
         seen = tokens if keys is None else keys
@@ -71,13 +79,13 @@ class Stack:
         )
 
     def cross(self, tokens: float, keys: float) -> Work:
-        """The cross-attention of all blocks: from one sequence to the keys of another."""
+        """Cross-attention of all blocks, from `tokens` tokens to `keys` of another sequence."""
         query, source = 2 * self.width * self.inner, 2 * self.width * self.shared
         weights = 2 * self.blocks * (tokens * query + keys * source)
         return Work(weights, 4 * tokens * keys * self.inner * self.blocks)
 
     def saved(self, tokens: float, trained: bool) -> float:
-        """Activations that the backward pass needs, in elements, with fused attention.
+        """Activations that the backward pass needs, in elements, where attention is fused.
 
         A frozen block saves the inputs of its norms, of its activation and of its attention; one
         that trains also the inputs of its matrices.
@@ -92,7 +100,13 @@ class Stack:
 
 @dataclass(frozen=True)
 class VitSizes:
-    """An image encoder as it is built, without its last block."""
+    """Sizes of an image encoder as it is built, without the blocks that are not used.
+
+    Attributes:
+        stack: its blocks.
+        tokens: tokens of an image, special ones included.
+        patch: side of a patch in pixels.
+    """
 
     stack: Stack
     tokens: int
@@ -111,7 +125,7 @@ def vit_sizes(vit: Any) -> VitSizes:
 
 
 def vit_flops(sizes: VitSizes, trained: bool) -> float:
-    """The image encoder on one image, with its backward pass where it trains."""
+    """FLOPs of the image encoder for one image, with a backward pass where it trains."""
     patches = 2 * (sizes.tokens - 1) * sizes.stack.width * 3 * sizes.patch**2
     blocks = sizes.stack.run(sizes.tokens)
     if not trained:
@@ -126,8 +140,10 @@ def project_work(config: QFormerConfig, image_tokens: int, learned: bool = False
     """Keys and values of one image for all layers with cross-attention.
 
     Args:
-        learned: Whether the image tokens have a gradient (their encoder trains); a third of the
-            work with weights is for it.
+        config: Sizes of the Q-Former.
+        image_tokens: Tokens of the image.
+        learned: Whether the image tokens have a gradient (their encoder trains), which takes a
+            third of the work with weights.
     """
     layers = -(-config.layers // config.cross_every)
     work = Work(4 * layers * image_tokens * config.encoder_width * config.width)
@@ -143,11 +159,15 @@ def pass_work(
     past: int = 0,
     last: int | None = None,
 ) -> Work:
-    """One pass of the Q-Former over queries and text whose image is already projected.
+    """One pass of the Q-Former over queries and text, with given keys and values of the image.
 
     Args:
+        config: Sizes of the Q-Former.
+        queries: Queries in the sequence.
+        text: Text tokens in the sequence.
+        image_tokens: Keys of the image.
         past: Self-attention keys that come from an earlier pass.
-        last: Rows that the last layer computes; None: all.
+        last: Positions that the last layer computes; None: all.
     """
     rows, width = queries + text, config.width
     cross = Work(4 * queries * width**2, 4 * queries * image_tokens * width)
@@ -168,14 +188,16 @@ def stage1_work(
     *,
     learned: bool = False,
 ) -> dict[str, Work]:
-    """ITC, ITM and ITG of one pair, by part.
+    """Work of ITC, ITM and ITG for one sample, by part.
 
     Args:
+        config: Sizes of stage 1.
+        image_tokens: Tokens of an image.
         text: Text tokens, padding included.
-        batch: Samples over all ranks: each image is compared with all texts and each text with all
+        batch: Samples of all ranks; each image is compared with all texts, each text with all
             images.
-        world: Ranks; with several, negatives come mostly from others, and their images are
-            projected once more.
+        world: Number of ranks; with several, most negatives come from other ranks, and their images
+            are projected once more.
         learned: Whether the image encoder trains.
     """
     qformer, queries = config.qformer, config.qformer.queries
@@ -183,7 +205,7 @@ def stage1_work(
     itc_image = pass_work(qformer, queries=queries, image_tokens=image_tokens)
     itc_text = pass_work(qformer, text=text, last=1)
     heads = Work(2 * (queries + 1) * width * config.embed)
-    # Of the two sides of a similarity only the local one has a gradient: as with frozen weights.
+    # Only the local side of a similarity has a gradient: the other counts as frozen weights.
     similarities = Work(2 * 2 * batch * queries * config.embed) * (2 / 3)
     pair = pass_work(
         qformer, queries=queries, text=text, image_tokens=image_tokens, last=queries
@@ -203,7 +225,14 @@ def stage1_work(
 def stage2_work(
     config: Stage2Config, image_tokens: int, question: int = 0, *, learned: bool = False
 ) -> Work:
-    """Image tokens to soft visual prompts; `question` tokens go into the Q-Former too."""
+    """Work of stage 2 for one sample, without its language model.
+
+    Args:
+        config: Sizes of stage 2.
+        image_tokens: Tokens of an image.
+        question: Text tokens that the Q-Former reads.
+        learned: Whether the image encoder trains.
+    """
     qformer, queries = config.qformer, config.qformer.queries
     total = project_work(qformer, image_tokens, learned)
     total += pass_work(
@@ -221,7 +250,14 @@ def stage2_work(
 
 @dataclass(frozen=True)
 class LanguageSizes:
-    """A frozen language model: its stacks (``encoder`` only where it has one) and its head."""
+    """Sizes of a frozen language model.
+
+    Attributes:
+        decoder: blocks of the decoder.
+        vocab: rows of the output matrix.
+        head_width: width of the input of the output matrix.
+        encoder: blocks of the encoder; None for a decoder alone.
+    """
 
     decoder: Stack
     vocab: int
@@ -255,12 +291,12 @@ def language_sizes(config: Any) -> LanguageSizes:
 
 
 def language_flops(sizes: LanguageSizes, given: float, targets: float) -> float:
-    """Forward and backward of the frozen model; gradients flow to what was given only.
+    """FLOPs of a frozen language model, forward and backward; only its inputs get gradients.
 
     Args:
-        sizes: The language model.
-        given: Tokens that are not learned: queries, prompt, prefix.
-        targets: Tokens that are learned.
+        sizes: Sizes of the language model.
+        given: Tokens that are not targets: queries, prompt, prefix.
+        targets: Tokens that are targets.
     """
     head = Work(2 * targets * sizes.head_width * sizes.vocab)
     if sizes.encoder is None:
@@ -271,7 +307,7 @@ def language_flops(sizes: LanguageSizes, given: float, targets: float) -> float:
         return (body + head).through
     decoder = sizes.decoder
     body = sizes.encoder.run(given) + decoder.run(targets) + decoder.cross(targets, given) + head
-    # Nothing in front of the first cross-attention of the decoder leads back to the image.
+    # In front of the decoder's first cross-attention no gradient leads back to the image.
     first = Work(
         2 * targets * decoder.width * (3 * decoder.inner + 2 * decoder.shared),
         2 * 4 * targets**2 * decoder.inner / 2,
@@ -285,6 +321,6 @@ def split_text(text: int) -> tuple[float, float]:
     Args:
         text: Tokens of a whole text with one end token.
     """
-    words = text - 1
-    prefix = (1 + words // 2) / 2
-    return prefix + 1, words - prefix + 1
+    plain = text - 1
+    prefix = (1 + plain // 2) / 2
+    return prefix + 1, plain - prefix + 1

@@ -1,13 +1,11 @@
-"""The collectives of the model, and the only file with them. Without a process group the world is
-one rank.
+"""The collective calls of the model; no other file of `modeling` has any.
 
-Legend: B local batch, W world batch (B × ranks, rank-major), L text tokens, P image tokens, D
-width, E embedding, R rows received.
+Without a process group there is one rank. A rank differentiates its loss by its own samples only;
+the average over ranks is then the gradient of the joined batch (the paper's section 3.2 uses
+in-batch negatives over all GPUs). Therefore nothing here carries a gradient, with one exception:
+the tokens of an image encoder that trains, where another rank chose them as a negative.
 
-A rank's loss is differentiated by its own samples only, and the average over ranks is then the
-gradient of the joined batch (section 3.2 of the paper uses in-batch negatives over all GPUs).
-Therefore nothing here carries a gradient, but for one thing: the tokens of an encoder that trains,
-where another rank took them for a negative.
+Shapes: see `modeling`; S a rank's samples of the step, R images received, N ranks.
 """
 
 from collections.abc import Callable
@@ -17,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# The name that stays; older versions of torch have the other one.
+# The first name is torch's new one; older versions have only the second.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
@@ -32,9 +30,7 @@ def rank() -> int:
 
 
 def gather(local_B: Tensor) -> Tensor:
-    """Concatenates every rank's tensor along dimension 0, detached; all ranks must bring the same
-    shape.
-    """
+    """Concatenates the ranks' tensors along dimension 0, detached; all have the same shape."""
     local = local_B.detach()
     if world_size() == 1:
         return local
@@ -44,7 +40,7 @@ def gather(local_B: Tensor) -> Tensor:
 
 
 def world_sum(value: Tensor) -> Tensor:
-    """Sum of a tensor over ranks, detached."""
+    """Sum of the ranks' tensors, detached."""
     total = value.detach().clone()
     if world_size() > 1:
         dist.all_reduce(total)
@@ -52,22 +48,27 @@ def world_sum(value: Tensor) -> Tensor:
 
 
 def world_mean(total: Tensor, count: Tensor) -> Tensor:
-    """A mean over the samples of all ranks as a loss of this one: averaged over ranks it is Σ
-    total / Σ count.
+    """This rank's share of a mean over all ranks: its average over ranks is Σ total / Σ count.
 
-    A plain local mean would weigh a token by how many others its rank happens to hold, so that the
-    gradient would depend on the number of ranks.
+    A mean over the local tokens would instead weigh a token by how many others its rank happens to
+    have, so that the gradient would depend on the number of ranks.
 
     Args:
         total: Scalar with a gradient, the local sum.
-        count: Scalar, how many terms are in it; at least one term must exist in the world.
+        count: Scalar, the number of terms in it; at least one rank must have a term.
     """
     return total * world_size() / world_sum(count.to(total.dtype)).clamp(min=1)
 
 
 def common_text_length(batch: int, length: int, device: torch.device) -> int:
-    """The longest text over all ranks, for padding before `gather`; no device waits for this where
-    the group also has a CPU backend.
+    """Length of the longest text of all ranks, for padding before `gather`.
+
+    Where the process group also has a CPU backend, no device waits for this.
+
+    Args:
+        batch: Number of this rank's samples.
+        length: Length of this rank's longest text.
+        device: Device of the model.
 
     Raises:
         ValueError: Ranks hold batches of different size (on every rank, instead of a hang or a
@@ -89,19 +90,22 @@ def common_text_length(batch: int, length: int, device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class Asked:
-    """Images that a batch chose as negatives and does not have: asked for, and still to be brought.
+    """Negative images that a batch lacks: they are asked for, and `bring` will fetch them.
 
-    How many there are decides the sizes of messages and tensors, which the host must know. That is
-    on its way to the host when `ask` returns: who queues other work for the device before `bring`
-    keeps the device busy meanwhile.
+    Their number decides the sizes of messages and tensors, so the host must know it. It is on its
+    way to the host when `ask` returns; work that is queued between `ask` and `bring` keeps the
+    device busy meanwhile.
 
     Attributes:
-        row_B: For each choice its row in cat(the batch, what `bring` gives).
-        send_rows: Rows that this rank sends, by asker; behind them rows that nobody wants.
-        pick_B: Rows of cat(this rank's tokens, received) that the batch lacks; behind them those it
-            has. None where the batch is all that this rank has: it lacks what is received.
-        counts: Waits for the rows to each rank, from each rank, and (repeated) lacked in all. None
-            where the batch is all there is: it can lack nothing.
+        row_B: Row of each chosen image in cat(the batch, the images from `bring`).
+        send_rows: Rows that this rank sends, sorted by the rank that asked; behind them rows that
+            no rank asked for.
+        pick_B: Rows of cat(this rank's tokens, received tokens) that the batch lacks; behind them
+            rows that it has. None where the batch is all that this rank has: then it lacks exactly
+            the received ones.
+        counts: Function that waits for three lists of numbers of rows: sent to each rank, received
+            from each rank, and (repeated) lacked in all. None where the batch is the whole world
+            and can lack nothing.
     """
 
     row_B: Tensor
@@ -110,14 +114,15 @@ class Asked:
     counts: Callable[[], list[list[int]]] | None
 
     def bring(self, tokens_SPD: Tensor) -> Tensor:
-        """The tokens (R, P, D) that the batch lacks, R between 0 and B. They come in the order of
-        the world's batches and, within one, of the choices: how many batches share a rank makes no
-        difference. Collective.
+        """Tokens (R, P, D) of the images that the batch lacks, R between 0 and B. Collective.
+
+        They are sorted by the world's batches and, within one, by the choices, so that the number
+        of batches on a rank makes no difference.
 
         Args:
             tokens_SPD: This rank's image tokens. Where they have a gradient (the encoder is
-                finetuned), what is received has one too, and every rank must let it take part in
-                its loss: its backward pass is a collective call.
+                finetuned), the received ones have one too, and every rank must use them in its
+                loss: their backward pass is a collective call.
         """
         received_RPD = tokens_SPD[:0].detach()
         if self.counts is None:
@@ -135,13 +140,14 @@ class Asked:
 
 
 def ask(chosen_B: Tensor, size: int, start: int = 0) -> Asked:
-    """Tells the other ranks which of their images a batch chose as negatives. Collective; nobody
-    waits for the device.
+    """Tells the other ranks which of their images a batch chose as negatives.
+
+    Collective; the host does not wait for the device.
 
     Args:
         chosen_B: World index of the negative image for each text of the batch.
-        size: Images a rank has, in one or more such batches.
-        start: Index of the batch's first image among them.
+        size: Number of a rank's images, in one or more such batches.
+        start: Index of the batch's first image among this rank's.
     """
     ranks, here, batch = world_size(), rank(), chosen_B.shape[0]
     if ranks == 1 and size == batch:
@@ -155,12 +161,12 @@ def ask(chosen_B: Tensor, size: int, start: int = 0) -> Asked:
     remote_B = owner_B != here
     pick_B = None
     if size > batch:
-        place_B = _order(owner_B, remote_B).argsort()  # received rows come by owner
-        pick_B = torch.where(remote_B, size + place_B, chosen_B % size)[order_B]
+        received_B = _order(owner_B, remote_B).argsort()  # received rows are sorted by owner
+        pick_B = torch.where(remote_B, size + received_B, chosen_B % size)[order_B]
 
     wanted_NB = gather(chosen_B[None])
     mine_NB = wanted_NB // size == here
-    mine_NB[here] = False  # what this rank wants of its own stays where it is
+    mine_NB[here] = False  # this rank's own images need not be sent
     send_rows = (wanted_NB % size).flatten()[torch.argsort(~mine_NB.flatten(), stable=True)]
     owners_N1 = torch.arange(ranks, device=chosen_B.device)[:, None]
     received_N = ((owner_B == owners_N1) & remote_B).sum(1)
@@ -169,15 +175,16 @@ def ask(chosen_B: Tensor, size: int, start: int = 0) -> Asked:
 
 
 def _order(key_B: Tensor, wanted_B: Tensor) -> Tensor:
-    """Indices that bring the wanted ones to the front, by key, equal keys in their order: what
-    `nonzero` would tell, in a size that is known.
+    """Indices that sort the wanted elements to the front by key; equal keys keep their order.
+
+    `nonzero` would give the same, but in a size that the host had to wait for.
     """
     last = torch.iinfo(key_B.dtype).max
     return torch.argsort(key_B.masked_fill(~wanted_B, last), stable=True)
 
 
 def _on_its_way(counts: Tensor) -> Callable[[], list[list[int]]]:
-    """Starts copying to the host; who asks waits for the copy, not for what is queued after it."""
+    """Starts a copy to the host; the returned function waits for it, not for work queued later."""
     if not counts.is_cuda:
         return counts.tolist
     host = torch.empty(counts.shape, dtype=counts.dtype, pin_memory=True)
@@ -193,7 +200,7 @@ def _on_its_way(counts: Tensor) -> Callable[[], list[list[int]]]:
 
 
 class _Exchanged(torch.autograd.Function):
-    """The exchange of tokens that train: their gradients go back the way they came."""
+    """An exchange of tokens with a gradient, which returns to the ranks that sent them."""
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]
@@ -228,7 +235,7 @@ def _byte_counts(rows: list[int], like: Tensor) -> list[int]:
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    # Bytes travel alike on every backend; gloo lacks some dtypes, bfloat16 among them.
+    # Every backend can send bytes; gloo lacks some number formats, bfloat16 among them.
     return tensor.view(-1).view(torch.uint8)
 
 

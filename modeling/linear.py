@@ -1,18 +1,18 @@
-"""Linear layers whose fp32 products on CPU go to the faster of two libraries.
+"""Linear layers whose fp32 products on a CPU are made by the faster of two libraries.
 
-torch gives fp32 products to MKL, ours may give them to oneDNN. Which is faster depends on the
-processor, and by more than a factor of two: on AMD processors with AVX-512 oneDNN is (2 cores of an
-EPYC: 185 against 79 GFLOP/s for 2056 x 1408 by 1408 x 768), on Intel's and on those with AVX2 alone
-MKL is, and for some layouts oneDNN has no fast kernel at all (a fifth of MKL's rate). So both are
-timed: first on one shape for each of the three products of a layer, a few milliseconds; and where
-oneDNN is clearly ahead, on the shape in question. bf16 goes to oneDNN in torch already, and other
-devices have libraries of their own.
+torch makes fp32 products with MKL; these layers may make them with oneDNN. Which one is faster, by
+up to more than a factor of two, depends on the processor: oneDNN on AMD's with AVX-512 (2 cores of
+an EPYC: 185 against 79 GFLOP/s for 2056 x 1408 by 1408 x 768), MKL on Intel's and on those with
+AVX2 only; and for some layouts oneDNN has no fast kernel at all (a fifth of MKL's rate). So both
+are timed: first on one shape for each of the three products of a layer, which takes a few
+milliseconds; then, where oneDNN is clearly ahead, on the shape in question. torch makes bf16
+products with oneDNN already, and other devices have libraries of their own.
 
 A choice depends on the layer's shape and never on the number of rows, so that one library makes
-all of a layer's products at any batch size. `Choices` can be written down and taken over, so that a
-run that goes on, or another process, computes with the same libraries.
+all of a layer's products at any batch size. `Choices` can be saved and loaded, so that a resumed
+run, or another process, computes with the same libraries.
 
-Legend: N rows, D width in, O width out; leading dimensions are rows.
+Shapes: N rows (all leading dimensions), D width of the input, O width of the output.
 """
 
 import functools
@@ -50,14 +50,14 @@ _AHEAD = 1.25  # times torch's rate that oneDNN must reach: nothing near a tie m
 _PROBE = (512, 512)  # the layer (O, D) that stands for all others of its kind
 _KINDS: tuple[Kind, ...] = ("forward", "input", "weight")
 _OVERRIDE = "ISTHMUS_PRODUCTS"
-_forced: ContextVar[Library | None] = ContextVar("the library that is wanted", default=None)
+_forced: ContextVar[Library | None] = ContextVar("the library that is forced", default=None)
 
 
 class Choices:
-    """Which library makes a layer's products, found by timing when first asked.
+    """The library of each layer's products, found by timing when it is first asked for.
 
     Attributes:
-        made: ``KIND OxD`` of the layers asked for so far, and their library.
+        made: library by product, ``KIND OxD``, for all products asked for so far.
     """
 
     def __init__(self) -> None:
@@ -77,11 +77,11 @@ class Choices:
         return self.made[layer]
 
     def keep_in(self, folder: Path) -> None:
-        """Take over what earlier processes on this machine found, and leave there what is new.
+        """Take over the choices of earlier processes on this machine, and save new ones there.
 
         Args:
-            folder: a folder of this machine; one file in it for each kind of processor and
-                version of torch. A file that cannot be read or written is done without.
+            folder: folder on this machine, with a file for each kind of processor and version of
+                torch. Without a file that can be read and written, timings are made again.
         """
         self._file = folder / f"products-{_machine()}.json"
         try:
@@ -104,7 +104,7 @@ class Choices:
             part.unlink(missing_ok=True)
 
     def follow(self, made: Mapping[str, Library]) -> None:
-        """Take over choices that were made before, by this run or by another process."""
+        """Take over choices that this run or another process made before."""
         self.made.update(made)
 
 
@@ -120,7 +120,7 @@ class Linear(nn.Linear):
 
 
 def linear(x: Tensor, weight_OD: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """`F.linear`, each of its three products by the faster library."""
+    """`F.linear` whose three products are each made by the faster library."""
     if not _has_choice(x, weight_OD):
         return F.linear(x, weight_OD, bias_O)
     libraries = tuple(library(kind, *weight_OD.shape) for kind in _KINDS)
@@ -153,19 +153,19 @@ def weight_product(grad_NO: Tensor, x_ND: Tensor) -> Tensor:
 
 
 def library(kind: Kind, out: int, width: int) -> Library:
-    """The library for one of a layer's products: what is forced, else the faster one."""
+    """The library for one of a layer's products: the forced one, else the faster one."""
     return _forced.get() or _override() or CHOICES.library(kind, out, width)
 
 
 def forward_library() -> Library:
-    """The library for forward passes where all layers take the same one, by one timing."""
+    """One library for the forward passes of all layers, found by a single timing."""
     if _OP is None:
         return "torch"
     return library("forward", *_PROBE)
 
 
 def faster_products(module: ModuleT) -> ModuleT:
-    """Gives a foreign model's plain linear layers `Linear`'s forward pass, in place."""
+    """Turns a model's plain linear layers into `Linear`, in place."""
     for part in module.modules():
         if type(part) is nn.Linear:
             part.__class__ = Linear
@@ -183,7 +183,12 @@ def products_by(name: Library) -> Iterator[None]:
 
 
 def _has_choice(x: Tensor, y: Tensor, elements: int = 0) -> bool:
-    """Whether two libraries can make a product with ``elements`` (those of y) in its weight."""
+    """Whether both libraries can make a product.
+
+    Args:
+        x, y: factors.
+        elements: number of elements of the layer's weight; 0: those of y.
+    """
     return (
         _OP is not None
         and x.dtype == y.dtype == torch.float32
@@ -196,7 +201,7 @@ def _has_choice(x: Tensor, y: Tensor, elements: int = 0) -> bool:
 
 
 def _machine() -> str:
-    """A name for what decides the timings: processor, instructions, torch."""
+    """A short name for processor, instructions and torch, which decide the timings."""
     cpu = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -212,10 +217,10 @@ def _machine() -> str:
 
 @functools.cache
 def _override() -> Library | None:
-    """What the environment asks for.
+    """The library that the environment variable names; None: none.
 
     Raises:
-        ValueError: a name that is no library.
+        ValueError: the name is no library's.
     """
     name = os.environ.get(_OVERRIDE, "auto")
     if name in ("torch", "onednn"):
@@ -227,8 +232,9 @@ def _override() -> Library | None:
 
 @functools.cache
 def _faster(kind: Kind, out: int, width: int) -> Library:
-    """The faster library for a product of this kind and shape, by the time of one thread, which
-    other work on the machine does not change.
+    """The faster library for a product of this kind and shape.
+
+    The time of one thread is compared, which other work on the machine hardly changes.
     """
     rows = min(256, max(32, (1 << 27) // (out * width)))
     x, weight, grad = torch.ones(rows, width), torch.ones(out, width), torch.ones(rows, out)
@@ -248,7 +254,7 @@ def _faster(kind: Kind, out: int, width: int) -> Library:
 
 
 class _Linear(torch.autograd.Function):
-    """A layer one of whose products oneDNN makes; the backward pass takes the same libraries."""
+    """A linear layer with a library for each of its three products."""
 
     @staticmethod
     def forward(
@@ -287,7 +293,7 @@ if _OP is not None:
 
     @register_flop_formula(_OP)
     def _count(x_shape: Any, weight_shape: Any, *_: Any, **__: Any) -> int:
-        """FLOPs for torch's counter, as it counts matrix products."""
+        """FLOPs of the product, for torch's counter."""
         rows = 1
         for size in x_shape[:-1]:
             rows *= size

@@ -1,9 +1,9 @@
-"""The three stage-1 losses (paper, section 3.2) as pure functions of tensors; what was gathered is
-an argument.
+"""The three stage-1 losses (paper, section 3.2) as pure functions of tensors.
 
-Legend: B local batch, W world batch, Q queries, E shared embedding, R rows of image–text pairs, N
-    target tokens, V vocabulary.
-All are computed in fp32 whatever the dtype of the inputs.
+Features of other ranks are arguments. All losses are computed in fp32, whatever the number format
+of the inputs.
+
+Shapes: see `modeling`; N target tokens, C classes (no match, match).
 """
 
 from typing import Any
@@ -14,32 +14,27 @@ from torch import Tensor
 
 from modeling.linear import input_product, product, weight_product
 
-IGNORED = -100  # the target of a position that says nothing
+IGNORED = -100  # the target of a position that does not count
 CHUNK = 1 << 24  # logits that may stand in memory at once
 
 
 def image_to_text_similarity(image_feats_BQE: Tensor, text_feats_WE: Tensor) -> Tensor:
-    """Similarity (B, W) of local images to all texts: the maximum over the queries of the dot
-    product.
-    """
+    """Similarity (B, W) of local images to all texts: the largest dot product of the queries."""
     return torch.einsum("bqe,we->bwq", image_feats_BQE.float(), text_feats_WE.float()).amax(-1)
 
 
 def text_to_image_similarity(text_feats_BE: Tensor, image_feats_WQE: Tensor) -> Tensor:
-    """Similarity (B, W) of local texts to all images: the maximum over the queries of the dot
-    product.
-    """
+    """Similarity (B, W) of local texts to all images: the largest dot product of the queries."""
     return torch.einsum("be,wqe->bwq", text_feats_BE.float(), image_feats_WQE.float()).amax(-1)
 
 
 def itc_targets(same_BW: Tensor, smoothing: float) -> Tensor:
-    """Soft targets (B, W): uniform over the pairs with equal image ids, mixed with uniform over
-    all.
+    """Soft targets (B, W): uniform over the samples of the same image, smoothed.
 
     Args:
         same_BW: True where the local sample and the world's sample show the same image; at least
-            one a row.
-        smoothing: Share of the uniform part, 0.1 in the reference.
+            one in a row.
+        smoothing: Share of the distribution that is uniform over all samples; 0.1 in the reference.
     """
     same = same_BW.float()
     return (1 - smoothing) * same / same.sum(1, keepdim=True) + smoothing / same.shape[1]
@@ -59,18 +54,16 @@ def itc_loss(image_logits_BW: Tensor, text_logits_BW: Tensor, targets_BW: Tensor
 
 
 def hard_negatives(logits_BW: Tensor, same_BW: Tensor, uniform_B: Tensor | None = None) -> Tensor:
-    """Draws for each row one negative from softmax(logits), pairs with equal ids excluded (section
-    3.2, ITM).
+    """Draws one hard negative for each row from softmax(logits) (section 3.2, ITM).
 
-    The draw is the only source of randomness. A similarity that is not a number counts
-    as 0 here, so that a broken batch reaches the training loop's check of the loss instead of
-    crashing in the sampler. A row in which *all* ids are equal has no true negative; it gets a
-    uniform draw rather than a crash.
+    Samples of the same image are excluded. A similarity that is not a number counts as 0, so that
+    a broken batch reaches the training loop's check of the loss instead of crashing in the sampler.
+    A row in which all samples show the same image has no true negative; it gets a uniform draw.
 
     Args:
-        logits_BW: Similarity over the temperature, no gradient needed.
-        same_BW: True where drawing is forbidden.
-        uniform_B: Numbers in [0, 1), float64, whose quantiles are drawn; None draws here.
+        logits_BW: Similarity over the temperature; needs no gradient.
+        same_BW: True where two samples show the same image.
+        uniform_B: Numbers in [0, 1), float64, whose quantiles are taken; None draws them here.
 
     Returns:
         World index of each row's negative, int64 (B).
@@ -90,7 +83,7 @@ def hard_negatives(logits_BW: Tensor, same_BW: Tensor, uniform_B: Tensor | None 
 
 
 def draw_quantiles(weights_BW: Tensor, uniform_B: Tensor) -> Tensor:
-    """The index of each row at which its number falls among the running sums of the weights."""
+    """Indices (B) at which the quantiles of the rows' weights lie."""
     sums_BW = weights_BW.double().cumsum(1)
     # Below the sum, whatever rounding does: the first entry beyond is then one with a weight.
     at_B1 = uniform_B[:, None] * sums_BW[:, -1:]
@@ -99,36 +92,34 @@ def draw_quantiles(weights_BW: Tensor, uniform_B: Tensor) -> Tensor:
 
 
 def _draw(weights_BW: Tensor) -> Tensor:
-    """One index of each row in proportion to its weights."""
+    """Indices (B) drawn in proportion to the rows' weights."""
     if not weights_BW.is_cuda:
         return torch.multinomial(weights_BW, 1)[:, 0]
     return draw_by_race(weights_BW)
 
 
 def draw_by_race(weights_BW: Tensor) -> Tensor:
-    """What `torch.multinomial` draws, number for number, without its checks of the weights: these
-    wait for the device. The first of W exponential clocks to ring, each at the rate of its weight.
+    """Indices (B) that `torch.multinomial` draws, without its checks, which wait for the device.
+
+    Of W exponential clocks, each with its weight as rate, the first one to ring is drawn.
     """
     clocks_BW = torch.empty_like(weights_BW).exponential_()
     return (weights_BW / clocks_BW).argmax(1)
 
 
 def itm_loss(logits_RC: Tensor, positives: int) -> Tensor:
-    """Image–text matching: two-class cross-entropy; the first `positives` rows match, the others
-    do not.
+    """Image–text matching loss: cross-entropy of two classes.
 
     Args:
         logits_RC: (R, 2), averaged over the queries; class 1 is "match".
-        positives: Number of leading rows that are true pairs.
+        positives: Number of leading pairs that match; the others do not.
     """
     labels_R = (torch.arange(logits_RC.shape[0], device=logits_RC.device) < positives).long()
     return F.cross_entropy(logits_RC.float(), labels_R)
 
 
 def token_loss(logits_NV: Tensor, targets_N: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Sum over tokens of the label-smoothed cross-entropy (ITG and language models); padding was
-    left out before.
-    """
+    """Sum over tokens of the label-smoothed cross-entropy (ITG and language models)."""
     return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum", label_smoothing=smoothing)
 
 
@@ -141,19 +132,20 @@ def head_loss(
     smoothing: float = 0.0,
     chunk: int = CHUNK,
 ) -> Tensor:
-    """`token_loss` of the logits that a linear head makes of hidden states, a few rows at a time.
+    """`token_loss` of a linear head's logits, computed for a few rows at a time.
 
-    The logits of all rows never stand in memory: gradients are made in the forward pass, in the
-    place of the logits. A frozen head gets no gradient, and none is computed; one that trains gets
-    its own summed in fp32. Costs the three matrix products of the plain way (two when frozen).
+    The logits of all rows are never in memory together: gradients are computed in the forward pass
+    and overwrite the logits. A frozen head gets no gradient; the gradient of one that trains is
+    summed in fp32. There are as many matrix products as in the plain way: three, or two with a
+    frozen head.
 
     Args:
-        hidden_ND: What the head reads.
-        weight_VD: The head's matrix; may be a word embedding.
-        bias_V: Its bias, or None.
-        targets_N: Words, or `IGNORED` for rows that do not count.
-        smoothing: Of the labels.
-        chunk: Logits in memory at once.
+        hidden_ND: Input of the head.
+        weight_VD: Matrix of the head; may be a word embedding.
+        bias_V: Bias of the head, or None.
+        targets_N: Token ids, or `IGNORED` for rows that do not count.
+        smoothing: Label smoothing.
+        chunk: Largest number of logits in memory.
     """
     how = (smoothing, max(1, chunk // len(weight_VD)), torch.is_grad_enabled())
     total: Tensor = _HeadLoss.apply(hidden_ND, weight_VD, bias_V, targets_N, how)
@@ -205,7 +197,7 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def _loss_then_gradient(logits_NV: Tensor, targets_N: Tensor, smoothing: float) -> Tensor:
-    """The rows' summed loss; leaves the gradient where the logits were."""
+    """Summed loss of the rows; overwrites their logits with the gradient."""
     counts_N1 = (targets_N != IGNORED).unsqueeze(1)
     words_N1 = targets_N.unsqueeze(1).clamp(min=0)
     even = smoothing / logits_NV.shape[1]

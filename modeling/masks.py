@@ -1,10 +1,10 @@
 """The three self-attention masks of the Q-Former (paper, figure 2), one function each.
 
-Legend: B batch, Q queries, L text tokens, S = Q + L. Rows attend to columns; True means *may
-    attend*. All return
-bool of shape (B, 1, S, S), the form that `scaled_dot_product_attention` takes for every head. In
-the drawings the batch is one pair with two queries (q) and three text tokens of which the last is
-padding (p).
+All return bool of shape (B, 1, S, S), which `scaled_dot_product_attention` takes for every head:
+rows attend to columns, and True allows it. The drawings show one pair with two queries (q) and
+three text tokens, of which the last is padding (p).
+
+Shapes: see `modeling`.
 """
 
 import torch
@@ -27,7 +27,7 @@ def contrastive_mask(text_mask_BL: Tensor, queries: int) -> Tensor:
 
 
 def matching_mask(text_mask_BL: Tensor, queries: int) -> Tensor:
-    """ITM, bi-directional: everything sees everything but padding.
+    """ITM, bi-directional: queries and text see everything except padding.
 
     |    | q q | t t p |
     | q  | 1 1 | 1 1 . |

@@ -1,5 +1,6 @@
-"""Learning-rate schedule per step, weight-decay groups and layer-wise decay (paper, section 3.4
-and tables 7-9).
+"""The optimizer's settings: learning rate by step, weight-decay groups, layer-wise decay.
+
+Paper: section 3.4 and tables 7-9.
 """
 
 import math
@@ -13,17 +14,30 @@ NO_DECAY = ("query_tokens", "temperature", "cls_token", "pos_embed")
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with linear warm-up and cosine decay; the defaults are stage 1's (section 3.4)."""
+    """AdamW with linear warm-up and cosine decay; the defaults are stage 1's (section 3.4).
+
+    Attributes:
+        lr: highest learning rate.
+        min_lr: learning rate of the last step; the reference's, since the paper does not tell it.
+        warmup_lr: learning rate of the first step; the reference's, for the same reason.
+        warmup_steps: optimizer steps of linear warm-up.
+        total_steps: optimizer steps of the run.
+        betas: AdamW's decay rates of the two moments.
+        eps: AdamW's epsilon.
+        weight_decay: AdamW's weight decay.
+        layer_decay: factor of the learning rate from one block of a finetuned image encoder to the
+            block below it (tables 7-9); 1: none.
+    """
 
     lr: float = 1e-4
-    min_lr: float = 1e-5  # the paper is silent; the reference's value
-    warmup_lr: float = 1e-6  # the paper is silent; the reference's value
+    min_lr: float = 1e-5
+    warmup_lr: float = 1e-6
     warmup_steps: int = 2000
     total_steps: int = 250_000
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
     weight_decay: float = 0.05
-    layer_decay: float = 1.0  # of the image encoder's blocks when it is finetuned (tables 7-9)
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_steps < self.total_steps:
@@ -40,8 +54,9 @@ class OptimConfig:
 
 
 def learning_rate(config: OptimConfig, step: int) -> float:
-    """The learning rate of optimizer step `step`, counted from 0: linear up to `lr`, then cosine
-    down to `min_lr`.
+    """Learning rate of an optimizer step, counted from 0.
+
+    It rises linearly to `lr` and then falls to `min_lr` as a cosine.
     """
     if step < config.warmup_steps:
         return config.warmup_lr + (config.lr - config.warmup_lr) * step / config.warmup_steps
@@ -51,8 +66,9 @@ def learning_rate(config: OptimConfig, step: int) -> float:
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
-    """Gives every group its rate; a group's `lr_scale` survives, so layer-wise decay has its
-    effect at every step.
+    """Sets the learning rate of every group: `lr` times the group's `lr_scale`.
+
+    So layer-wise decay has its effect at every step.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
@@ -61,11 +77,16 @@ def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
 def parameter_groups(
     model: nn.Module, config: OptimConfig, encoder_prefix: str = "encoder.vit."
 ) -> list[dict]:
-    """Trainable parameters by weight decay and learning-rate scale.
+    """Trainable parameters in groups of one weight decay and one scale of the learning rate.
 
-    Biases, norms, query tokens, the temperature and ViT position and class embeddings are not
-    decayed. Blocks of an encoder under `encoder_prefix` get lr × layer_decay^(distance from the
-    top), everything else lr.
+    Biases, norms, query tokens, the temperature, and a ViT's position and class embeddings have no
+    weight decay. Blocks of an encoder have the learning rate lr × layer_decay^(distance from the
+    top), all other parameters lr.
+
+    Args:
+        model: The module that trains.
+        config: Settings of the optimizer.
+        encoder_prefix: Prefix of the names of the encoder's parameters.
 
     Returns:
         Groups for torch or DeepSpeed optimizers with `params`, `lr`, `lr_scale`, `weight_decay`

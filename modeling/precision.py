@@ -1,4 +1,4 @@
-"""Number formats by name, and which of them a device multiplies in hardware.
+"""Number formats by name, and whether a device multiplies bf16 in hardware.
 
 bf16 is the faster format on a GPU since Ampere and on a CPU with AVX512-BF16 or AMX. Any other
 CPU multiplies it in software, ten to forty times slower than fp32.
@@ -17,10 +17,11 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def chosen(dtype: str, fast_bf16: bool) -> str:
-    """The format that ``auto`` stands for; any other name as it is.
+    """The number format that is meant: ``auto`` becomes bf16 or fp32, other names are kept.
 
     Args:
-        fast_bf16: whether the device multiplies bf16 in hardware, see `multiplies_bf16`.
+        dtype: name of a number format, or ``auto``.
+        fast_bf16: whether the device multiplies bf16 in hardware (`multiplies_bf16`).
     """
     if dtype != "auto":
         return dtype
@@ -30,8 +31,8 @@ def chosen(dtype: str, fast_bf16: bool) -> str:
 def multiplies_bf16(device: torch.device | str) -> bool:
     """Whether a device multiplies bf16 matrices in hardware, and so at least as fast as fp32.
 
-    A GPU answers by its generation. A CPU is asked through oneDNN, and then has to be faster in
-    one small product, since oneDNN also says yes where AVX-512 alone emulates bf16.
+    For a GPU its generation decides. For a CPU oneDNN is asked, and then one small product must be
+    faster than in fp32, since oneDNN also says yes where AVX-512 only emulates bf16.
     """
     kind = torch.device(device).type
     if kind == "cuda":
@@ -48,8 +49,9 @@ def _cpu_multiplies_bf16() -> bool:
 
 
 def seconds_of_product(dtype: torch.dtype, size: int = 256, repeats: int = 8) -> float:
-    """Shortest time of a product of two square matrices on one thread of this CPU, in seconds of
-    that thread, which other work on the machine does not change.
+    """Shortest time of a product of two square matrices on one thread of this CPU.
+
+    The unit is a second of the thread's own time, which other work on the machine hardly changes.
     """
     left, right = torch.ones(2, size, size, dtype=dtype)
     shortest = float("inf")
@@ -63,7 +65,7 @@ def seconds_of_product(dtype: torch.dtype, size: int = 256, repeats: int = 8) ->
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Inside, torch computes on the calling thread alone."""
+    """Inside, torch computes on the calling thread only."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

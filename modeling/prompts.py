@@ -1,21 +1,26 @@
 """Every prompt that a language model or a captioner is given, in one place."""
 
-CAPTION = "a photo of"  # COCO captioning, finetuned (paper, table 7)
-CAPFILT = "a picture of "  # what the BLIP captioner was trained to continue
+CAPTION_FINETUNED = "a photo of"  # COCO captioning, finetuned (paper, table 7)
+CAPFILT = "a picture of "  # the text that BLIP's captioner was trained to continue (section 3.4)
 VQA_DECODER = "Question: {} Answer:"  # zero-shot VQA with OPT (section 4.1)
 VQA_ENCODER_DECODER = "Question: {} Short answer:"  # zero-shot VQA with FlanT5 (section 4.1)
-VQA_CHAT = "{} Answer with a single word or a short phrase."  # ours, for chat templates
-VQA_FINETUNED = "Question: {} Answer:"  # table 8
+VQA_CHAT = "{} Answer with a single word or a short phrase."  # this project's, in a chat template
+VQA_FINETUNED = "Question: {} Answer:"  # VQA, finetuned (table 8)
 
 
 def vqa_zero_shot(question: str, encoder_decoder: bool, chat: bool = False) -> str:
-    """The prompt for one question; `encoder_decoder` tells FlanT5's wording from OPT's, and `chat`
-    a message that a chat template goes around.
+    """The prompt of zero-shot VQA for one question.
+
+    Args:
+        question: The question; white space around it is dropped.
+        encoder_decoder: Whether the language model is an encoder-decoder, which gets FlanT5's
+            wording, or a decoder, which gets OPT's.
+        chat: Whether a chat template is put around the prompt.
     """
     template = VQA_CHAT if chat else VQA_ENCODER_DECODER if encoder_decoder else VQA_DECODER
     return template.format(question.strip())
 
 
 def vqa_finetuned(question: str) -> str:
-    """The prompt of VQA finetuning, the same for both families."""
+    """The prompt of finetuned VQA for one question, the same for both families."""
     return VQA_FINETUNED.format(question.strip())

@@ -1,1 +1,1 @@
-"""What ``jobs/benchmark.py`` measures; nothing else imports it."""
+"""Benchmarks behind ``jobs/benchmark.py``: a module each, with its contenders beside it."""

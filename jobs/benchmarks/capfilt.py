@@ -1,13 +1,14 @@
-"""CapFilt's models beside a plain Hugging Face loop, on the same weights and images.
+"""CapFilt's models beside a plain Hugging Face loop, with the same weights and images.
 
     python jobs/benchmark.py capfilt                                  # a mid-size captioner, on CPU
     python jobs/benchmark.py capfilt --size full --device cuda --dtype bf16 --images 256 --batch 64
 
-Random weights of the real architectures (BLIP and CLIP). The loop is what one writes first: BLIP's
-``generate`` with ten return sequences, then CLIP on padded texts. Captions have a fixed length, so
-that both decode the same number of tokens. Checked in the same run: greedy captions are equal, and
-CLIP's scores of the same captions agree to 1e-4 (fp32). On CPU in fp32 ours also runs with the
-loop's library of matrix products (see ``modeling.linear``).
+The models have random weights and the real architectures (BLIP and CLIP). The plain loop is the
+code that one writes first: BLIP's ``generate`` with ten return sequences, then CLIP on padded
+texts. Captions have a fixed length, so that both decode the same number of tokens. The run also
+checks that greedy captions are equal, and that CLIP's scores of the same captions agree to 1e-4
+(fp32). On CPU in fp32 our models run a second time, with the plain loop's library of matrix
+products (see ``modeling.linear``).
 """
 
 import copy
@@ -34,25 +35,30 @@ from modeling.captioning.captioner import Captioner
 from modeling.captioning.clip_scorer import ClipScorer
 from modeling.captioning.sampling import SamplingConfig
 from modeling.linear import products_by
+from modeling.precision import DTYPES
+from modeling.prompts import CAPFILT
 from pipeline.transforms import CLIP_MEAN as MEAN
 from pipeline.transforms import CLIP_STD as STD
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WORDS = 30_000
-PROMPT = "a picture of "
+Batches = Sequence[tuple[Tensor, Tensor]]  # images for the captioner and for the scorer
 
 
 @dataclass(frozen=True)
 class CapFiltBench:
-    """What is measured.
+    """Options of the CapFilt benchmark.
 
     Attributes:
-        size: ``small`` is a 12-layer captioner 384 wide at 384 px; ``full`` BLIP-large and
-            CLIP ViT-L/14.
-        images: how many go through in a round; ``batch`` at once.
-        captions, tokens: per image; tokens of each caption behind the prompt.
-        rounds: the contenders run in turns, this often; the best round counts.
-        peer: also run the plain loop.
+        size: models: ``small`` is a 12-layer captioner 384 wide at 384 px, ``full`` is BLIP-large
+            and CLIP ViT-L/14.
+        device: torch's name of the device.
+        dtype: number format of the models.
+        images: images in a round.
+        batch: images that are captioned and scored at once.
+        captions: captions for each image.
+        tokens: tokens of each caption behind the prompt.
+        rounds: number of rounds; the contenders take turns, and the best round counts.
+        peer: whether the plain loop runs too.
     """
 
     size: Literal["small", "full"] = "small"
@@ -70,17 +76,32 @@ def main(arguments: Sequence[str]) -> int:
     """Measure, check, report."""
     args = tyro.cli(CapFiltBench, args=arguments, description=__doc__)
     captioner, scorer, plain = contenders(args)
-    images = random_images(args)
-    batches = list(zip(*(part.split(args.batch) for part in images), strict=True))
+    batches = list(zip(*(part.split(args.batch) for part in random_images(args)), strict=True))
     ours = Ours(captioner, scorer)
     greedy_equal = check_greedy(args, captioner, plain.blip, batches[0][0])
+    times = take_turns(args, ours, plain, batches)
+    ours.run(batches)
+    seconds = {name: round(spent, 3) for name, spent in ours.seconds.items()}
+    largest = check_scores(ours, plain, batches[0])
+    peak = bench.matmul_peak(args.device, DTYPES[args.dtype])
+    flops = flops_per_image(ours, plain, batches[0], tuple(times))
+    print(f"seconds by stage, once more: {seconds}; matrix products {peak / 1e12:.3f} TFLOP/s")
+    print(f"greedy captions equal: {greedy_equal}; largest difference of a score: {largest:.2e}")
+    checks = {"seconds": seconds, "greedy_equal": greedy_equal, "score_difference": largest}
+    report(args, times, flops, peak, checks)
+    return 0 if greedy_equal and (largest <= 1e-4 or args.dtype != "fp32") else 1
 
+
+def take_turns(
+    args: CapFiltBench, ours: "Ours", plain: "PlainLoop", batches: Batches
+) -> dict[str, bench.Timed]:
+    """Warm the contenders up, then time them round after round."""
     print(
         f"{args.images} images, {args.captions} captions each: ours and the plain loop "
         f"take turns, {args.rounds} rounds",
         flush=True,
     )
-    ours.run(batches[:1])  # warm
+    ours.run(batches[:1])
     work: dict[str, Callable[[], Any]] = {"ours": lambda: ours.run(batches)}
     if bench.has_torchs(args.device, args.dtype):
         work[bench.TORCHS] = lambda: ours.run_with_torchs_products(batches)
@@ -88,26 +109,43 @@ def main(arguments: Sequence[str]) -> int:
         plain(batches[0])
         work["plain"] = lambda: [plain(batch) for batch in batches]
     with bench.progress(len(work) * args.rounds, "capfilt") as bar:
-        times = bench.in_turns(work, args.rounds, args.device, bar)
-    ours.run(batches)
-    seconds = {name: round(spent, 3) for name, spent in ours.seconds.items()}
-    largest = check_scores(ours, plain, batches[0])
-    peak = bench.matmul_peak(args.device, DTYPES[args.dtype])
-    mine = bench.flops(lambda: ours.run(batches[:1])) / len(batches[0][0])
-    per_image = {who: mine for who in work if who != "plain"}
-    if args.peer:
-        per_image["plain"] = bench.flops(lambda: plain(batches[0])) / len(batches[0][0])
+        return bench.in_turns(work, args.rounds, args.device, bar)
 
+
+def flops_per_image(
+    ours: "Ours", plain: "PlainLoop", batch: tuple[Tensor, Tensor], names: Sequence[str]
+) -> dict[str, float]:
+    """Matrix-product FLOPs of each contender for an image."""
+    mine = bench.flops(lambda: ours.run([batch])) / len(batch[0])
+    counted = {name: mine for name in names if name != "plain"}
+    if "plain" in names:
+        counted["plain"] = bench.flops(lambda: plain(batch)) / len(batch[0])
+    return counted
+
+
+def report(
+    args: CapFiltBench,
+    times: dict[str, bench.Timed],
+    flops: dict[str, float],
+    peak: float,
+    checks: dict[str, Any],
+) -> None:
+    """Print the table and the line of JSON.
+
+    Args:
+        times: Seconds of each contender.
+        flops: Matrix-product FLOPs of each contender for an image.
+        peak: FLOP/s of a large matrix product.
+        checks: Fields of the JSON that are known already.
+    """
     rows = [["", "images/s", "GFLOP/image", "of peak", "best s", "median s"]]
     speeds = {name: args.images / timed.best for name, timed in times.items()}
     for name, timed in times.items():
-        share = speeds[name] * per_image[name] / peak
-        numbers = (f"{speeds[name]:.2f}", f"{per_image[name] / 1e9:.1f}", f"{share:.1%}")
+        share = speeds[name] * flops[name] / peak
+        numbers = (f"{speeds[name]:.2f}", f"{flops[name] / 1e9:.1f}", f"{share:.1%}")
         rows.append([name, *numbers, f"{timed.best:.2f}", f"{timed.median:.2f}"])
-    ceiling = (f"{peak / per_image['ours']:.2f}", f"{per_image['ours'] / 1e9:.1f}")
+    ceiling = (f"{peak / flops['ours']:.2f}", f"{flops['ours'] / 1e9:.1f}")
     rows.append(["ceiling", *ceiling, "100.0%", "", ""])
-    print(f"seconds by stage, once more: {seconds}; matrix products {peak / 1e12:.3f} TFLOP/s")
-    print(f"greedy captions equal: {greedy_equal}; largest difference of a score: {largest:.2e}")
     ratios = {}
     if args.peer:
         ratios = {who: speeds[who] / speeds["plain"] for who in speeds if who != "plain"}
@@ -119,26 +157,23 @@ def main(arguments: Sequence[str]) -> int:
             **bench.machine(args.device),
             **args.__dict__,
             "images_per_s": {name: round(speed, 3) for name, speed in speeds.items()},
-            "gflop_per_image": {name: round(n / 1e9, 2) for name, n in per_image.items()},
+            "gflop_per_image": {name: round(n / 1e9, 2) for name, n in flops.items()},
             "peak_tflops": round(peak / 1e12, 3),
             "ratios": {who: round(ratio, 3) for who, ratio in ratios.items()},
-            "seconds": seconds,
-            "greedy_equal": greedy_equal,
-            "score_difference": largest,
+            **checks,
         },
     )
-    return 0 if greedy_equal and (largest <= 1e-4 or args.dtype != "fp32") else 1
 
 
 class Ours:
-    """The models as CapFilt's actor runs them, with the seconds of each."""
+    """The models as CapFilt's actor runs them, and the seconds that each takes."""
 
     def __init__(self, captioner: Captioner, scorer: ClipScorer) -> None:
         self.captioner, self.scorer = captioner, scorer
         self.seconds: dict[str, float] = {}
         self.captions: list[list[str]] = []
 
-    def run(self, batches: Sequence[tuple[Tensor, Tensor]]) -> list[list[float]]:
+    def run(self, batches: Batches) -> list[list[float]]:
         """Captions and scores of all batches."""
         self.seconds, self.captions = {"caption": 0.0, "score": 0.0}, []
         scores: list[list[float]] = []
@@ -149,8 +184,8 @@ class Ours:
             self.captions += made
         return scores
 
-    def run_with_torchs_products(self, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """The same by the loop's library: what the algorithm alone gives."""
+    def run_with_torchs_products(self, batches: Batches) -> None:
+        """The same with the plain loop's library of products: the algorithm's own gain."""
         with products_by("torch"):
             self.run(batches)
 
@@ -163,7 +198,7 @@ class Ours:
 
 
 class PlainLoop:
-    """What one writes first with transformers: generate, decode, pad, embed, multiply."""
+    """The code that one writes first with transformers: generate, decode, pad, embed, multiply."""
 
     def __init__(self, args: CapFiltBench, blip: Any, clip: Any, words: Any, pieces: Any) -> None:
         self.args, self.blip, self.clip, self.words, self.pieces = args, blip, clip, words, pieces
@@ -173,7 +208,7 @@ class PlainLoop:
     @torch.inference_mode()
     def __call__(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         large, small = batch
-        prompt = self.words([PROMPT] * len(large), return_tensors="pt").input_ids
+        prompt = self.words([CAPFILT] * len(large), return_tensors="pt").input_ids
         length = prompt.shape[1] - 1 + self.args.tokens  # BLIP drops the prompt's [SEP]
         ids = self.blip.generate(
             pixel_values=self.pixels(large),
@@ -223,12 +258,12 @@ def contenders(args: CapFiltBench) -> tuple[Captioner, ClipScorer, PlainLoop]:
         head = blip.text_decoder.cls.predictions.decoder.weight
         torch.nn.init.normal_(head, std=6 / blip.config.text_config.hidden_size**0.5)
     blip, clip = (model.to(DTYPES[args.dtype]).eval() for model in (blip, clip))
-    start = len(words(PROMPT).input_ids) - 1
+    start = len(words(CAPFILT).input_ids) - 1
     sampling = SamplingConfig(
-        captions=args.captions, prompt=PROMPT, min_length=start + args.tokens,
+        captions=args.captions, prompt=CAPFILT, min_length=start + args.tokens,
         max_length=start + args.tokens,
     )  # fmt: skip
-    # Modules of its own: ours get another library of matrix products.
+    # The plain loop gets copies, since our classes change the modules' library of products.
     plain = PlainLoop(args, copy.deepcopy(blip), copy.deepcopy(clip), words, pieces)
     captioner = Captioner(blip, words, sampling, MEAN, STD)
     return captioner, ClipScorer(clip, pieces, MEAN, STD), plain
@@ -237,7 +272,7 @@ def contenders(args: CapFiltBench) -> tuple[Captioner, ClipScorer, PlainLoop]:
 def check_greedy(args: CapFiltBench, captioner: Captioner, blip: Any, images: Tensor) -> bool:
     """Whether one greedy caption an image is the same ids as Hugging Face's."""
     sampling = SamplingConfig(
-        captions=1, prompt=PROMPT, temperature=0, min_length=captioner.sampling.max_length,
+        captions=1, prompt=CAPFILT, temperature=0, min_length=captioner.sampling.max_length,
         max_length=captioner.sampling.max_length,
     )  # fmt: skip
     greedy = Captioner(captioner.model, captioner.tokenizer, sampling, MEAN, STD)
@@ -245,7 +280,7 @@ def check_greedy(args: CapFiltBench, captioner: Captioner, blip: Any, images: Te
     pixels = (images.to(args.device).float() / 255 - captioner.mean) / captioner.std
     theirs = blip.generate(
         pixel_values=pixels.to(DTYPES[args.dtype]),
-        input_ids=captioner.tokenizer([PROMPT] * len(images), return_tensors="pt").input_ids.to(
+        input_ids=captioner.tokenizer([CAPFILT] * len(images), return_tensors="pt").input_ids.to(
             args.device
         ),
         do_sample=False,
@@ -265,7 +300,7 @@ def check_scores(ours: Ours, plain: PlainLoop, batch: tuple[Tensor, Tensor]) -> 
 
 
 def random_images(args: CapFiltBench) -> tuple[Tensor, Tensor]:
-    """uint8 noise for the captioner (384 px) and the scorer (224 px)."""
+    """Images of noise, uint8, for the captioner (384 px) and the scorer (224 px)."""
     generator = torch.Generator().manual_seed(0)
     large, small = (
         torch.randint(0, 256, (args.images, 3, side, side), dtype=torch.uint8, generator=generator)
@@ -275,7 +310,7 @@ def random_images(args: CapFiltBench) -> tuple[Tensor, Tensor]:
 
 
 def blip_config(size: str) -> BlipConfig:
-    """BLIP-large, or the same with the width of ViT-S."""
+    """BLIP-large, or BLIP with the width of ViT-S."""
     width, layers, text = (1024, 24, 768) if size == "full" else (384, 12, 384)
     return BlipConfig(
         vision_config={
@@ -309,7 +344,7 @@ def clip_config(size: str) -> CLIPConfig:
 
 
 def tokenizers() -> tuple[Any, Any]:
-    """Made-up words, one token each, with BERT's frame and with CLIP's."""
+    """Tokenizers of made-up words, one token each, with BERT's special tokens and with CLIP's."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = [*special, "a", "picture", "of"]
     vocabulary += [f"w{number}" for number in range(WORDS - 3)]

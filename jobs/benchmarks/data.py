@@ -1,9 +1,9 @@
-"""The data stage's bookkeeping at full scale, on synthetic records: planning, resuming, ordering.
+"""The bookkeeping of 129 million samples: planning, resuming and ordering on synthetic records.
 
     python jobs/benchmark.py data                       # 13,160 shards of 10,000: the paper's 129M
 
-Nothing is read but what a real run reads: a listing and the commit records for CapFilt, shard sizes
-for the order of training. Each part runs in a process of its own, which says its seconds and its
+Only what a real run reads is read: a listing and the commit records for CapFilt, shard sizes for
+the order of training. Each part runs in a process of its own, which reports its seconds and its
 largest memory.
 """
 
@@ -30,11 +30,13 @@ from pipeline.text import to_json
 
 @dataclass(frozen=True)
 class DataBench:
-    """What is measured.
+    """Options of the bookkeeping benchmark.
 
     Attributes:
-        shards: of ``samples`` each; ``batch`` samples a step.
-        step: how far into the run a batch is asked for.
+        shards: number of shards.
+        samples: samples in a shard.
+        batch: samples in a training step.
+        step: step of the run whose batch is asked for.
     """
 
     shards: int = 13_160
@@ -61,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def write_records(folder: Path, args: DataBench) -> None:
-    """A plan, and all but one of its commit records, as CapFilt leaves them."""
+    """Write a plan and all but one of its commit records, as an interrupted CapFilt leaves them."""
     (folder / "shards").mkdir()
     record = {
         "n": args.samples, "ok": args.samples - 100, "filtered": 60, "failed": 40,
@@ -86,7 +88,7 @@ def plan(args: DataBench) -> OutputPlan:
 
 
 def resume(folder: str, args: DataBench) -> dict[str, float]:
-    """What a driver does before its first shard, and after its last."""
+    """Seconds of a driver's work before its first shard and after its last."""
     storage = open_storage(folder)
     found: dict[str, float] = {}
     with _Clock(found, "check the plan"):
@@ -102,7 +104,7 @@ def resume(folder: str, args: DataBench) -> dict[str, float]:
 
 
 def order(folder: str, args: DataBench) -> dict[str, float]:
-    """The order of training over the whole index: start, and a batch far into the run."""
+    """Seconds of ordering the samples of a first batch, and of one far into the run."""
     found: dict[str, float] = {}
     with _Clock(found, "start, first batch"):
         sizes = tuple(args.samples for _ in range(args.shards))
@@ -128,7 +130,7 @@ class _Clock:
 
 
 def in_process(part: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
-    """Run a part in a fresh process; its seconds, and the most memory it held."""
+    """Run a part in a new process; its seconds, and its largest memory."""
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()
     process = context.Process(target=_measured, args=(theirs, part, arguments))

@@ -1,14 +1,14 @@
-"""The training loader beside webdataset's own pipeline and beside decode + resize alone.
+"""The training loader beside webdataset's own pipeline, and beside decoding and resizing alone.
 
     python jobs/benchmark.py loader                                # 2 processes, 224 px
     python jobs/benchmark.py loader --images 4096 --workers 8
 
-All read the same samples: photographs-like JPEGs of 640 x 480 in WebDataset tars. The ceiling is
-decode, crop and resize of bytes that are in memory already, in as many processes, with nothing
-else. Decoder, transform and how memory is kept are the same for all. Raw reads are a sample's bytes
-without decoding, in the order of training. The contenders run in turns, round after round, and
-medians are compared, so that what else the machine does meets all alike; beside them stands the
-processors' time an image, which other programs disturb least.
+All contenders read the same samples: JPEGs of 640 x 480 like photographs, in WebDataset tars. The
+ceiling decodes, crops and resizes bytes that are in memory already, in as many processes, and does
+nothing else. Decoder, transform and memory settings are the same for all. Raw reads fetch a
+sample's bytes without decoding, in the order of training. The contenders take turns, round after
+round, and medians are compared, so that other programs on the machine disturb all alike; beside
+them stands the processors' time for an image, which other programs disturb least.
 """
 
 import hashlib
@@ -155,7 +155,7 @@ def make_shards(folder: Path, args: LoaderBench) -> list[bytes]:
 
 
 def picture(rng: np.random.Generator) -> bytes:
-    """A JPEG of about the size and detail of a photograph."""
+    """A JPEG with about the size and detail of a photograph."""
     coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
     image = np.asarray(coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), dtype=np.int16)
     image = image + rng.integers(-12, 13, (HEIGHT, WIDTH, 3), dtype=np.int16)

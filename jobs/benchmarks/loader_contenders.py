@@ -1,4 +1,4 @@
-"""What the loader's benchmark runs: raw reads, whole pipelines, and decode + resize alone."""
+"""Contenders of the loader's benchmark: raw reads, whole pipelines, decoding and resizing alone."""
 
 import multiprocessing
 import os
@@ -23,14 +23,15 @@ from pipeline.transforms import TrainTransform, TransformConfig
 
 @dataclass(frozen=True)
 class LoaderBench:
-    """What is measured.
+    """Options of the loader's benchmark.
 
     Attributes:
-        images: how many different ones there are, in shards of ``shard``.
-        size: side in pixels of what the model would see.
+        images: number of different images.
+        shard: images in a shard.
+        size: side in pixels of the images that the model would be shown.
         workers: processes of each contender.
-        batch: samples a batch.
-        rounds: the contenders run in turns, this often; raw reads four times as often.
+        batch: samples in a batch.
+        rounds: number of rounds; the contenders take turns, raw reads four times as often.
     """
 
     images: int = 1024
@@ -43,7 +44,12 @@ class LoaderBench:
 
 @dataclass(frozen=True)
 class Pace:
-    """Images a second, and seconds of all processors an image (0 where they cannot be told)."""
+    """Rate of a contender.
+
+    Attributes:
+        speed: images a second.
+        cpu: seconds of all processors for an image; 0 where they cannot be told.
+    """
 
     speed: float
     cpu: float = 0.0
@@ -53,7 +59,7 @@ class Pace:
 
 
 def read_ours(source: Shards) -> Pace:
-    """Every sample's bytes in a training order."""
+    """Read every sample's bytes in an order of training."""
     start, count = time.perf_counter(), sum(source.sizes)
     schedule = make_schedule([source], LoaderConfig(), seed=0, global_batch=count)
     for draw in schedule.rank_slice(0, 0, 1):
@@ -62,7 +68,7 @@ def read_ours(source: Shards) -> Pace:
 
 
 def read_webdataset(tars: list[str]) -> Pace:
-    """The same by the library, with its usual shuffle buffer."""
+    """Read the same with webdataset and its usual shuffle buffer."""
     start = time.perf_counter()
     count = sum(1 for _ in webdataset.WebDataset(tars, shardshuffle=False).shuffle(1000))
     return Pace(count / (time.perf_counter() - start))
@@ -72,7 +78,7 @@ def read_webdataset(tars: list[str]) -> Pace:
 
 
 def train_ours(source: Shards, args: LoaderBench) -> Pace:
-    """Our loader."""
+    """Make batches with our loader."""
     config = LoaderConfig(workers=args.workers)
     schedule = make_schedule([source], config, seed=0, global_batch=args.batch)
     samples = Samples([source], schedule, transform(args))
@@ -81,7 +87,7 @@ def train_ours(source: Shards, args: LoaderBench) -> Pace:
 
 
 def train_webdataset(tars: list[str], args: LoaderBench) -> Pace:
-    """The library's pipeline with our decoder and transform."""
+    """Make batches with webdataset's pipeline, our decoder and our transform."""
     dataset = (
         webdataset.WebDataset(tars, shardshuffle=False, nodesplitter=None)
         .repeat()
@@ -97,27 +103,27 @@ def train_webdataset(tars: list[str], args: LoaderBench) -> Pace:
 
 
 def start_worker(worker: int) -> None:
-    """What is freed is kept, as in our workers."""
+    """Keep freed memory, as our workers do."""
     keep_memory()
 
 
 def from_webdataset(change: TrainTransform, sample: dict[str, Any]) -> tuple[torch.Tensor, str]:
-    """A sample of the library as ours are."""
+    """A sample of webdataset in the form of ours."""
     image = change(decode(sample["jpg"]), torch.Generator().manual_seed(0))
     return image, sample["txt"].decode()
 
 
-def stack(items: list[tuple[torch.Tensor, str]]) -> tuple[torch.Tensor, list[str]]:
-    """A batch."""
-    images, texts = zip(*items, strict=True)
+def stack(samples: list[tuple[torch.Tensor, str]]) -> tuple[torch.Tensor, list[str]]:
+    """A batch of samples."""
+    images, texts = zip(*samples, strict=True)
     return torch.stack(images), list(texts)
 
 
 def pace(batches: Iterator[Any], args: LoaderBench) -> Pace:
-    """The pace of an endless loader, from when all its processes have made some batches.
+    """The pace of an endless loader, once all its processes have made some batches.
 
-    More batches are on their way when the clock stops, as many as when it started: neither a
-    first batch that is nearly ready nor a last one that only one process works on counts.
+    As many batches are in preparation when the clock stops as when it started, so that neither a
+    first batch that is nearly ready nor a last one that is not finished distorts the pace.
     """
     for _ in range(8 * args.workers):
         next(batches)
@@ -146,7 +152,7 @@ def _cpu_seconds(process: int | None) -> float:
 
 
 def decode_alone(encoded: list[bytes], args: LoaderBench) -> Pace:
-    """Decode, crop and resize in as many processes, and nothing else."""
+    """Decode, crop and resize, and nothing else, in as many processes."""
     context = multiprocessing.get_context("fork")
     answers = context.SimpleQueue()
     barrier = context.Barrier(args.workers)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing in turns, the matrix-product ceiling, tables and JSON."""
+"""Parts that all benchmarks share: timing in turns, the matrix-product ceiling, tables and JSON."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from modeling.linear import product
 from modeling.precision import seconds_of_product
 
 TORCHS = "ours, torch's products"
-"""The row of ours with torch's own products: what the algorithm alone gives."""
+"""Name of the row in which our code runs with torch's matrix products: the algorithm's own gain."""
 
 
 def has_torchs(device: str, dtype: str) -> bool:
@@ -38,21 +38,24 @@ class Timed:
 
     @property
     def best(self) -> float:
-        """The least disturbed run: what is compared, since noise only ever adds."""
+        """Seconds of the least disturbed run, which are compared: noise only ever adds time."""
         return min(self.seconds)
 
     @property
     def median(self) -> float:
-        """For a look at how noisy the machine was."""
+        """Median seconds, to judge how noisy the machine was."""
         return statistics.median(self.seconds)
 
 
 def in_turns(
     work: Mapping[str, Callable[[], Any]], rounds: int, device: str, bar: Any = None
 ) -> dict[str, Timed]:
-    """Run each contender once per round, one after the other, so that noise meets all alike.
+    """Run each contender once per round, one after the other, so that noise disturbs all alike.
 
     Args:
+        work: function to time, for each contender.
+        rounds: number of rounds.
+        device: torch's name of the device.
         bar: progress bar that counts one for each run.
     """
     seconds: dict[str, list[float]] = {name: [] for name in work}
@@ -67,7 +70,7 @@ def in_turns(
 
 
 def clock(run: Callable[[], Any], device: str) -> float:
-    """Seconds of one call, the device's work included."""
+    """Seconds of one call, with the work that it queues on the device."""
     settle(device)
     start = time.perf_counter()
     run()
@@ -76,13 +79,13 @@ def clock(run: Callable[[], Any], device: str) -> float:
 
 
 def progress(total: int, what: str) -> Any:
-    """A progress bar with the time left, in fewer lines where nobody sits at a terminal."""
+    """A progress bar with the time left; it prints fewer lines where there is no terminal."""
     every = 0.5 if sys.stderr.isatty() else 20.0
     return tqdm(total=total, desc=what, unit="run", mininterval=every, dynamic_ncols=True)
 
 
 def settle(device: str) -> None:
-    """Wait for the device."""
+    """Wait until the device has done its queued work."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
 
@@ -95,10 +98,15 @@ def flops(run: Callable[[], Any]) -> float:
 
 
 def matmul_peak(device: str, dtype: torch.dtype, size: int = 0) -> float:
-    """FLOP/s of a large square matrix product: the ceiling of everything that multiplies.
+    """FLOP/s of a large square matrix product: the ceiling of all code that multiplies matrices.
 
-    By the faster of the libraries at hand. A CPU that has no fast product of this type, and would
-    take minutes, gets a small one.
+    The faster of the libraries at hand counts. A CPU without a fast product of this number format
+    would take minutes, and gets a small one.
+
+    Args:
+        device: torch's name of the device.
+        dtype: number format of the matrices.
+        size: side of the matrices; 0 chooses one for the device.
     """
     on_cpu = not device.startswith("cuda")
     slow = on_cpu and seconds_of_product(dtype, repeats=2) > 0.01  # 3 GFLOP/s
@@ -118,13 +126,13 @@ def matmul_peak(device: str, dtype: torch.dtype, size: int = 0) -> float:
 
 
 def resident(field: str) -> int:
-    """Bytes in this process's memory, now (``VmRSS``) or at most (``VmHWM``)."""
+    """Bytes in this process's memory now (``VmRSS``) or at its peak (``VmHWM``)."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.partition(f"{field}:")[2].split()[0])
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Where and when this was measured."""
+    """Date, device, threads and version of torch of a measurement."""
     name = platform.processor() or platform.machine()
     if device.startswith("cuda"):
         name = torch.cuda.get_device_name()
@@ -137,7 +145,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as aligned columns, the first one of words, the others of numbers."""
+    """Rows as text in aligned columns: the first one of words, the others of numbers."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:
@@ -148,6 +156,6 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def report(rows: Sequence[Sequence[str]], record: Mapping[str, Any]) -> None:
-    """The table for people, and a last line of JSON for programs."""
+    """Print a table for people, and a last line of JSON for programs."""
     print(table(rows))
     print(json.dumps(record), flush=True)

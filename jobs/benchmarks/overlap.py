@@ -1,12 +1,12 @@
-"""How much of CapFilt's reading, decoding and writing is seen behind its models: the job itself.
+"""The whole CapFilt job: how much time its reading, decoding and writing add to its models'.
 
     python jobs/benchmark.py overlap --shards 6 --samples 200
 
-The whole job on a local Ray over made-up photographs (JPEG, 500 x 375), with the shipped models and
-one worker. From its commit records, once the first shard is through: seconds of each stage, and
-what the wall clock shows beyond the models' own. Reading and writing run in tasks beside the
-models, so nothing should, as long as a core is free for them; the first shard's decoding and the
-last one's writing are seen once a run.
+The job runs on a local Ray over made-up photographs (JPEG, 500 x 375), with the shipped models and
+one worker. Its commit records tell the seconds of each stage, and how much longer than the models'
+own the wall clock is, from the end of the first shard on. Reading and writing run in tasks beside
+the models, so as long as a core is free for them it should not be longer; only the first shard's
+decoding and the last shard's writing show, once in a run.
 """
 
 import io
@@ -37,11 +37,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class OverlapBench:
-    """What is measured.
+    """Options of the overlap benchmark.
 
     Attributes:
-        shards: input tars of ``samples`` photographs each.
-        captions: drawn for each; fewer make the models faster and what is exposed larger.
+        shards: input tars.
+        samples: photographs in each tar.
+        captions: captions drawn for each photograph; with fewer the models are faster, and the
+            other stages show more.
     """
 
     shards: int = 6
@@ -98,7 +100,7 @@ def run_job(args: CapFiltArgs) -> float:
 
 
 def by_time(out: Path) -> list[tuple[float, dict[str, float]]]:
-    """When each shard was committed, and its seconds by stage, in the order of the clock."""
+    """Time of each shard's commit and its seconds by stage, in the order of the commits."""
     records = {commit.name: commit for commit in committed(str(out))}
     found = [
         (path.stat().st_mtime, records[path.name.removesuffix("_stats.json")].seconds)
@@ -108,7 +110,7 @@ def by_time(out: Path) -> list[tuple[float, dict[str, float]]]:
 
 
 def write_photographs(folder: Path, args: OverlapBench) -> None:
-    """Tars of smooth noise as JPEGs of about 40 kB, each with a caption."""
+    """Write tars of smooth noise as JPEGs of about 40 kB, each with a caption."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for shard in range(args.shards):

@@ -1,11 +1,12 @@
 """Stage 1 as the reference computes it (LAVIS, blip2_qformer.py), from Hugging Face's modules.
 
-Four Q-Former passes: queries on the image, text alone, the 3B rows of image-text matching, and the
-language-modelling pass on the first one's cached keys and values. Each pass projects the image
-anew, text keeps the length it was padded to, and logits over the whole vocabulary are made at every
-position. The training benchmark and the tests compare `modeling.blip2.Stage1` with it.
+There are four Q-Former passes: queries on the image, text alone, the 3B pairs of image-text
+matching, and the language-modelling pass on the first one's cached keys and values. Each pass
+projects the image anew, text keeps the length it was padded to, and logits over the whole
+vocabulary are made at every position. The training benchmark and the tests compare
+`modeling.blip2.Stage1` with it.
 
-Legend: B images, Q queries, L text tokens (padding included), R = 3B rows, D width.
+Shapes: see `modeling`; L includes padding, R = 3B.
 """
 
 from collections.abc import Iterator
@@ -50,9 +51,9 @@ class Reference(nn.Module):
         """ITC, ITM, ITG and their sum ``loss`` of one batch on one rank.
 
         Args:
-            tokens: (B, P, D) of the frozen encoder.
-            ids: (B, L), padded on the right to whatever length the reference shall compute.
-            mask: (B, L), 1 for tokens.
+            tokens: image tokens (B, P, D) of the frozen encoder.
+            ids: text tokens (B, L), padded on the right to the length that is computed.
+            mask: (B, L), 1 for tokens, 0 for padding.
         """
         image = self.theirs.vision_model.post_layernorm(tokens)
         i2t, t2i, cache = self._contrast(image, ids, mask)
@@ -98,7 +99,7 @@ class Reference(nn.Module):
         return F.cross_entropy(logits, target, label_smoothing=SMOOTHING)
 
     def _bert(self, seen: Tensor, image: Tensor | None, ids: Tensor | None, queries: bool) -> Any:
-        """Last hidden state under a mask (B, 1, rows or 1, columns) of zeros and ones."""
+        """Last hidden state under a mask (B, 1, 1 or rows, columns) of zeros and ones."""
         theirs, qformer = self.theirs, self.theirs.qformer
         query = theirs.query_tokens.expand(len(seen), -1, -1) if queries else None
         text = None if ids is None else theirs.embeddings(input_ids=ids)
@@ -134,7 +135,7 @@ class Reference(nn.Module):
 
     @contextmanager
     def _remembered(self) -> Iterator[Cache]:
-        """Keeps what the self-attentions project in the pass inside."""
+        """Inside, the self-attentions' keys and values of a pass are kept."""
         keys: list[Tensor] = []
         values: list[Tensor] = []
         handles = []
@@ -154,8 +155,9 @@ class Reference(nn.Module):
 
 
 def retrieval_model(config: Stage1Config) -> Blip2ForImageTextRetrieval:
-    """Hugging Face's retrieval model of a stage 1's sizes; of its vision tower only the norm that
-    follows it is used.
+    """Hugging Face's retrieval model with stage 1's sizes.
+
+    Only the norm behind its vision tower is used, not the tower.
     """
     theirs = Blip2Config(
         vision_config=huggingface_vision(config.qformer.encoder_width),
@@ -184,7 +186,7 @@ def huggingface_qformer(config: QFormerConfig) -> dict[str, Any]:
 
 
 def huggingface_vision(width: int) -> dict[str, Any]:
-    """The least vision tower that has a norm of this width behind it."""
+    """Configuration of the smallest vision tower with a norm of this width behind it."""
     return {
         "hidden_size": width,
         "intermediate_size": 8,
@@ -197,7 +199,7 @@ def huggingface_vision(width: int) -> dict[str, Any]:
 
 
 def give_weights(ours: Stage1, reference: Reference) -> None:
-    """Copies a stage 1's weights into the reference."""
+    """Copies stage 1's weights into the reference."""
     pairs = their_parameters(ours, reference)
     with torch.no_grad():
         for name, parameter in ours.named_parameters():

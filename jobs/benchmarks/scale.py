@@ -1,20 +1,20 @@
-"""What a stage-1 step costs as the batch, the texts and the number of ranks grow.
+"""The cost of a stage-1 step as the batch, the texts and the number of ranks grow.
 
     python jobs/benchmark.py scale
     python jobs/benchmark.py scale --worlds 1 2 --network 25 --gpu-peak 312 --share 0.4
 
-Measured: seconds of a step by batch and by text length; then 1 to 4 gloo ranks in processes of
-their own, each with the same batch: seconds, and bytes that a rank receives in a step, counted at
-the collectives. Beside them the reference's exchange on the same ranks: it gathers the image tokens
-of all ranks for the negatives of image-text matching, with a gradient that returns the same way.
+Measured are the seconds of a step by batch and by text length; then, on 1 to 4 gloo ranks with the
+same batch each, the seconds of a step and the bytes that a rank receives in it, counted at the
+collectives. Beside them stands the reference's exchange: it gathers the image tokens of all ranks
+for the negatives of image-text matching, with a gradient that returns the same way.
 
-Simulated, 8 to 1024 GPUs of the paper's size (ViT-g, 257 tokens, 32 text tokens, bf16):
+Simulated are 8 to 1024 GPUs at the paper's size (ViT-g, 257 tokens, 32 text tokens, bf16):
 
     seconds = FLOPs / (gpu_peak x share) + bytes received / bandwidth + collectives x latency
 
-FLOPs are the formulas of modeling/flops.py; the share of the peak is the one measured here unless
-given; bandwidth is a GPU's own, `nvlink` within a node of `node` GPUs, else `network`; nothing
-overlaps but `overlap` of the gradients' exchange. Gradients are reduced in fp32.
+FLOPs come from the formulas of modeling/flops.py; the share of the peak is measured here unless it
+is given; the bandwidth of a GPU is `nvlink` within a node of `node` GPUs, else `network`. Nothing
+overlaps, except the part `overlap` of the gradients' exchange. Gradients are reduced in fp32.
 """
 
 import multiprocessing
@@ -50,20 +50,21 @@ LOGITS, STATE = 4, 4  # bytes of what is gathered for ITC, and of a gradient
 
 @dataclass(frozen=True)
 class ScaleBench:
-    """What is measured and what is assumed.
+    """Options of the scaling benchmark: measured sizes and assumptions of the simulation.
 
     Attributes:
-        batches: samples a rank; the largest is used for the texts, the ranks and the GPUs.
-        texts: tokens of all texts; the largest is used for the batches and the ranks.
+        size: models, as in the training benchmark.
+        batches: samples of a rank; the largest is used for the texts, the ranks and the GPUs.
+        texts: tokens of a text; the largest is used for the batches and the ranks.
         worlds: numbers of ranks.
         rounds: steps of each kind; the median counts.
         gpus: numbers of simulated GPUs.
-        gpu_batch: samples a simulated GPU, as in the paper's 1680 on 16.
-        gpu_peak: its matrix products in bf16, TFLOP/s (an H200's as measured).
-        share: of that peak in a step; 0 takes the share measured here.
-        node: GPUs a node.
+        gpu_batch: samples of a simulated GPU; the paper has 1680 on 16.
+        gpu_peak: matrix products of a simulated GPU in bf16, TFLOP/s (measured on an H200).
+        share: part of that peak that a step reaches; 0 takes the part measured here.
+        node: GPUs in a node.
         nvlink, network: GB/s that a GPU receives within and between nodes (NVLink 4; 400 Gb/s
-            InfiniBand a GPU).
+            InfiniBand for each GPU).
         latency: microseconds of a collective call, for each doubling of the ranks.
         overlap: part of the gradients' exchange that the backward pass hides.
     """
@@ -84,16 +85,17 @@ class ScaleBench:
     overlap: float = 0.8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Step:
-    """What one rank saw in a step.
+    """Measurements of one step, on one rank or the largest of several.
 
     Attributes:
-        seconds: ours, all of it.
-        model_bytes, gradient_bytes: received by the model's collectives and the gradients'.
-        reference_bytes, reference_seconds: received by the reference's gather of image tokens,
-            there and back, and the time of that alone.
-        memory: bytes in the process at most.
+        seconds: duration of our step.
+        model_bytes: bytes received by the model's collectives.
+        gradient_bytes: bytes received by the exchange of gradients.
+        reference_bytes: bytes received by the reference's gather of image tokens, there and back.
+        reference_seconds: duration of that gather alone.
+        memory: largest number of bytes in the process.
     """
 
     seconds: float
@@ -108,7 +110,7 @@ def main(arguments: Sequence[str]) -> int:
     """Measure, simulate, report.
 
     Raises:
-        ValueError: no such size.
+        ValueError: there is no such size; the message names those there are.
     """
     args = tyro.cli(ScaleBench, args=arguments, description=__doc__)
     if args.size not in SIZES:
@@ -159,7 +161,7 @@ def step_seconds(args: ScaleBench, batch: int, text: int) -> float:
 def model_and_batch(
     args: ScaleBench, batch: int, text: int, seed: int
 ) -> tuple[Stage1, tuple[Tensor, Tensor, Tensor]]:
-    """The same weights everywhere, and a rank's own batch."""
+    """Stage 1 with the same weights on every rank, and a rank's own batch."""
     size = SIZES[args.size]
     torch.manual_seed(0)
     module = Stage1(size.stage1)
@@ -177,7 +179,7 @@ def one_step(module: Stage1, inputs: tuple[Tensor, Tensor, Tensor]) -> None:
 
 
 def average(module: nn.Module) -> None:
-    """Averages gradients over ranks, some megabytes a message."""
+    """Averages gradients over ranks, in messages of some megabytes."""
     if not dist.is_initialized():
         return
     bucket: list[Tensor] = []
@@ -204,7 +206,7 @@ def step_flops(args: ScaleBench, batch: int, text: int) -> float:
 
 
 def all_worlds(args: ScaleBench) -> dict[int, Step]:
-    """A step on each number of ranks for which the memory suffices."""
+    """A step on each number of ranks that the memory has room for."""
     steps: dict[int, Step] = {}
     for world in tqdm(sorted(args.worlds), "ranks", disable=None):
         held = max((step.memory for step in steps.values()), default=0.0)
@@ -218,7 +220,7 @@ def all_worlds(args: ScaleBench) -> dict[int, Step]:
 
 
 def over_ranks(args: ScaleBench, world: int) -> Step:
-    """The slowest rank's step, with the largest number of bytes, on this many gloo ranks."""
+    """A step on `world` gloo ranks: of each measurement the largest over the ranks."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="bench-scale-") as folder:
         answers = context.SimpleQueue()
@@ -233,7 +235,7 @@ def over_ranks(args: ScaleBench, world: int) -> Step:
         if any(process.exitcode for process in ranks):
             raise RuntimeError(f"a rank of {world} failed; its traceback stands above")
         found = [answers.get() for _ in ranks]
-    return Step(*(max(column) for column in zip(*found, strict=True)))
+    return Step(**{name: max(one[name] for one in found) for name in found[0]})
 
 
 def _rank(args: ScaleBench, rank: int, world: int, folder: str, answers: Any) -> None:
@@ -254,15 +256,21 @@ def _rank(args: ScaleBench, rank: int, world: int, folder: str, answers: Any) ->
     seconds = {"ours": partial(one_step, module, inputs)}
     seconds["reference"] = partial(reference_exchange, inputs[0])
     times = bench.in_turns(seconds, args.rounds, "cpu")
-    spent = times["ours"].median, times["reference"].median
-    memory = float(bench.resident("VmHWM"))
-    answers.put((spent[0], of_model, of_gradients, of_reference, spent[1], memory))
+    measured = Step(
+        seconds=times["ours"].median,
+        model_bytes=of_model,
+        gradient_bytes=of_gradients,
+        reference_bytes=of_reference,
+        reference_seconds=times["reference"].median,
+        memory=float(bench.resident("VmHWM")),
+    )
+    answers.put(vars(measured))
     dist.destroy_process_group()
 
 
 def reference_exchange(tokens: Tensor) -> None:
-    """What the reference sends for the negatives of image-text matching: every rank's normed image
-    tokens to all, in fp32, and in the backward pass the sum of all gradients.
+    """The reference's messages for the negatives of image-text matching: every rank's normed image
+    tokens to all others in fp32, and in the backward pass the sum of all gradients.
     """
     world = dist.get_world_size()
     everything = torch.empty(world * len(tokens), *tokens.shape[1:])
@@ -279,8 +287,8 @@ class Counted:
 
 @contextmanager
 def received() -> Iterator[Counted]:
-    """Counts, inside, what this rank receives: a ring's share of a sum, the others' parts of a
-    gather, what was sent to it of an exchange.
+    """Inside, the bytes are counted that this rank receives: a ring's share of a sum, the other
+    ranks' parts of a gather, the messages to this rank of an exchange.
     """
     counted, world, rank = Counted(), dist.get_world_size(), dist.get_rank()
     whole, summed, exchanged = gather._all_gather, dist.all_reduce, dist.all_to_all_single
@@ -321,7 +329,7 @@ def rank_rows(steps: dict[int, Step]) -> list[list[str]]:
 
 
 def simulate(args: ScaleBench, gpus: int, share: float) -> dict[str, float]:
-    """A step of ours and of the reference's exchange on this many GPUs; seconds and bytes."""
+    """Seconds and bytes of a step on `gpus` GPUs, with our exchange and with the reference's."""
     config, batch = Stage1Config(), args.gpu_batch
     tower = EvaConfig()
     stack = Stack(tower.width, tower.blocks, tower.mlp, tower.width, tower.width)
@@ -358,7 +366,7 @@ def model_bytes(config: Stage1Config, batch: int, ranks: int, width: int) -> dic
 
 
 def parameters(config: Stage1Config) -> int:
-    """How many train."""
+    """Number of stage 1's parameters."""
     with torch.device("meta"):
         return sum(p.numel() for p in Stage1(config).parameters())
 
@@ -377,7 +385,7 @@ def simulated_rows(found: dict[int, dict[str, float]]) -> list[list[str]]:
 
 
 def assumptions(args: ScaleBench, share: float) -> str:
-    """What the simulation takes for granted, in a line."""
+    """The simulation's assumptions, in a line."""
     return (
         f"simulated: {args.gpu_batch} samples a GPU at {share:.1%} of {args.gpu_peak:g} TFLOP/s "
         f"({'given' if args.share else 'the share measured here'}); {args.nvlink:g} GB/s within "

@@ -5,16 +5,17 @@
     python jobs/benchmark.py train --dtype bf16
     python jobs/benchmark.py train --size full --device cuda --dtype bf16 --batch 64 --compile
 
-Stage 1 against the reference's four Q-Former passes (``jobs.benchmarks.reference``), on texts of
-full length and on a mix as long as COCO's captions; stage 2 against Hugging Face's
-``Blip2ForConditionalGeneration``. A step is forward and backward. ``base`` is given image tokens
-(257 of width 1408) and uses language models of OPT-125M's and FlanT5-base's sizes; ``full`` starts
-from pixels, with ViT-g, OPT-2.7B, FlanT5-XL and FlanT5-XXL of random weights made on the device.
+A step is forward and backward. Stage 1 is compared with the reference's four Q-Former passes
+(``jobs.benchmarks.reference``), once on texts of full length and once on texts as long as COCO's
+captions; stage 2 with Hugging Face's ``Blip2ForConditionalGeneration``. The size ``base`` is given
+image tokens (257 of width 1408) and has language models of OPT-125M's and FlanT5-base's sizes;
+``full`` starts from pixels, with ViT-g, OPT-2.7B, FlanT5-XL and FlanT5-XXL. Weights are random.
 
-All contenders of a case have the same weights and batch; their losses without dropout are compared
-in the run. They take turns round by round, and ratios are medians over rounds. On CPU in fp32 ours
-runs twice: as it is, and with the product library that torch gives the others. Memory is a process
-of its own for each: the peak of its first step over what it held before.
+All contenders of a case have the same weights and batch, and the run compares their losses without
+dropout. They take turns round by round; ratios are medians over rounds. On CPU in fp32 our model
+runs twice: as it is, and with the library of matrix products that torch gives the others. The
+memory of each is measured in a process of its own: the peak of its first step over what the
+process held before.
 """
 
 import ctypes
@@ -36,16 +37,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from cluster.malloc import keep_freed_memory
 from jobs.benchmarks import measure as bench
-from jobs.benchmarks.train_contenders import (
-    DTYPES,
-    SIZES,
-    Case,
-    Contender,
-    caption_lengths,
-    stage1_case,
-    stage2_case,
-)
+from jobs.benchmarks.stage1_contenders import stage1_case
+from jobs.benchmarks.stage2_contenders import stage2_case
+from jobs.benchmarks.train_contenders import SIZES, Case, Contender, caption_lengths
 from modeling import losses
+from modeling.precision import DTYPES
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 2**20
@@ -54,20 +50,23 @@ EQUAL = {"fp32": 1e-4, "bf16": 3e-2}
 
 @dataclass(frozen=True)
 class TrainBench:
-    """What is measured.
+    """Options of the training benchmark.
 
     Attributes:
-        size: ``base`` and ``full`` as above; ``tiny`` for tests.
-        cases: which of them; ``all`` is stage 1 at full length and mixed, and stage 2 with each
+        size: models: ``base`` and ``full`` as above; ``tiny`` for tests.
+        device: torch's name of the device.
+        dtype: number format of the models.
+        cases: names with commas between them; ``all`` is stage1, stage1-mix, and stage 2 with each
             language model of the size.
+        batch: samples of a step.
         text: tokens of a full-length text.
-        rounds: the contenders take turns, this often.
-        peer: also run the others.
-        memory: also measure peaks.
-        profile: name the operators that take most of our step.
-        compile: compile the frozen encoder (``full``).
-        only: with one case, print what this contender's step holds at its peak and stop (what
-            the benchmark calls in a process of its own).
+        rounds: number of rounds; the contenders take turns.
+        peer: whether the other implementations run too.
+        memory: whether peaks of memory are measured.
+        profile: whether the operators that take most of our step are named.
+        compile: whether the frozen encoder is compiled (``full``).
+        only: contender whose peak of memory is printed, and nothing else; with one case. The
+            benchmark calls itself so, in a process of its own.
     """
 
     size: Literal["tiny", "base", "full"] = "base"
@@ -123,10 +122,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def case_names(args: TrainBench) -> list[str]:
-    """The cases asked for.
+    """Names of the cases that ``--cases`` asks for.
 
     Raises:
-        ValueError: one that there is not.
+        ValueError: there is no such case; the message names those there are.
     """
     known = ["stage1", "stage1-mix", *SIZES[args.size].languages]
     asked = known if args.cases == "all" else args.cases.split(",")
@@ -137,7 +136,7 @@ def case_names(args: TrainBench) -> list[str]:
 
 
 def make_case(args: TrainBench, name: str) -> Case:
-    """A case by name, without the others where they are not wanted."""
+    """A case by name; without the other implementation where ``--no-peer`` says so."""
     full = [args.text] * args.batch
     if name == "stage1":
         case = stage1_case(args, f"stage 1, {args.text} tokens", full, args.text)
@@ -152,7 +151,7 @@ def make_case(args: TrainBench, name: str) -> Case:
 
 
 def measure(args: TrainBench, name: str, case: Case, ceiling: float, bar: Any) -> dict[str, Any]:
-    """One case: losses, times in turns, FLOPs as counted, memory, and its rows of the table.
+    """Measure one case: losses, times in turns, FLOPs, memory, and its rows of the table.
 
     Args:
         bar: progress bar that counts one for each step.
@@ -218,7 +217,7 @@ def median_ratio(theirs: Sequence[float], mine: Sequence[float]) -> float:
 
 @torch.no_grad()
 def loss_without_dropout(made: Contender) -> float:
-    """The loss in eval mode, the hardest negatives taken instead of drawn."""
+    """The loss in eval mode, with the most likely negatives instead of drawn ones."""
     made.module.eval()
     with made.around(), hardest_negatives():
         value = float(made.losses()["loss"])
@@ -244,7 +243,7 @@ def hardest_negatives() -> Iterator[None]:
 
 
 def peak_memory(args: TrainBench, case: str, who: str) -> float:
-    """Bytes that a first step holds at its peak over what was there before, in a new process."""
+    """Peak bytes of a first step over those held before it, measured in a new process."""
     if args.device.startswith("cuda"):
         return peak_of_a_step(_alone(args, case, who))
     options = [f"--{key}={value}" for key, value in vars(_alone(args, case, who)).items()
@@ -261,7 +260,7 @@ def _alone(args: TrainBench, case: str, who: str) -> TrainBench:
 
 
 def peak_of_a_step(args: TrainBench) -> float:
-    """Bytes over those held before the step: the weights, the batch, the libraries."""
+    """Peak bytes of a step over those held before it: weights, batch, libraries."""
     made = make_case(args, case_names(args)[0]).make[args.only]()
     gc.collect()
     if args.device.startswith("cuda"):

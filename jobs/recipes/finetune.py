@@ -25,7 +25,7 @@ from jobs.recipes.pretrain import (
 )
 from jobs.recipes.schema import RunConfig, Stage1Recipe, Stage2Recipe
 from jobs.recipes.tinyworld import tinyworld_opt, tinyworld_stage1, tinyworld_t5
-from modeling.prompts import VQA_FINETUNED
+from modeling.prompts import CAPTION_FINETUNED, VQA_FINETUNED
 
 EPOCHS = 5
 COCO_PAIRS = 566_747
@@ -33,7 +33,6 @@ COCO_PAIRS = 566_747
 VQA_QUESTIONS = 658_111
 """VQAv2 train (443,757) and val (214,354). The paper adds questions of Visual Genome without
 saying how many: with them, give ``--epochs 5``."""
-CAPTION_PROMPT = "a photo of"
 
 RecipeT = TypeVar("RecipeT", Stage1Recipe, Stage2Recipe)
 
@@ -80,7 +79,7 @@ def _caption(base: Stage2Recipe, layer_decay: float) -> Stage2Recipe:
     """COCO captions at 364 px: batch 256, rate 1e-5, the prompt "a photo of" (table 7)."""
     run = _paper_run(base.run, samples=COCO_PAIRS, batch=256, layer_decay=layer_decay)
     recipe = _finetune(base, f"caption-{base.name}", 364, run)
-    return replace(recipe, prompt=CAPTION_PROMPT)
+    return replace(recipe, prompt=CAPTION_FINETUNED)
 
 
 def caption_vit_g_opt_2_7b() -> Stage2Recipe:
@@ -177,12 +176,12 @@ def _tiny(base: RecipeT, task: str) -> RecipeT:
 
 def caption_tinyworld_t5() -> Stage2Recipe:
     """Captioning on TinyWorld with the small T5."""
-    return replace(_tiny(tinyworld_t5(), "caption"), prompt=CAPTION_PROMPT)
+    return replace(_tiny(tinyworld_t5(), "caption"), prompt=CAPTION_FINETUNED)
 
 
 def caption_tinyworld_opt() -> Stage2Recipe:
     """Captioning on TinyWorld with the small OPT."""
-    return replace(_tiny(tinyworld_opt(), "caption"), prompt=CAPTION_PROMPT)
+    return replace(_tiny(tinyworld_opt(), "caption"), prompt=CAPTION_FINETUNED)
 
 
 def vqa_tinyworld_t5() -> Stage2Recipe:

@@ -1,1 +1,1 @@
-"""Parts of the tour, ``jobs/tinyworld.py``."""
+"""The tour behind ``jobs/tinyworld.py``: its stages, results and estimated duration."""

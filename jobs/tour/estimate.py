@@ -1,7 +1,7 @@
-"""How long the tour takes on this machine, told before it starts.
+"""An estimate of the tour's duration on this machine, made before it starts.
 
-A trial step of the tour's own Q-Former is timed, a second or two; every stage is so many of them,
-by what the stages took beside the trial where they were measured.
+A trial times a step of the tour's own Q-Former, which takes a second or two. The duration of every
+stage is a multiple of it, by factors that were measured once.
 """
 
 import time
@@ -16,16 +16,16 @@ from modeling.precision import DTYPES, chosen, multiplies_bf16, one_thread
 
 TRIAL_BATCH, TRIAL_WORDS = 16, 20
 START = 170.0
-"""Seconds in which all the stages together import, load and end."""
+"""Seconds that all stages together take to import, load and end."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What the tour will do.
+    """Amounts of work in the tour.
 
     Attributes:
         images: pairs that CapFilt captions.
-        stage1, t5, opt: samples that each training stage sees.
+        stage1, t5, opt: samples of each training stage.
         tests: images that are evaluated.
         ranks: processes that share a training stage.
     """
@@ -42,9 +42,10 @@ def expected_seconds(work: Work, trained: float, fp32: float) -> float:
     """Seconds of the whole tour.
 
     Args:
+        work: amounts of work.
         trained: samples a second of the trial in the number format of training.
-        fp32: the same in fp32. CapFilt computes in it, and the small layers of stage 2 and the
-            evaluation are hardly faster in bf16.
+        fp32: samples a second of the trial in fp32. CapFilt computes in fp32, and the small layers
+            of stage 2 and the evaluation are hardly faster in bf16.
     """
     stage1 = 1.2 * work.stage1 / (trained * work.ranks)
     stage2 = (0.42 * work.t5 + 0.4 * work.opt) / (fp32 * work.ranks)

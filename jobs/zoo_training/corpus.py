@@ -1,11 +1,11 @@
-"""What TinyWorld's small language models read: text about training scenes, never a picture.
+"""The texts that TinyWorld's small language models learn from: descriptions of training scenes.
 
-Three tasks, mixed: *reading* (what is said of a scene, a question, the answer), *rewriting* (what
-is said of a scene, the beginning of another caption, its rest) and *captioning* (a caption's
-beginning, its rest). What is said of the scene, the context, stands where stage 2 will put the
-queries. A part of the contexts are *bundles*: each place of the sequence holds the sum of a few
-word vectors, as one query may speak of a colour, a shape and a place at once; real language models
-of billions of parameters accept such inputs, one of a million must have met them.
+Three tasks are mixed: *reading* (a context, a question, the answer), *rewriting* (a context, the
+beginning of another caption, its rest) and *captioning* (a caption's beginning, its rest). The
+context describes the scene, and stands where stage 2 will put the queries. Some contexts are
+*bundles*: each position of the sequence holds the sum of a few word vectors, as one query may
+stand for a colour, a shape and a place at once. Language models of billions of parameters accept
+such inputs; one of a million must have met them in training.
 """
 
 import random
@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from modeling.prompts import CAPTION_FINETUNED, VQA_DECODER, VQA_ENCODER_DECODER
 from pipeline.tinyworld.scene import SHAPES, Domain, Scene, Thing, sample_scene, stream
 from pipeline.tinyworld.text import (
     QUESTION_KINDS,
@@ -24,40 +25,63 @@ from pipeline.tinyworld.text import (
 )
 
 READING_KINDS = (*QUESTION_KINDS, "compositional")
-PROMPTS = ("SceneQuestion: {} Short answer:", "SceneQuestion: {} Answer:")
+PROMPTS = (VQA_ENCODER_DECODER, VQA_DECODER)
 _PLACED = re.compile(rf"({'|'.join(SHAPES)}) in the (?:top|bottom) (?:left|right)")
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What is said of a scene: ``text``, or ``bundles`` of words to be summed."""
+    """The description of a scene.
+
+    Attributes:
+        text: description in words; empty where there are bundles.
+        placed: shapes whose place is told.
+        bundles: words whose vectors are summed, for each position.
+    """
 
     text: str
-    placed: frozenset[str]  # the shapes whose place is said
+    placed: frozenset[str]
     bundles: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A context (may be empty), then turns of a prompt (may be empty) and what should follow it."""
+    """A context with prompts and their targets.
+
+    Attributes:
+        context: description of the scene; may be empty.
+        turns: pairs of a prompt, which may be empty, and the text that should follow it.
+        kind: kind of the first turn's question, or "rewrite", or "caption".
+    """
 
     context: Context
     turns: tuple[tuple[str, str], ...]
-    kind: str  # the kind of the first turn's question, "rewrite" or "caption"
+    kind: str
 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Shares of the tasks and of the contexts in one phase of the training."""
+    """Shares of the tasks and of the contexts in one phase of the training.
+
+    Attributes:
+        reading: share of reading among the tasks.
+        rewrite: share of rewriting among the tasks; the rest is captioning.
+        bundles: share of bundles among the contexts.
+        plain: share of plain complete descriptions among the other contexts.
+        kinds: kinds of questions, drawn with equal chances; a kind may be named several times.
+        full: share of complete descriptions among the rewritten captions.
+        short: share of texts with colours and shapes only, among text contexts and rewriting.
+        turns: questions on one context, for models that read on after an answer.
+    """
 
     reading: float = 0.5
     rewrite: float = 0.4
-    bundles: float = 0.25  # of the contexts
-    plain: float = 0.5  # of the other contexts: the complete description and nothing else
+    bundles: float = 0.25
+    plain: float = 0.5
     kinds: tuple[str, ...] = READING_KINDS
-    full: float = 0.3  # of the rewritten captions: complete descriptions
-    short: float = 0.0  # of the text contexts and their rewriting: only colours and shapes
-    turns: int = 1  # questions on one context, for models that read on after an answer
+    full: float = 0.3
+    short: float = 0.0
+    turns: int = 1
 
 
 # ---------------------------------------------------------------------------- contexts
@@ -68,7 +92,15 @@ def _shuffled(scene: Scene, rng: random.Random) -> Scene:
 
 
 def text_context(scene: Scene, rng: random.Random, plain: float, short: float = 0.0) -> Context:
-    """True captions: the complete one in any order (``plain`` of the time), others, or two."""
+    """A context of true captions.
+
+    Args:
+        scene: the scene.
+        rng: random numbers.
+        plain: share of contexts that are the complete caption, in any order; the others have a
+            background, are another caption, or are two captions.
+        short: share of contexts with colours and shapes only.
+    """
     if rng.random() < short:
         named = [f"{thing.color} {thing.shape}" for thing in _shuffled(scene, rng).things]
         return Context(" and ".join(f"a {name}" for name in named), frozenset())
@@ -90,17 +122,17 @@ def text_context(scene: Scene, rng: random.Random, plain: float, short: float = 
 
 
 def one_sided_context(scene: Scene, asked: SceneQuestion, rng: random.Random) -> Context:
-    """Every place is said but that of the relation's object, so that it cannot mislead."""
+    """A context that tells every place except that of the relation's object."""
     placed = frozenset(t.shape for t in scene.things if not asked.text.endswith(f"{t.shape}?"))
-    items = []
+    told = []
     for thing in _shuffled(scene, rng).things:
         place = f" in the {thing.row} {thing.column}" if thing.shape in placed else ""
-        items.append(f"a {thing.size} {thing.color} {thing.shape}{place}")
-    return Context(" and ".join(items), placed)
+        told.append(f"a {thing.size} {thing.color} {thing.shape}{place}")
+    return Context(" and ".join(told), placed)
 
 
 def bundle_context(scene: Scene, rng: random.Random) -> Context:
-    """Every fact of the scene in bundles of one to five words around an object, in any order."""
+    """A context of every fact of the scene, in bundles of one to five words, in any order."""
     bundles = [bundle for thing in scene.things for bundle in _bundles(thing, rng)]
     bundles += [(scene.texture, "background")] * (rng.random() < 0.5)
     rng.shuffle(bundles)
@@ -108,7 +140,7 @@ def bundle_context(scene: Scene, rng: random.Random) -> Context:
 
 
 def _bundles(thing: Thing, rng: random.Random) -> list[tuple[str, ...]]:
-    """The facts of one object cut into groups, each with its shape or, after that, its colour."""
+    """The facts of one object in groups, each with its colour or its shape or both."""
     facts = [thing.size, thing.row, thing.column]
     rng.shuffle(facts)
     cuts = sorted(rng.sample(range(4), rng.randint(0, 2)))
@@ -123,7 +155,7 @@ def _bundles(thing: Thing, rng: random.Random) -> list[tuple[str, ...]]:
 
 
 def answerable(asked: SceneQuestion, kind: str, scene: Scene, context: Context) -> bool:
-    """Whether the context says what the answer needs: places for places and relations."""
+    """Whether the context tells the facts that the answer needs: places for some questions."""
     if kind == "compositional":
         return all(thing.shape in context.placed for thing in scene.things)
     if kind.endswith("relation") or kind == "position":
@@ -136,9 +168,9 @@ def ask(scene: Scene, context: Context, kind: str, rng: random.Random) -> SceneQ
     """A question of ``kind`` that the context answers, or None.
 
     Relations are slow to learn from nothing: the answer is an exclusive or of word and place, and
-    the two objects' places pull against each other. So they have easier kinds to begin with: in
-    "plain" and "one-sided" ones the object's place is not said, and the plain ones ask for above
-    and left only, where the subject's place alone decides.
+    the gradients of the two objects' places oppose each other. So easier kinds come first: "plain"
+    and "one-sided" relations do not tell the object's place, and plain ones ask for above and left
+    only, where the subject's place alone decides.
     """
     make: Callable[[], SceneQuestion | None] = (
         (lambda: compositional(scene, rng))
@@ -152,12 +184,12 @@ def ask(scene: Scene, context: Context, kind: str, rng: random.Random) -> SceneQ
 
 
 def _halve(text: str, rng: random.Random) -> tuple[str, str]:
-    """A caption cut where stage 2's prefix language modelling may cut it, or before it begins."""
+    """A prompt and a target: a caption cut as stage 2's prefix language modelling may cut it."""
     choice = rng.random()
     if choice < 0.25:
         return "", text
     if choice < 0.3:
-        return "a photo of", text
+        return CAPTION_FINETUNED, text
     pieces = text.split(" ")
     cut = rng.randint(1, max(1, len(pieces) // 2))
     return " ".join(pieces[:cut]), " ".join(pieces[cut:])
@@ -200,7 +232,7 @@ def example(rng: random.Random, mix: Mix, domain: Domain = "train") -> Example:
 
 
 def pool(name: str, count: int, mix: Mix, domain: Domain = "train") -> list[Example]:
-    """``count`` examples of the named stream, equal wherever they are drawn."""
+    """``count`` examples of the named stream of random numbers."""
     rng = stream("zoo", "language", name)
     return [example(rng, mix, domain) for _ in range(count)]
 

@@ -1,8 +1,9 @@
-"""The small language models' shapes, how their weights start, and the steps that teach them.
+"""Sizes, initial weights and training phases of the small language models.
 
-The steps were found by trial: a lookup that is asked for alone is learned in 300 steps, among
-others in ten times as many or not at all. So each comes alone first – colours and shapes in short
-texts, places, relations in easier forms – and captions and everything else after that.
+The phases were found by trial: a kind of question that is asked alone is learned in 300 steps;
+among others it takes ten times as many, or is not learned at all. So each comes alone first:
+colours and shapes in short texts, then places, then relations in easier forms; captions and all
+the rest come after that.
 """
 
 import math
@@ -26,7 +27,18 @@ class Phase:
 
 @dataclass(frozen=True)
 class Plan:
-    """How one model is trained. ``rate`` is relative to each tensor's RMS where ``scaled``."""
+    """The training of one model.
+
+    Attributes:
+        phases: mixes of tasks, one after the other.
+        rate: highest learning rate.
+        scaled: whether a tensor's rate is multiplied by its root mean square.
+        batch: examples in a step.
+        warmup: steps of linear warm-up.
+        clip: largest norm of the gradient.
+        power: exponent of the number n of an example's targets by which its loss is divided; the
+            example then weighs n ** (1 - power) times as much as one with a single target.
+    """
 
     phases: tuple[Phase, ...]
     rate: float
@@ -34,10 +46,11 @@ class Plan:
     batch: int = 64
     warmup: int = 100
     clip: float = 1.0
-    power: float = 1.0  # a target of n tokens weighs n ** (1 - power) times one of one token
+    power: float = 1.0
 
     @property
     def steps(self) -> int:
+        """Steps of all phases."""
         return sum(phase.steps for phase in self.phases)
 
 
@@ -53,7 +66,7 @@ T5_FIRST = Plan(
     rate=0.015,
     scaled=True,
 )
-# Relations step by step (see jobs.zoo_training.corpus.ask), everything else kept in practice.
+# Relations become harder step by step (see corpus.ask); the other kinds are asked all along.
 PLAIN = (*READING_KINDS, *["plain relation"] * 6)
 ONE_SIDED = (*READING_KINDS, *["one-sided relation"] * 7, "plain relation")
 BOTH = (*READING_KINDS, *["one-sided relation"] * 2, *["relation"] * 5, "compositional")
@@ -147,14 +160,15 @@ def opt_config(tokenizer: PreTrainedTokenizerBase) -> OPTConfig:
 
 
 def initialise(model: Any) -> None:
-    """Starts that make looking things up quick to learn; the architectures stay as they are.
+    """Set initial weights with which looking things up is learned quickly.
 
-    Looking up takes a head that attends by distance, to gather what stands beside a word, and one
-    that attends to the same word elsewhere. T5's distance biases start too small to tell distances
-    apart: they start wide, and its untied head is brought to unit logits. OPT's positions start
-    unrelated to each other: they start as sinusoids in a quarter of the width; the heads of the
-    first layer attend one to four places back (as far as a place stands behind its shape), two of
-    the second to equal words.
+    Looking up needs a head that attends by distance, to collect the words beside a word, and a head
+    that attends to the same word elsewhere. T5's usual distance biases are too small to tell
+    distances apart: here they are larger, and the untied output matrix gives logits of unit size.
+    OPT's usual positions have no relation to each other: here they are sinusoids in a quarter of
+    the width; the heads of the first layer attend one to four positions back (as far as a place
+    stands behind its shape), two heads of the second layer to equal words. The architectures are
+    unchanged.
     """
     with torch.no_grad():
         if model.config.is_encoder_decoder:
@@ -164,10 +178,10 @@ def initialise(model: Any) -> None:
                 bias.weight.normal_(0.0, 2.0)
             return
         decoder = model.model.decoder
-        places = decoder.embed_positions.weight
-        quarter = places.shape[1] // 4
-        places.zero_()
-        places[:, :quarter] = 3 * model.config.init_std * _sinusoids(len(places), quarter)
+        positions = decoder.embed_positions.weight
+        quarter = positions.shape[1] // 4
+        positions.zero_()
+        positions[:, :quarter] = 3 * model.config.init_std * _sinusoids(len(positions), quarter)
         decoder.embed_tokens.weight[:, :quarter] = 0.0
         for head in range(model.config.num_attention_heads):
             _look_back(decoder.layers[0].self_attn, head, back=head + 1, width=quarter)
@@ -176,18 +190,18 @@ def initialise(model: Any) -> None:
 
 
 def _frequencies(width: int) -> Tensor:
-    """``width / 2`` geometric frequencies from 1 to 0.01, in radians a place."""
+    """``width / 2`` geometric frequencies from 1 to 0.01, in radians a position."""
     return 100.0 ** -(torch.arange(width // 2) / (width // 2))
 
 
 def _sinusoids(length: int, width: int) -> Tensor:
-    """Sines and cosines (length, width) of these frequencies, of root mean square 1."""
+    """Sines and cosines (length, width) of `_frequencies`, with root mean square 1."""
     turns = torch.arange(length)[:, None] * _frequencies(width)
     return math.sqrt(2.0) * torch.cat((turns.sin(), turns.cos()), 1)
 
 
 def _look_back(attention: Any, head: int, back: int, width: int, gain: float = 0.7) -> None:
-    """Make one head attend ``back`` places back, by the sinusoids in the first ``width``."""
+    """Make a head attend ``back`` positions back, by the sinusoids in the first ``width``."""
     half = width // 2
     rows = head * attention.head_dim + torch.arange(half)
     waves = torch.arange(half)
@@ -201,7 +215,7 @@ def _look_back(attention: Any, head: int, back: int, width: int, gain: float = 0
 
 
 def _look_alike(attention: Any, head: int, beyond: int, gain: float = 0.2) -> None:
-    """Make one head attend to equal words: queries equal keys, both blind to positions."""
+    """Make a head attend to equal words: queries equal keys, and neither sees positions."""
     rows = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
     attention.q_proj.weight[rows].normal_(0.0, gain)
     attention.q_proj.weight[rows, :beyond] = 0.0

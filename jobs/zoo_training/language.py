@@ -1,10 +1,10 @@
-"""Train TinyWorld's small T5 and OPT from nothing, on text alone, and measure how well they read.
+"""TinyWorld's small T5 and OPT, trained from nothing on text alone, and tests of their reading.
 
 They stand for FlanT5 and OPT: stage 2 puts the Q-Former's output where a sentence about the scene
-stood here, and then asks with the paper's prompts. ``jobs/zoo.py`` is the command line.
+stands here, and then asks with the paper's prompts. ``jobs/zoo.py`` is the command.
 
-T5 does not learn to look things up from nothing with a common learning rate; each tensor's rate is
-scaled by its root mean square, as Adafactor does and as T5 was trained (arXiv:1910.10683, 3.1).
+With one learning rate for all tensors T5 does not learn to look things up; each tensor's rate is
+scaled by its root mean square, as in Adafactor, with which T5 was trained (arXiv:1910.10683, 3.1).
 """
 
 import json
@@ -40,13 +40,13 @@ from jobs.zoo_training.curriculum import (
     opt_config,
     t5_config,
 )
-from jobs.zoo_training.encoding import Encoder, Row, batches, opt_loss, t5_loss
+from jobs.zoo_training.encoding import Encoded, ExampleEncoder, batches, opt_loss, t5_loss
 from jobs.zoo_training.tokenizers import write_tokenizers
 from modeling.precision import multiplies_bf16
 from pipeline.tinyworld.scene import sample_scene, stream
 from pipeline.tinyworld.text import describe, is_true
 
-BAR = 0.95  # held-out questions answered by reading text, over all kinds
+BAR = 0.95  # least share of right answers to held-out questions about a text
 Progress = Callable[[str, int, int, float], None]  # name, steps done, steps in all, loss
 
 __all__ = ["check", "train_opt", "train_t5", "write_tokenizers"]
@@ -67,15 +67,15 @@ def _set_rates(optimizer: torch.optim.Optimizer, rate: float, scaled: bool) -> N
         group["lr"] = rate * scale
 
 
-def fit(  # noqa: PLR0917
+def train_phases(  # noqa: PLR0917
     model: Any,
     plan: Plan,
-    rows_of: Callable[[Sequence[Example]], list[Row]],
-    loss_of: Callable[[Any, Sequence[Row], float], Tensor],
+    encode: Callable[[Sequence[Example]], list[Encoded]],
+    loss_of: Callable[[Any, Sequence[Encoded], float], Tensor],
     seed: int,
     report: Callable[[int, float], None],
 ) -> None:
-    """Train ``model`` in place along ``plan``; ``report(step, loss)`` after every step."""
+    """Train ``model`` in place by ``plan``; ``report(step, loss)`` is called after every step."""
     groups = [{"params": [tensor]} for tensor in model.parameters()]
     optimizer = torch.optim.AdamW(
         groups, lr=plan.rate, betas=(0.9, 0.98), weight_decay=0, fused=True
@@ -85,7 +85,7 @@ def fit(  # noqa: PLR0917
     step = 0
     for number, phase in enumerate(plan.phases):
         examples = pool(f"{seed} phase {number}", phase.steps * plan.batch, phase.mix)
-        for batch in batches(rows_of(examples), plan.batch, rng):
+        for batch in batches(encode(examples), plan.batch, rng):
             _set_rates(optimizer, _rate(plan, step), plan.scaled)
             with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bf16("cpu")):
                 loss = loss_of(model, batch, plan.power)
@@ -103,20 +103,20 @@ def fit(  # noqa: PLR0917
 def _train(  # noqa: PLR0917
     name: str, model: Any, plans: Sequence[Plan], out: str | Path, seed: int, progress: Progress
 ) -> dict[str, float]:
-    """Train, round to bf16, save beside the tokenizer, measure what was saved, check the bar.
+    """Train a model, save it in bf16 beside its tokenizer, measure it and hold it against the bar.
 
-    Each plan has a warm-up, a decay and an optimizer of its own and begins with rounded weights.
+    Each plan has a warm-up, a decay and an optimizer of its own, and begins with bf16 weights.
     """
     folder = Path(out) / name
     begun = time.monotonic()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    encoder = Encoder(tokenizer, seed)
-    row_of, loss_of = (
+    encoder = ExampleEncoder(tokenizer, seed)
+    encode_one, loss_of = (
         (encoder.t5, t5_loss) if model.config.is_encoder_decoder else (encoder.opt, opt_loss)
     )
 
-    def rows(examples: Sequence[Example]) -> list[Row]:
-        return [row_of(one) for one in examples]
+    def encode(examples: Sequence[Example]) -> list[Encoded]:
+        return [encode_one(one) for one in examples]
 
     recent: list[float] = []
 
@@ -129,7 +129,7 @@ def _train(  # noqa: PLR0917
     done = 0
     for cycle, plan in enumerate(plans):
         encoder.rng.seed(seed + cycle)
-        fit(model.float(), plan, rows, loss_of, seed + cycle, report)
+        train_phases(model.float(), plan, encode, loss_of, seed + cycle, report)
         model.to(torch.bfloat16)
         done += plan.steps
     model.save_pretrained(folder)
@@ -155,7 +155,7 @@ def _train(  # noqa: PLR0917
 
 
 class _Lines:
-    """A line of progress every hundred steps, with the time that is left."""
+    """Prints a line of progress every hundred steps, with the time that is left."""
 
     def __init__(self) -> None:
         self.begun = time.monotonic()
@@ -169,27 +169,35 @@ class _Lines:
 def train_t5(out: str | Path, seed: int = 0, progress: Progress | None = None) -> dict[str, float]:
     """Make ``out/t5``; returns its scores.
 
+    Args:
+        out: folder of all models.
+        seed: seed of weights and examples.
+        progress: function that is called after every step; by default progress is printed.
+
     Raises:
-        RuntimeError: it reads less than :data:`BAR` of the held-out questions right.
+        RuntimeError: fewer than `BAR` of the held-out questions are answered right.
     """
-    folder = Path(out) / "t5"
-    if not (folder / "tokenizer.json").exists():
-        write_tokenizers(out)
-    torch.manual_seed(seed)
-    model = T5ForConditionalGeneration(t5_config(AutoTokenizer.from_pretrained(folder)))
+    tokenizer = _seeded_tokenizer(out, "t5", seed)
+    model = T5ForConditionalGeneration(t5_config(tokenizer))
     initialise(model)
     return _train("t5", model, (T5_FIRST, T5_SECOND, T5_THIRD), out, seed, progress or _Lines())
 
 
 def train_opt(out: str | Path, seed: int = 0, progress: Progress | None = None) -> dict[str, float]:
-    """Make ``out/opt``; returns its scores. Raises as :func:`train_t5`."""
-    folder = Path(out) / "opt"
+    """Make ``out/opt``; arguments, result and errors are those of `train_t5`."""
+    tokenizer = _seeded_tokenizer(out, "opt", seed)
+    model = OPTForCausalLM(opt_config(tokenizer))
+    initialise(model)
+    return _train("opt", model, (OPT_FIRST, OPT_SECOND), out, seed, progress or _Lines())
+
+
+def _seeded_tokenizer(out: str | Path, name: str, seed: int) -> PreTrainedTokenizerBase:
+    """Seed torch, and read a model's tokenizer, which is written first where it is missing."""
+    folder = Path(out) / name
     if not (folder / "tokenizer.json").exists():
         write_tokenizers(out)
     torch.manual_seed(seed)
-    model = OPTForCausalLM(opt_config(AutoTokenizer.from_pretrained(folder)))
-    initialise(model)
-    return _train("opt", model, (OPT_FIRST, OPT_SECOND), out, seed, progress or _Lines())
+    return AutoTokenizer.from_pretrained(folder)
 
 
 # ------------------------------------------------------------------------------ scores
@@ -199,7 +207,7 @@ def train_opt(out: str | Path, seed: int = 0, progress: Progress | None = None) 
 def continue_texts(
     model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], new: int
 ) -> list[str]:
-    """Greedy continuations of texts; a decoder's up to the end of the line."""
+    """Greedy continuations of at most ``new`` tokens; a decoder's end with the line."""
     decoder = not model.config.is_encoder_decoder
     found: dict[int, str] = {}
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
@@ -225,10 +233,12 @@ def continue_texts(
 
 
 def check(folder: str | Path, count: int = 200) -> dict[str, float]:
-    """Measure the model in ``folder`` on held-out scenes, ``count`` questions of each kind.
+    """Measure the model in ``folder`` on held-out scenes, with ``count`` questions of each kind.
 
-    Returns ``reading`` (exact answers over all kinds, by both of the paper's prompts), ``reading
-    KIND`` for each, and ``rewriting``: true captions among those continued from a description.
+    Returns:
+        Shares between 0 and 1: ``reading``, exact answers over all kinds of questions, asked by
+        both of the paper's prompts; ``reading KIND`` for each kind; ``rewriting``, true captions
+        among those that continue a description.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
     config = AutoConfig.from_pretrained(folder)

@@ -1,7 +1,7 @@
-"""Pictures and captions for the zoo's vision models, drawn afresh at every step from the seed.
+"""Pictures and captions for the zoo's vision models, drawn afresh at every step.
 
-Batches are made of groups: a scene and others that differ from it in one attribute only. Without
-such hard negatives a contrastive loss is satisfied by colour and place and never looks at shapes.
+A batch consists of groups: a scene, and others that differ from it in one attribute. Without such
+hard negatives colours and places satisfy a contrastive loss, and shapes are never learned.
 """
 
 import io
@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pipeline.pixels import CLIP_MEAN, CLIP_STD
 from pipeline.tinyworld.render import jpeg, render
 from pipeline.tinyworld.scene import (
     COLORS,
@@ -27,8 +28,6 @@ from pipeline.tinyworld.scene import (
 )
 from pipeline.tinyworld.text import caption, describe, is_true, web_caption
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _KINDS = ("color", "shape", "shape", "size", "place", "swap colors", "swap shapes")
 
 
@@ -59,10 +58,13 @@ def _changed(things: list[Thing], kind: str, rng: random.Random) -> list[Thing] 
 
 
 def vary(scene: Scene, rng: random.Random, domain: Domain | None = None) -> Scene:
-    """A scene that differs from ``scene`` in one attribute, place or exchange.
+    """A scene that differs from ``scene`` in one attribute, one place or one exchange.
 
-    Training asks for ``domain="train"``: most scenes have training neighbours. Not every scene has
-    an evaluation neighbour.
+    Args:
+        scene: the first scene.
+        rng: random numbers.
+        domain: domain of the new scene; None: any. Most scenes have a neighbour in "train"; not
+            every scene has one in "eval", and the search for it does not end.
     """
     while True:
         things = _changed(list(scene.things), rng.choice(_KINDS), rng)
@@ -75,13 +77,13 @@ def vary(scene: Scene, rng: random.Random, domain: Domain | None = None) -> Scen
 
 
 def draw(scene: Scene, rng: random.Random) -> Tensor:
-    """A picture as a reader of files sees it, after JPEG: uint8 3HW."""
+    """A picture as it is read from a JPEG file: uint8 (3, H, W)."""
     with Image.open(io.BytesIO(jpeg(render(scene, rng)))) as image:
         return torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1)
 
 
 def pixels(scenes: Sequence[Scene], rng: random.Random) -> Tensor:
-    """Pictures normalised with CLIP's mean and standard deviation: float32 B3HW."""
+    """Pictures normalised with CLIP's mean and standard deviation: float32 (B, 3, H, W)."""
     images_B3HW = torch.stack([draw(scene, rng) for scene in scenes]).float() / 255
     return (images_B3HW - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(
         3, 1, 1
@@ -90,18 +92,27 @@ def pixels(scenes: Sequence[Scene], rng: random.Random) -> Tensor:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Pictures with one caption each, the complete caption, and texts that fit no picture."""
+    """A batch of pictures with texts.
+
+    Attributes:
+        scenes: the B scenes.
+        images_B3HW: their pictures.
+        texts: one caption of each.
+        complete: the complete description of each.
+        noise: web noise, wrong for every picture of the batch.
+        true_BB: bool, whether text j is true of picture i.
+    """
 
     scenes: list[Scene]
     images_B3HW: Tensor
-    texts: list[str]  # B
-    complete: list[str]  # B
-    noise: list[str]  # web noise: wrong for every picture of the batch
-    true_BB: Tensor  # whether text j is true of picture i; the diagonal is
+    texts: list[str]
+    complete: list[str]
+    noise: list[str]
+    true_BB: Tensor
 
 
 def _truths(scenes: list[Scene], texts: list[str]) -> Tensor:
-    """Which texts hold for which pictures. A caption names all objects of its own scene."""
+    """Whether text j is true of picture i (B, B). A caption names all objects of its scene."""
     pairs = [frozenset(t.pair for t in scene.things) for scene in scenes]
     true_BB = torch.eye(len(scenes), dtype=torch.bool)
     for j, text in enumerate(texts):
@@ -121,7 +132,7 @@ def _noise(scenes: list[Scene], count: int, rng: random.Random) -> list[str]:
 
 
 def pair_batch(rng: random.Random, groups: int, group: int, noise: int) -> PairBatch:
-    """``groups`` × ``group`` pictures of training scenes, the members of a group nearly alike."""
+    """``groups`` × ``group`` pictures of training scenes; a group's members are nearly alike."""
     scenes: list[Scene] = []
     for _ in range(groups):
         first = sample_scene(rng)

@@ -1,10 +1,10 @@
-"""What each of the zoo's vision models must be able to do before it counts.
+"""Tests that each of the zoo's vision models must pass before it is used.
 
-* encoder: a small probe reads colour, shape, size, count and position off its tokens;
+* encoder: a small probe reads colour, shape, size, count and position from the tokens;
 * ranker: CLIP scores a true caption above one that is wrong in one attribute, and above web noise;
-* captioner: its captions are true, greedy ones and those of nucleus sampling.
+* captioner: captions are true, both greedy ones and those of nucleus sampling.
 
-Probes learn from training scenes only and are judged on evaluation scenes, which no model of the
+Probes learn from training scenes only and are tested on evaluation scenes, which no model of the
 zoo has seen.
 """
 
@@ -21,10 +21,12 @@ from transformers import AutoTokenizer, BlipForConditionalGeneration, CLIPModel
 
 from jobs.models.encoders import load_encoder
 from jobs.recipes.schema import EncoderChoice
-from jobs.zoo_training.pictures import CLIP_MEAN, CLIP_STD, draw, pixels, vary
+from jobs.zoo_training.pictures import draw, pixels, vary
 from modeling.captioning.captioner import Captioner
 from modeling.captioning.clip_scorer import ClipScorer
 from modeling.captioning.sampling import SamplingConfig
+from modeling.prompts import CAPFILT
+from pipeline.pixels import CLIP_MEAN, CLIP_STD
 from pipeline.tinyworld.render import IMAGE_SIZE
 from pipeline.tinyworld.scene import COLORS, QUARTERS, SHAPES, SIZES, Scene, sample_scene, stream
 from pipeline.tinyworld.text import caption, describe, is_true, web_caption
@@ -36,7 +38,7 @@ Encode = Callable[[Tensor], Tensor]  # images_B3HW -> tokens_BPD
 
 
 def survey(scenes: Sequence[Scene]) -> Tensor:
-    """Index in :data:`WORDS` of size, colour and shape of each quarter in reading order: B,12."""
+    """Index in `WORDS` of size, colour and shape of each quarter in reading order: (B, 12)."""
     rows = []
     for scene in scenes:
         at = {(thing.row, thing.column): thing for thing in scene.things}
@@ -49,9 +51,10 @@ def survey(scenes: Sequence[Scene]) -> Tensor:
 
 
 class Surveyor(nn.Module):
-    """Twelve learned queries that look once at an encoder's tokens: size, colour, shape × quarter.
+    """Twelve learned queries that read size, colour and shape of each quarter from tokens.
 
-    One cross-attention and one hidden layer: it can pick and read, not see for the encoder.
+    It has one cross-attention and one hidden layer: enough to select and to read, too little to do
+    the encoder's work.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -65,7 +68,7 @@ class Surveyor(nn.Module):
         )
 
     def forward(self, tokens_BPD: Tensor) -> Tensor:
-        """Logits over :data:`WORDS`, B × 12 × V."""
+        """Logits (B, 12, V) over `WORDS`."""
         memory_BPD = self.norm(tokens_BPD)
         queries_BQD = self.queries.expand(len(tokens_BPD), -1, -1)
         seen_BQD, _ = self.look(queries_BQD, memory_BPD, memory_BPD)
@@ -78,14 +81,21 @@ class Surveyor(nn.Module):
 
 @dataclass(frozen=True)
 class ProbeScores:
-    """Shares of right readings, each between 0 and 1."""
+    """Shares of right answers, each between 0 and 1.
 
-    color: float  # of the objects, in the quarter where each is
+    Attributes:
+        color, shape, size: share of the objects, each read in the quarter where it is.
+        count: share of the pictures whose number of objects is right.
+        position: share of the pictures whose occupied quarters are right.
+        everything: share of the pictures with twelve right answers; it has no bar.
+    """
+
+    color: float
     shape: float
     size: float
-    count: float  # of the pictures
-    position: float  # of the pictures: which quarters hold an object
-    everything: float  # of the pictures: all twelve readings right (not gated)
+    count: float
+    position: float
+    everything: float
 
 
 def _read(logits_BQV: Tensor, truth_BQ: Tensor) -> ProbeScores:
@@ -119,11 +129,14 @@ def _tokens(encode: Encode, scenes: Sequence[Scene], name: str) -> Tensor:
 def probe(
     encode: Encode, train: int = 3072, test: int = 1024, steps: int = 500, seed: int = 0
 ) -> ProbeScores:
-    """Train a :class:`Surveyor` on a frozen encoder's tokens, then read unseen scenes.
+    """Train a `Surveyor` on a frozen encoder's tokens, then test it on unseen scenes.
 
     Args:
-        encode: images B3HW (normalised) to tokens BPD.
-        train, test: pictures of training and of evaluation scenes.
+        encode: function from normalised images (B, 3, H, W) to tokens (B, P, D).
+        train: number of pictures of training scenes.
+        test: number of pictures of evaluation scenes.
+        steps: training steps of the probe.
+        seed: seed of scenes and weights.
     """
     rng = stream(seed, "probe scenes")
     known = [sample_scene(rng) for _ in range(train)]
@@ -150,10 +163,15 @@ def probe(
 
 @dataclass(frozen=True)
 class RankerScores:
-    """Share of comparisons in which the true caption scores higher, between 0 and 1."""
+    """Shares of comparisons in which the true caption scores higher, between 0 and 1.
 
-    attribute: float  # against a caption that is wrong in one attribute, place or exchange
-    noise: float  # against vague, cut-off, foreign and other web texts
+    Attributes:
+        attribute: comparisons with a caption that is wrong in one attribute, place or exchange.
+        noise: comparisons with vague, cut-off, foreign and other web texts.
+    """
+
+    attribute: float
+    noise: float
 
 
 def _said(scene: Scene, rng: random.Random) -> str:
@@ -161,7 +179,7 @@ def _said(scene: Scene, rng: random.Random) -> str:
 
 
 def _wrong(scene: Scene, rng: random.Random, count: int) -> list[str]:
-    """Captions that fail ``scene`` by one attribute, place or exchange."""
+    """Captions that are wrong for ``scene`` in one attribute, place or exchange."""
     found: list[str] = []
     while len(found) < count:
         text = _said(vary(scene, rng), rng)
@@ -178,7 +196,7 @@ def _noise(scene: Scene, rng: random.Random) -> str:
 
 
 def rank(scorer: ClipScorer, images: int = 300, seed: int = 0) -> RankerScores:
-    """How often CLIP prefers the true caption, on pictures of evaluation scenes.
+    """Shares of comparisons in which CLIP prefers the true caption, on evaluation scenes.
 
     Each picture has one true caption, four that are wrong in one attribute and one of web noise.
     """
@@ -195,15 +213,21 @@ def rank(scorer: ClipScorer, images: int = 300, seed: int = 0) -> RankerScores:
 
 @dataclass(frozen=True)
 class CaptionerScores:
-    """Shares of captions that are true, prompt included, between 0 and 1."""
+    """Shares of captions, between 0 and 1.
+
+    Attributes:
+        greedy: greedy captions that are true.
+        nucleus: captions of nucleus sampling (p = 0.9, as in CapFilt) that are true.
+        different: different captions among five of a picture; it has no bar.
+    """
 
     greedy: float
-    nucleus: float  # p = 0.9, as CapFilt draws them
-    different: float  # of five nucleus captions of a picture (not gated)
+    nucleus: float
+    different: float
 
 
 def speak(model: Any, tokenizer: Any, images: int = 200, seed: int = 0) -> CaptionerScores:
-    """How many captions of pictures of evaluation scenes are true."""
+    """Shares of true captions on pictures of evaluation scenes."""
     rng = stream(seed, "captioner")
     scenes = [sample_scene(rng, "eval") for _ in range(images)]
     images_B3SS = torch.stack([draw(scene, rng) for scene in scenes])
@@ -218,7 +242,7 @@ def speak(model: Any, tokenizer: Any, images: int = 200, seed: int = 0) -> Capti
 
     def share(said: list[list[str]]) -> float:
         right = [
-            is_true(f"a picture of {text}", scene)
+            is_true(CAPFILT + text, scene)
             for scene, texts in zip(scenes, said, strict=True)
             for text in texts
         ]
@@ -261,7 +285,7 @@ BARS: dict[str, dict[str, float]] = {
 
 
 def demand(name: str, scores: dict[str, float]) -> None:
-    """Check the scores of the model ``name`` against its bars.
+    """Compare the scores of the model ``name`` with its bars.
 
     Raises:
         ValueError: a score is below its bar.

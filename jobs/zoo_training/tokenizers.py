@@ -1,7 +1,7 @@
-"""The tokenizers of TinyWorld's small models: of BERT's, T5's and OPT's kinds, small vocabularies.
+"""The tokenizers of TinyWorld's small models: those of BERT, T5 and OPT with small vocabularies.
 
-Every word of TinyWorld is one token; every other text is spelled in characters or bytes, so that
-real captions pass through without an unknown token. ``jobs/zoo.py`` writes them.
+Every word of TinyWorld is one token; other words are spelled in characters or bytes, so that real
+captions have no unknown tokens. ``jobs/zoo.py`` writes them.
 """
 
 import json
@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerFast as TokenizersFile
 from pipeline.tinyworld.scene import sample_scene, stream
 from pipeline.tinyworld.text import captions, compositional, questions, web_caption
 
-# Words around the world's own: the paper's prompts, and what an instruction may say.
+# Words beside TinyWorld's own: those of the paper's prompts and of likely instructions.
 _EXTRA = """
 Question : Short Answer answer answers Long a photo of an in the on and or is are this that it there
 what where which how many color shape object objects picture image background describe yes no one
@@ -36,7 +36,7 @@ _ACCENTED = "".join(chr(code) for code in range(0xA1, 0x180) if chr(code).isprin
 
 
 def words(scenes: int = 3000) -> list[str]:
-    """Every word TinyWorld's captions, questions, answers and web texts use, sorted, cased."""
+    """Every word of TinyWorld's captions, questions, answers and web texts, sorted, cased."""
     found = set(_EXTRA.split())
     for index in range(scenes):
         rng = stream("zoo", "words", index)
@@ -44,7 +44,7 @@ def words(scenes: int = 3000) -> list[str]:
         texts = [*captions(scene, rng, 3), web_caption(scene, rng)[0]]
         asked = [*questions(scene, rng), *filter(None, [compositional(scene, rng)])]
         texts += [text for question in asked for text in (question.text, question.answer)]
-        # A cut-off text ends within a word; file names hold numbers.
+        # A cut-off text ends within a word; file names have numbers.
         whole = [text for text in texts if not text.endswith("...")]
         found.update(word for text in whole for word in re.findall(r"[^\W\d_]+", text))
     return sorted(found)

@@ -1,20 +1,21 @@
-"""The zoo's vision models, trained from nothing: CLIP (ranker and frozen encoder), BLIP captioner.
+"""The zoo's vision models, trained from nothing: CLIP, ranker and frozen encoder; BLIP, captioner.
 
     python jobs/zoo.py --only clip captioner
 
-A small ViT that learns from captions alone reads colours and places early and shapes hardly ever (a
-contrastive loss alone left shapes at .31, a captioning loss at .22 after 350 steps). Two things
-change that, and both leave no trace in the shipped models:
+A small ViT that learns from captions alone learns colours and places early, and shapes hardly ever
+(with a contrastive loss alone .31 of the shapes were read right after 350 steps, with a captioning
+loss .22). Two measures change that; neither leaves a trace in the shipped models:
 
-1. a survey: twelve queries look once at the tokens and say size, colour and shape of each quarter.
-   The head is thrown away afterwards. CLIP's looks at the second-last layer, whose tokens are what
-   BLIP-2 gets (the last block is removed, as in the paper). It goes first, alone.
-2. hard negatives: CLIP's batches are groups of scenes that differ in one attribute, and its texts
-   include web noise. A caption of one that happens to hold for another picture of the batch is left
-   out of that picture's softmax.
+1. A survey loss: twelve queries look once at the tokens and say size, colour and shape of each
+   quarter of the picture. It is the only loss of the first steps, and its head is thrown away
+   afterwards. CLIP's head reads the second-last layer, whose tokens BLIP-2 gets (the last block is
+   removed, as in the paper).
+2. Hard negatives: CLIP's batches are groups of scenes that differ in one attribute, and its texts
+   include web noise. A caption that happens to be true of another picture of the batch is left out
+   of that picture's softmax.
 
-Weights are bf16 with fp32 copies in the optimizer, or fp32 where the CPU has no bf16 products, and
-bf16 when they are saved. Everything is drawn from the seed and the step.
+Weights are bf16 with fp32 copies in the optimizer, or fp32 where the CPU has no bf16 products; they
+are saved in bf16. All random numbers come from the seed and the step.
 """
 
 import json
@@ -43,29 +44,30 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from jobs.zoo_training.fit import Report, fit, printer
-from jobs.zoo_training.pictures import CLIP_MEAN, CLIP_STD, pair_batch, pixels
+from jobs.zoo_training.loop import Report, printer, train
+from jobs.zoo_training.pictures import pair_batch, pixels
 from jobs.zoo_training.probes import Surveyor, survey
+from modeling.prompts import CAPFILT
+from pipeline.pixels import CLIP_MEAN, CLIP_STD
 from pipeline.tinyworld.render import IMAGE_SIZE
 from pipeline.tinyworld.scene import Scene, sample_scene, stream
 from pipeline.tinyworld.text import NUMBERS, OPENERS, caption, describe, web_caption
 
-PROMPT = "a picture of "
 PATCH = 8
 
 
 @dataclass(frozen=True)
 class ClipTraining:
-    """Sizes and schedule of CLIP. Batches of ``groups`` × ``group`` after the survey's steps."""
+    """Sizes and schedule of CLIP; batches are ``groups`` × ``group`` after the survey's steps."""
 
     seed: int = 0
     width: int = 128
-    layers: int = 6  # the encoder of BLIP-2 keeps five
+    layers: int = 6  # BLIP-2's encoder has five of them
     heads: int = 4
     text_layers: int = 3
     embed: int = 128
     survey_steps: int = 800
-    steps: int = 3000  # in all
+    steps: int = 3000  # the survey's steps included
     batch: int = 64
     groups: int = 16
     group: int = 4
@@ -85,7 +87,7 @@ class CaptionerTraining:
     heads: int = 4
     text_layers: int = 3
     survey_steps: int = 800
-    steps: int = 3000  # in all
+    steps: int = 3000  # the survey's steps included
     batch: int = 64
     prompted: float = 0.85  # share of captions behind the prompt "a picture of "
     lr: float = 1.5e-3
@@ -94,7 +96,7 @@ class CaptionerTraining:
 
 
 def _survey_loss(head: Surveyor, tokens_BPD: Tensor, scenes: list[Scene]) -> tuple[Tensor, float]:
-    """The survey's loss, and the share of readings that are right."""
+    """The survey's loss, and the share of its answers that are right."""
     logits_BQV, truth_BQ = head(tokens_BPD).float(), survey(scenes)
     right = (logits_BQV.argmax(-1) == truth_BQ).float().mean().item()
     return F.cross_entropy(logits_BQV.flatten(0, 1), truth_BQ.flatten()), right
@@ -167,8 +169,12 @@ def contrast(
 ) -> tuple[Tensor, float]:
     """CLIP's symmetric loss and its image-to-text accuracy.
 
-    The first B texts belong to the images; the rest belong to none. A text of another image that is
-    ``true_BB[image, text]`` all the same counts neither for nor against.
+    Args:
+        image_BE: embeddings of the images.
+        text_TE: embeddings of T texts: first the B texts of the images, then texts of no image.
+        scale: factor of the similarities.
+        true_BB: whether a text is true of an image. A true text of another image is neither a
+            positive nor a negative.
     """
     batch = len(image_BE)
     logits_BT = scale * image_BE @ text_TE.T
@@ -214,7 +220,7 @@ def train_clip(
         values = {"survey": loss.item(), "read": right, "clip": contrastive.item(), "match": hit}
         return loss + contrastive, values
 
-    fit("clip", [model, head], losses, plan, report or printer("clip"))
+    train("clip", [model, head], losses, plan, report or printer("clip"))
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     CLIPImageProcessor(
@@ -265,16 +271,16 @@ _STARTS = tuple(
 
 
 def _prompted(text: str) -> str:
-    """``text`` behind the prompt, its own opener taken off."""
+    """``text`` behind the prompt, without its own opener."""
     for start in _STARTS:
         text = text.removeprefix(start)
-    return PROMPT + text
+    return CAPFILT + text
 
 
 def _caption_ids(
     tokenizer: PreTrainedTokenizerBase, texts: list[str], dec_token_id: int
 ) -> tuple[Tensor, Tensor]:
-    """[DEC] words [SEP] padded, and labels with padding as -100; both B × L."""
+    """Ids (B, L) of [DEC] words [SEP], padded, and labels (B, L), -100 for padding."""
     tokens = tokenizer(texts, padding=True, return_tensors="pt")
     ids_BL, mask_BL = tokens["input_ids"], tokens["attention_mask"]
     ids_BL[:, 0] = dec_token_id  # in the place of [CLS], as BLIP does
@@ -290,7 +296,10 @@ def train_captioner(
     """Train the captioner and save it to ``folder`` with tokenizer and image processor.
 
     Args:
-        tokenizer: BERT-style; gets ``[DEC]`` added, as BLIP's has.
+        folder: folder of the saved model.
+        tokenizer: BERT-style tokenizer; ``[DEC]`` is added to it, as BLIP's has it.
+        plan: sizes and schedule.
+        report: function that is called after every step; by default progress is printed.
     """
     torch.manual_seed(plan.seed)
     tokenizer.add_special_tokens({"additional_special_tokens": ["[DEC]"]})
@@ -317,7 +326,7 @@ def train_captioner(
         )
         return loss + spoken, {"survey": loss.item(), "read": right, "caption": spoken.item()}
 
-    fit("captioner", [model, head], losses, plan, report or printer("captioner"))
+    train("captioner", [model, head], losses, plan, report or printer("captioner"))
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     BlipImageProcessor(

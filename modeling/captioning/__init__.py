@@ -1,1 +1,1 @@
-"""CapFilt's captioner and its judge."""
+"""CapFilt's models: the captioner and the scorer."""

@@ -1,14 +1,14 @@
 """CapFilt's captioner: BLIP with a decode loop of its own; ten captions an image (section 3.4).
 
-What makes it fast is what is *not* recomputed: the keys and values of an image's patches are
-projected once per image, not per caption or per step, and never copied for the captions; the
-prompt runs once per image; the text's own keys and values are cached. On a GPU a step is replayed
-as a CUDA graph: its kernels are too small for Python to start them in time.
+It is fast because little is computed twice: the keys and values of an image's patches are projected
+once for an image, not for each caption or step, and never copied for the captions; the prompt runs
+once for an image; the text's own keys and values are cached. On a GPU a step is replayed as a CUDA
+graph, since its kernels are too small for Python to start them in time.
 
-What makes it repeatable is in ``modeling.captioning.sampling``.
+It is repeatable by the random numbers of ``modeling.captioning.sampling``.
 
-Shapes: B images, N captions an image, L new tokens, T tokens so far, P patches, H heads,
-D width, V vocabulary.
+Shapes: see `modeling`; B images, N captions of an image, L new tokens, T tokens so far, P patches,
+R queries of one attention. Side S of an image is in pixels.
 """
 
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ from modeling.captioning.cuda_graphs import Steps
 from modeling.captioning.sampling import SamplingConfig, nucleus, uniforms
 from modeling.linear import faster_products, linear
 
-REVISION = 2  # raise it with any change here that may change a bit: outputs name it
+REVISION = 2  # to be raised with any change here that may change a bit; outputs name it
 
 
 class _Cache:
     """Keys and values of one layer: the image's, shared by its captions, and the text's own.
 
-    The text's have room for the longest caption from the start, so that a step copies its own only.
+    The text's have room for the longest caption from the start, so that a step copies only its own.
     """
 
     def __init__(self, cross: tuple[Tensor, Tensor], captions: int, longest: int) -> None:
@@ -37,15 +37,18 @@ class _Cache:
         self.own = self.cross_k_BHPD.new_empty(2, batch, captions, heads, longest, width)
 
     def refill(self, cross: tuple[Tensor, Tensor]) -> None:
-        """Another batch's images, in the same memory."""
+        """Replace the images' keys and values by another batch's, in the same memory."""
         self.cross_k_BHPD.copy_(cross[0])
         self.cross_v_BHPD.copy_(cross[1])
 
     def extend(self, k_BNHLD: Tensor, v_BNHLD: Tensor, position: int) -> tuple[Tensor, Tensor]:
-        """All keys and values so far; the prompt's come once and count for all captions."""
+        """All keys and values of the text so far.
+
+        The prompt's are given once for an image and stored for all of its captions.
+        """
         end = position + k_BNHLD.shape[3]
-        for place, new in enumerate((k_BNHLD, v_BNHLD)):
-            self.own[place, :, :, :, position:end] = new
+        for index, new in enumerate((k_BNHLD, v_BNHLD)):
+            self.own[index, :, :, :, position:end] = new
         seen = self.own[:, :, : k_BNHLD.shape[1], :, :end]
         return seen[0], seen[1]
 
@@ -54,12 +57,17 @@ class Captioner:
     """Draws N captions an image from a ``BlipForConditionalGeneration``.
 
     Args:
-        model: the Hugging Face module; moved to eval mode, its products to the faster library.
-        tokenizer: its BERT-style tokenizer.
-        sampling: how to draw.
-        mean, std: the image processor's, per channel, for pixels in [0, 1].
+        model: Hugging Face's module; it is put into eval mode, and its matrix products are made by
+            the faster library.
+        tokenizer: the model's BERT-style tokenizer.
+        sampling: settings of the drawing.
+        mean, std: mean and standard deviation of each channel, for pixels in [0, 1].
         seed: part of every caption's key.
-        steps: how a step of the decoder runs; by default replayed on a GPU, plain elsewhere.
+        steps: way in which a step of the decoder runs; by default replayed on a GPU, plain
+            elsewhere.
+
+    Raises:
+        ValueError: the longest caption has no room behind the prompt, or in the model's positions.
     """
 
     def __init__(
@@ -107,8 +115,8 @@ class Captioner:
         """N captions for each image, without the prompt.
 
         Args:
-            images_B3SS: uint8 at the captioner's size.
-            uids: one per image; an empty one marks padding, which gets empty captions.
+            images_B3SS: uint8 images at the captioner's size.
+            uids: id of each image; an empty one marks padding, which gets empty captions.
         """
         ids_BNT = self.generate(images_B3SS, uids)[:, :, len(self.prompt) :]
         rows = ids_BNT.flatten(0, 1).tolist()
@@ -122,7 +130,7 @@ class Captioner:
 
     @torch.inference_mode()
     def generate(self, images_B3SS: Tensor, uids: Sequence[str]) -> Tensor:
-        """Token ids BNT, prompt included, padded behind the end token."""
+        """Token ids (B, N, T), prompt included, padded behind the end token."""
         sampling, start = self.sampling, len(self.prompt)
         uniform_BNT = torch.stack([self._uniforms(uid) for uid in uids]).to(self.device)
         caches = self._image_caches(images_B3SS)
@@ -151,9 +159,9 @@ class Captioner:
         return torch.stack(rows)
 
     def _shape(self, logits_BNV: Tensor, ids_BNT: Tensor) -> Tensor:
-        """Repetition penalty (prompt included), minimum length, temperature; HF's order.
+        """Logits after repetition penalty, minimum length and temperature, as in Hugging Face.
 
-        The logits are changed in place: they are many, and the words so far are few.
+        They are changed in place: they are many, and few of them belong to tokens so far.
         """
         penalty, temperature = self.sampling.repetition_penalty, self.sampling.temperature
         said_BNT = logits_BNV.gather(2, ids_BNT)
@@ -170,7 +178,7 @@ class Captioner:
         return nucleus(rows, uniform_BN.flatten(), self.sampling.top_p).view_as(uniform_BN)
 
     def _image_caches(self, images_B3SS: Tensor) -> list[_Cache]:
-        """Vision tower, then every layer's cross-attention keys and values: once per image."""
+        """Caches with every layer's keys and values of the images, computed once for an image."""
         pixels = (images_B3SS.to(self.device).float() / 255.0 - self.mean) / self.std
         patches_BPD = self._see(pixels)
         if len(pixels) != self._kept_for():
@@ -189,11 +197,11 @@ class Captioner:
         return caches or self._caches
 
     def _kept_for(self) -> int:
-        """The batch size that the kept caches have; 0 without any."""
+        """Batch size of the kept caches; 0 without any."""
         return len(self._caches[0].cross_k_BHPD) if self._caches else 0
 
     def _see(self, pixels_B3SS: Tensor) -> Tensor:
-        """The vision tower's patches BPD, with fused attention (Hugging Face's BLIP has none)."""
+        """The vision tower's output (B, P, D), with fused attention, which Hugging Face's lacks."""
         vision = self.model.vision_model
         heads = self.model.config.vision_config.num_attention_heads
         x_BPD = vision.embeddings(pixels_B3SS)
@@ -210,11 +218,11 @@ class Captioner:
         return x.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
 
     def _advance(self, ids_BNL: Tensor, position: int, caches: list[_Cache]) -> Tensor:
-        """Run new tokens through the decoder; float32 logits BNV behind the last of them."""
+        """Run new tokens through the decoder; float32 logits (B, N, V) behind the last of them."""
         bert = self.model.text_decoder.bert
-        places = torch.arange(position, position + ids_BNL.shape[2], device=self.device)
+        positions = torch.arange(position, position + ids_BNL.shape[2], device=self.device)
         words = bert.embeddings.word_embeddings(ids_BNL)
-        x_BNLD = bert.embeddings.LayerNorm(words + bert.embeddings.position_embeddings(places))
+        x_BNLD = bert.embeddings.LayerNorm(words + bert.embeddings.position_embeddings(positions))
         for layer, cache, own in zip(bert.encoder.layer, caches, self.own, strict=True):
             x_BNLD = self._self_attend(layer.attention, own, x_BNLD, cache, position)
             x_BNLD = self._cross_attend(layer.crossattention, x_BNLD, cache)

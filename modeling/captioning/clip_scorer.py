@@ -1,6 +1,6 @@
-"""CLIP as CapFilt's judge: how well texts fit their image (paper, section 3.4).
+"""CapFilt's scorer: CLIP's similarity of an image and its texts (paper, section 3.4).
 
-Shapes: B images, S texts, E embedding, N texts of an image.
+Shapes: see `modeling`; S texts, N texts of an image. Side S of an image is in pixels.
 """
 
 from collections.abc import Sequence
@@ -12,16 +12,17 @@ from torch.nn.functional import normalize
 
 from modeling.linear import faster_products
 
-_TEXTS = 128  # texts embedded at once
+_TEXTS = 128  # texts that are embedded at once
 
 
 class ClipScorer:
     """Cosine similarity of images and texts by a Hugging Face ``CLIPModel``.
 
     Args:
-        model: moved to eval mode, its products to the faster library.
-        tokenizer: its BPE tokenizer; texts over the model's context are cut.
-        mean, std: the image processor's, per channel, for pixels in [0, 1].
+        model: Hugging Face's module; it is put into eval mode, and its matrix products are made by
+            the faster library.
+        tokenizer: the model's BPE tokenizer; texts longer than the model's context are cut.
+        mean, std: mean and standard deviation of each channel, for pixels in [0, 1].
     """
 
     def __init__(
@@ -38,17 +39,17 @@ class ClipScorer:
         unique = sorted({text for row in texts for text in row})
         if not unique:
             return [[] for _ in texts]
-        place = {text: index for index, text in enumerate(unique)}
+        index_of = {text: index for index, text in enumerate(unique)}
         images_BE, texts_SE = self.image_embeds(images_B3SS), self.text_embeds(unique)
         scores = []
         for image_E, row in zip(images_BE, texts, strict=True):
-            mine_NE = texts_SE[[place[text] for text in row]]
+            mine_NE = texts_SE[[index_of[text] for text in row]]
             scores.append((mine_NE * image_E).sum(-1).tolist())
         return scores
 
     @torch.inference_mode()
     def image_embeds(self, images_B3SS: Tensor) -> Tensor:
-        """L2-normalised float32 embeddings BE of uint8 images at the scorer's size."""
+        """L2-normalised float32 embeddings (B, E) of uint8 images at the scorer's size."""
         pixels = (images_B3SS.to(self.device).float() / 255.0 - self.mean) / self.std
         pixels = pixels.to(self.model.visual_projection.weight.dtype)
         pooled = self.model.vision_model(pixel_values=pixels).pooler_output
@@ -56,10 +57,10 @@ class ClipScorer:
 
     @torch.inference_mode()
     def text_embeds(self, texts: Sequence[str]) -> Tensor:
-        """L2-normalised float32 embeddings SE.
+        """L2-normalised float32 embeddings (S, E).
 
-        Texts run sorted by length, each group only as wide as its longest: under the causal
-        mask nothing behind a text's end token reaches it, so the trimming is exact.
+        Texts are sorted by length, and each group is only as wide as its longest text: under the
+        causal mask nothing behind a text's end token reaches it, so the result is exact.
         """
         ids = self.tokenizer(list(texts), truncation=True, max_length=self.context).input_ids
         order = sorted(range(len(ids)), key=lambda index: (len(ids[index]), index))

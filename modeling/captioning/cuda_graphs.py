@@ -1,4 +1,4 @@
-"""Steps that are always the same kernels on the same memory, replayed as CUDA graphs."""
+"""Replay of steps that run the same kernels on the same memory, as CUDA graphs."""
 
 import warnings
 from collections.abc import Callable, Hashable
@@ -10,14 +10,15 @@ Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 
 
 class Steps:
-    """Runs functions of tensors by key: plainly at first, recorded at the second call and replayed.
+    """Runs functions of tensors by key: plainly at first, then recorded and replayed.
 
-    A function may only use its arguments, which are copied to memory of their own, and tensors that
-    stay where they are; its result is overwritten by the next call of its key.
+    A function is recorded at the second call with its key. It may only use its arguments, which are
+    copied to memory of their own, and tensors that keep their memory; the next call with its key
+    overwrites its result.
 
     Args:
-        record: takes a function without arguments, returns what runs it again and the result that
-            this overwrites; None runs every call plainly.
+        record: function that takes a function without arguments, and returns a function that runs
+            it again and the result, which is overwritten; None runs every call plainly.
     """
 
     def __init__(self, record: Record | None = None) -> None:
@@ -27,16 +28,16 @@ class Steps:
 
     @classmethod
     def on(cls, device: torch.device) -> "Steps":
-        """CUDA graphs on a GPU, nothing of the kind elsewhere."""
+        """Steps for a device: replayed as CUDA graphs on a GPU, plain elsewhere."""
         return cls(_CudaGraphs().record if device.type == "cuda" else None)
 
     @property
     def replays(self) -> bool:
-        """Whether anything is recorded."""
+        """Whether steps are recorded and replayed."""
         return self._record is not None
 
     def clear(self) -> None:
-        """Forget all recordings: the memory that they use is about to go."""
+        """Forget all recordings, before the memory that they use is freed."""
         self._seen.clear()
         self._recorded.clear()
 
@@ -44,7 +45,7 @@ class Steps:
         """``function(*given)``.
 
         Raises:
-            torch.OutOfMemoryError: as the function itself would.
+            torch.OutOfMemoryError: the function's own.
         """
         if key in self._recorded:
             inputs, again, result = self._recorded[key]
@@ -71,7 +72,7 @@ class Steps:
 
 
 class _CudaGraphs:
-    """Graphs that share one pool of memory: they run one after the other."""
+    """CUDA graphs that share one pool of memory, since they run one after the other."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()

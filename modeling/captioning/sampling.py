@@ -1,9 +1,9 @@
-"""Nucleus sampling that a hash decides: a caption is a function of (seed, uid, index, model).
+"""Nucleus sampling with random numbers from a hash: repeatable for each caption.
 
-Every draw uses a uniform of the caption's own, so neighbours, order, workers and retries cannot
-change it.
+A caption is a function of seed, uid, index and model. Every draw uses a random number of the
+caption's own, so that neighbours, order, workers and retries cannot change it.
 
-Shapes: R rows (any number of distributions), V vocabulary, K candidates.
+Shapes: R distributions, V vocabulary, K candidates.
 """
 
 import hashlib
@@ -12,19 +12,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from modeling.prompts import CAPFILT
+
 _CANDIDATES = (32, 1024)  # nuclei of trained captioners are small; only wider ones sort more
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingConfig:
-    """How captions are drawn. Lengths count tokens and include the prompt, as in BLIP.
+    """Settings of the captions' drawing. Lengths count tokens, the prompt's included, as in BLIP.
 
-    ``top_p`` 0.9 is the library's default (the authors' CapFilt script has 0.95);
-    ``temperature`` 0 is greedy.
+    Attributes:
+        captions: captions for each image.
+        prompt: text that every caption continues.
+        top_p: probability mass of the nucleus; 0.9 is the released library's default (the authors'
+            CapFilt script has 0.95).
+        temperature: divisor of the logits; 0 is greedy.
+        min_length: least length.
+        max_length: largest length.
+        repetition_penalty: divisor of the scores of tokens that are in the text; 1: none.
     """
 
     captions: int = 10
-    prompt: str = "a picture of "
+    prompt: str = CAPFILT
     top_p: float = 0.9
     temperature: float = 1.0
     min_length: int = 5
@@ -43,24 +52,25 @@ class SamplingConfig:
 
 
 def uniforms(seed: int, uid: str, caption: int, steps: int) -> Tensor:
-    """Float64 uniforms in [0, 1), one per step, of one caption: SHAKE-128 of (seed, uid, index).
+    """Float64 numbers in [0, 1) for one caption, one for each step: SHAKE-128 of its key.
 
-    An extendable hash gives the same first values whatever ``steps`` is, on every machine.
+    The hash is extendable: the first numbers are the same whatever ``steps`` is, on every machine.
     """
     stream = hashlib.shake_128(f"{seed}\0{uid}\0{caption}".encode()).digest(8 * steps)
-    words = [int.from_bytes(stream[i : i + 8], "little") >> 11 for i in range(0, 8 * steps, 8)]
-    return torch.tensor(words, dtype=torch.float64) * 2.0**-53
+    drawn = [int.from_bytes(stream[i : i + 8], "little") >> 11 for i in range(0, 8 * steps, 8)]
+    return torch.tensor(drawn, dtype=torch.float64) * 2.0**-53
 
 
 def nucleus(logits_RV: Tensor, uniform_R: Tensor, top_p: float) -> Tensor:
-    """One token per row from the smallest set of likeliest tokens with mass >= ``top_p``.
+    """One token from the smallest set of likeliest tokens with mass >= ``top_p``, for each row.
 
-    Tokens are ordered by probability, equal ones by id, and the token is where the cumulated
-    probability passes ``uniform`` x the set's mass (inverse CDF): one uniform decides.
+    Tokens are ordered by probability, equal ones by id; the token is drawn at which the cumulated
+    probability passes ``uniform`` x the set's mass (inverse CDF).
 
     Args:
-        logits_RV: float32.
-        uniform_R: in [0, 1).
+        logits_RV: float32 logits.
+        uniform_R: random numbers in [0, 1).
+        top_p: least mass of the set.
 
     Returns:
         int64 ids, shape R.
@@ -84,10 +94,9 @@ def nucleus(logits_RV: Tensor, uniform_R: Tensor, top_p: float) -> Tensor:
 def _inverse_cdf(
     probs_RK: Tensor, ids_RK: Tensor, uniform_R: Tensor, top_p: float
 ) -> tuple[Tensor, Tensor]:
-    """Draw among ``ids`` (ascending) by their probabilities; and whether the nucleus certainly
-    lies inside them.
+    """Tokens drawn among ``ids`` (ascending), and whether the nucleus certainly lies inside them.
 
-    It does when it ends before the least likely candidate's value: whatever was left out is not
+    It does when it ends at a probability above the least likely candidate's: no other token is
     likelier than that one, so neither the order nor the mass of the nucleus could change.
     """
     sorted_RK, order_RK = probs_RK.sort(dim=-1, descending=True, stable=True)

@@ -1,1 +1,1 @@
-"""Frozen language models: their text, their head, and the adapters around them."""
+"""Frozen language models: the two families, the form of their texts, their output matrix."""

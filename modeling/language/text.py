@@ -1,8 +1,8 @@
-"""A language model's own way to write a text: its begin, its end, its padding, its chat template.
+"""The form of a language model's texts: begin and end tokens, padding, chat template.
 
-Two sets of rules. `reference` is what BLIP-2's released code does for OPT and FlanT5: a decoder's
-text ends with the end of the line, and a begin-of-sequence token is learned too unless a prompt
-holds it. `own` is what the tokenizer does: its begin token is given, its end token is learned.
+There are two sets of rules. `reference` is that of BLIP-2's released code for OPT and FlanT5: a
+decoder's text ends with the end of the line, and a begin-of-sequence token is a target too, unless
+a prompt holds it. `own` is the tokenizer's: its begin token is given, its end token is a target.
 """
 
 from collections.abc import Iterable
@@ -21,13 +21,13 @@ IMAGE_TOKEN = "<image>"  # Hugging Face's processors add it; it never reaches a 
 
 @dataclass(frozen=True)
 class Chat:
-    """What a chat template writes around a user's text and around the answer.
+    """The parts of a chat template, around a user's text and an answer.
 
     Attributes:
         head: token ids up to the user's text: begin of text, system message, the user's name. The
             visual prompt stands behind them.
         tail: text from the end of the user's text to the begin of the answer.
-        joint: text between that and the answer, which a few templates write.
+        joint: text between the tail and the answer, which a few templates write.
         end: token id that ends an answer; None where the template writes none.
     """
 
@@ -43,13 +43,13 @@ class TextForm:
 
     Attributes:
         reference: whether the rules of BLIP-2's released code hold instead of the tokenizer's.
-        begin: ids in front of a text that the tokenizer puts there; empty under `reference`, where
-            the tokenizer is asked each time.
-        end: id that ends what is learned.
+        begin: ids that the tokenizer puts in front of a text; empty under `reference`, where the
+            tokenizer is asked each time.
+        end: id that ends a target.
         stops: ids at which generation ends.
-        pad: id of padding. Padding is masked by its place, never by its id, so that any row of the
-            embedding will do.
-        chat: the chat template, where prompts are written with it.
+        pad: id of padding. Padding is masked by its position, never by its id, so that any id of
+            the embedding will do.
+        chat: chat template, where prompts are written with it; else None.
     """
 
     reference: bool
@@ -61,7 +61,7 @@ class TextForm:
 
 
 def settle_rules(rules: Rules, model_type: str) -> Rules:
-    """`auto` as the rules that a kind of model takes; any other value is kept."""
+    """The rules that are meant: `auto` becomes those of the kind of model, others are kept."""
     if rules != "auto":
         return rules
     return "reference" if model_type in _REFERENCE else "own"
@@ -71,8 +71,10 @@ def text_form(tokenizer: Any, model: Any, rules: Rules, template: Template) -> T
     """The form of a model's texts.
 
     Args:
-        tokenizer: the model's, from transformers.
+        tokenizer: the model's tokenizer, from transformers.
         model: the language model, for its token ids and the length of its embedding.
+        rules: choice of the rules.
+        template: whether prompts are written with the tokenizer's chat template.
 
     Raises:
         ValueError: the tokenizer has words that the model has no embedding for, no end token where
@@ -102,10 +104,15 @@ def text_form(tokenizer: Any, model: Any, rules: Rules, template: Template) -> T
 
 
 def check_words(tokenizer: Any, rows: int, what: str) -> None:
-    """Check that each word of a tokenizer has a row in an embedding; spare rows are usual.
+    """Check that each token of a tokenizer has a row in an embedding; spare rows are usual.
+
+    Args:
+        tokenizer: the tokenizer.
+        rows: rows of the embedding.
+        what: name of the model, for the message.
 
     Raises:
-        ValueError: a word has none.
+        ValueError: a token has no row.
     """
     if len(tokenizer) <= rows:
         return
@@ -128,7 +135,7 @@ def _begin(tokenizer: Any) -> list[int]:
 
 
 def _pad(tokenizer: Any, model: Any, rows: int, ends: list[int]) -> int:
-    """The padding id: the tokenizer's, the model's, else an end token, which is always there."""
+    """The padding id: the tokenizer's, else the model's, else an end token, which always exists."""
     named = (tokenizer.pad_token_id, _generation(model, "pad_token_id"), model.config.pad_token_id)
     for token in (*named, *ends):
         if isinstance(token, int) and 0 <= token < rows:
@@ -148,7 +155,7 @@ def _ids_of(token: int | Iterable[int] | None) -> list[int]:
 
 
 def _chat(tokenizer: Any, pair: bool) -> Chat:
-    """A tokenizer's chat template, taken apart.
+    """The parts of a tokenizer's chat template.
 
     Raises:
         ValueError: there is none, it cannot be used with a single turn, or the model is an
@@ -183,7 +190,7 @@ def _chat(tokenizer: Any, pair: bool) -> Chat:
 
 
 def _rendered(tokenizer: Any, turns: list[dict[str, str]], ask: bool) -> str:
-    """Turns as text. Models that think before they answer are told not to."""
+    """Turns as text; models that reason before they answer are told not to."""
     try:
         return tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=ask, enable_thinking=False

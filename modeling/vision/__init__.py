@@ -1,1 +1,1 @@
-"""Image encoders: the families, their weights' names, the tokens that are taken."""
+"""Image encoders: families of towers, names of their weights, choice of their tokens."""

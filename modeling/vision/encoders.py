@@ -1,9 +1,10 @@
-"""Image encoders from timm's vision transformers, as BLIP-2 uses them (paper, section 4.1).
+"""Image encoders as BLIP-2 uses them (paper, section 4.1): EVA-CLIP, CLIP, and timm's by name.
 
-Legend: B images, P image tokens (class token, registers, patches), D width. By default the output
-is what enters the last block: that block is not built, there is no final norm and no pooling, and
-all tokens are kept, class token first. ``modeling.vision.features`` has the choices of other
-families.
+By default the output is what enters the last block: that block is not built, there is no final norm
+and no pooling, and all tokens are kept, class token first. `modeling.vision.features` has the
+choices of other families, `modeling.vision.families` their towers.
+
+Shapes: see `modeling`.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,6 @@ from typing import Any, TypeVar
 
 import timm
 import torch
-from timm.layers import LayerNorm
 from timm.models.eva import Eva
 from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import VisionTransformer
@@ -21,32 +21,41 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig
 
 from modeling.names import clip_vision_to_timm
-from modeling.vision.families import build_naflex
+from modeling.vision.families import build_naflex, build_plain_vit, timm_activation
 from modeling.vision.features import PAPER, FeatureConfig
-from modeling.vision.parts import (
+from modeling.vision.names import PlainVit
+from modeling.vision.tower import (
     ImageEncoder,
     Vit,
     build,
     check_image_size,
     depth,
     load_vit,
-    mlp_ratio,
     resize_positions,
+    timm_options,
 )
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 __all__ = ["EvaConfig", "ImageEncoder", "Vit", "build_clip_encoder", "build_eva_encoder"]
 __all__ += ["build_timm_encoder", "eva_config", "freeze", "load_vit", "resize_positions"]
 __all__ += ["timm_outline"]
-ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
 
 
 @dataclass(frozen=True)
 class EvaConfig:
-    """Sizes of a plain EVA-CLIP tower as it is used; the defaults are ViT-g/14's (section 4.1)."""
+    """Sizes of an EVA-CLIP tower as it is used; the defaults are ViT-g/14's (section 4.1).
+
+    Attributes:
+        width: Width of the hidden states.
+        blocks: Blocks that are used: 39 of ViT-g's 40.
+        heads: Attention heads.
+        mlp: Width of the MLP's hidden layer.
+        patch: Side of a patch in pixels.
+        eps: Epsilon of the norms.
+    """
 
     width: int = 1408
-    blocks: int = 39  # of 40: the last is not used
+    blocks: int = 39
     heads: int = 16
     mlp: int = 6144
     patch: int = 14
@@ -61,7 +70,7 @@ class EvaConfig:
 
 
 HEAD_WIDTH = 88
-"""Of an EVA-CLIP ViT-g: the one size of it that no shape of its weights tells."""
+"""Width of an EVA-CLIP ViT-g's heads: the one size that no shape of its weights tells."""
 
 
 def eva_config(state: Mapping[str, Tensor], heads: int = 0) -> EvaConfig:
@@ -73,10 +82,10 @@ def eva_config(state: Mapping[str, Tensor], heads: int = 0) -> EvaConfig:
 
     Args:
         state: Weights, or tensors of their shapes.
-        heads: Attention heads; 0 takes heads of width 88.
+        heads: Number of attention heads; 0 takes heads of width 88.
 
     Raises:
-        ValueError: A weight that tells a size is missing or misshapen, by name.
+        ValueError: A weight that tells a size is missing or has other dimensions; its name is told.
     """
     first = "blocks.0.mlp.fc1.weight"
     for key, dims in ((first, 2), ("patch_embed.proj.weight", 4), ("pos_embed", 3)):
@@ -90,7 +99,7 @@ def eva_config(state: Mapping[str, Tensor], heads: int = 0) -> EvaConfig:
     whole = blocks == 40 or (blocks != 39 and "norm.weight" in state)
     heads = heads or max(1, width // HEAD_WIDTH)
     patch = state["patch_embed.proj.weight"].shape[-1]
-    return EvaConfig(width, blocks - whole, heads, mlp, patch)
+    return EvaConfig(width=width, blocks=blocks - whole, heads=heads, mlp=mlp, patch=patch)
 
 
 def build_eva_encoder(
@@ -108,10 +117,10 @@ def build_eva_encoder(
         config: Sizes.
         image_size: Side in pixels, a multiple of the patch size; position embeddings are resized
             to it.
-        state: Weights under timm's names (`weights.blip2_vision_to_eva` makes them of Hugging
+        state: Weights under timm's names (`names.blip2_vision_to_eva` makes them of Hugging
             Face's); None leaves random weights.
-        drop_path: Stochastic depth when the encoder is finetuned.
-        dtype: Of the loaded weights.
+        drop_path: Stochastic depth, when the encoder is finetuned.
+        dtype: Number format of the loaded weights.
         features: Settled choice of block, norm and tokens.
 
     Raises:
@@ -123,20 +132,18 @@ def build_eva_encoder(
             f"encoder.features: layer = {features.layer}, norm = {features.norm!r}; these weights "
             "end with the block before the last: take layer -2 or an earlier one, and no norm."
         )
-    make = partial(
-        Eva,
-        img_size=image_size,
-        patch_size=config.patch,
-        embed_dim=config.width,
-        depth=depth(config.blocks + 1, features),
-        num_heads=config.heads,
-        mlp_ratio=mlp_ratio(config.mlp, config.width),
-        norm_layer=partial(LayerNorm, eps=config.eps),
-        use_post_transformer_norm=False,
-        num_classes=0,
-        global_pool="",
-        drop_path_rate=drop_path,
+    options = timm_options(
+        image_size=image_size,
+        width=config.width,
+        blocks=config.blocks + 1,
+        heads=config.heads,
+        mlp=config.mlp,
+        patch=config.patch,
+        eps=config.eps,
+        drop_path=drop_path,
+        features=features,
     )
+    make = partial(Eva, use_post_transformer_norm=False, **options)
     return ImageEncoder(build(make, state, dtype), features.tokens)
 
 
@@ -149,43 +156,36 @@ def build_clip_encoder(
     *,
     features: FeatureConfig = PAPER,
 ) -> ImageEncoder:
-    """The vision tower of a Hugging Face CLIP (by default without its last block), `ln_pre` kept.
+    """The vision tower of a Hugging Face CLIP, with its norm in front of the blocks.
 
     Args:
-        config: `CLIPVisionConfig` of the weights.
+        config: Hugging Face's configuration of the tower.
         image_size: Side in pixels, a multiple of the patch size; position embeddings are resized
             to it.
         state: State dict of `CLIPModel` or `CLIPVisionModel`; None leaves random weights.
-        drop_path: Stochastic depth when the encoder is finetuned.
-        dtype: Of the loaded weights.
+        drop_path: Stochastic depth, when the encoder is finetuned.
+        dtype: Number format of the loaded weights.
         features: Settled choice of block, norm and tokens.
 
     Raises:
         ValueError: The image size, the activation or a key of the state does not fit.
     """
-    if config.hidden_act not in ACTIVATIONS:
-        raise ValueError(f"hidden_act = {config.hidden_act!r} is not one of {sorted(ACTIVATIONS)}.")
-    patch_size = int(config.patch_size)  # type: ignore[arg-type]
-    check_image_size(image_size, patch_size)
-    make = partial(
-        VisionTransformer,
-        img_size=image_size,
-        patch_size=patch_size,
-        embed_dim=config.hidden_size,
-        depth=depth(config.num_hidden_layers, features),
-        num_heads=config.num_attention_heads,
-        mlp_ratio=mlp_ratio(config.intermediate_size, config.hidden_size),
+    tower = PlainVit(
+        width=config.hidden_size,
+        blocks=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        mlp=config.intermediate_size,
+        patch=int(config.patch_size),  # type: ignore[arg-type]
+        eps=config.layer_norm_eps,
+        activation=timm_activation(config.hidden_act, ("gelu", "quick_gelu")),
+        class_token=True,
         pre_norm=True,
-        final_norm=features.norm == "yes",
-        act_layer=ACTIVATIONS[config.hidden_act],
-        norm_layer=partial(LayerNorm, eps=config.layer_norm_eps),
-        num_classes=0,
-        global_pool="",
-        drop_path_rate=drop_path,
     )
     if state is not None:
         state = clip_vision_to_timm(state, config.num_hidden_layers)
-    return ImageEncoder(build(make, state, dtype), features.tokens)
+    return build_plain_vit(
+        tower, image_size, state, drop_path=drop_path, dtype=dtype, features=features
+    )
 
 
 def build_timm_encoder(
@@ -206,12 +206,12 @@ def build_timm_encoder(
 
     Args:
         name: timm model name.
-        image_size: Side in pixels; None takes the model's own.
-        state: State dict in timm's names, of all blocks; None leaves random weights.
-        drop_path: Stochastic depth when the encoder is finetuned.
-        dtype: Of the loaded weights.
+        image_size: Side in pixels; None takes the size that the model was made for.
+        state: Weights under timm's names, of all blocks; None leaves random weights.
+        drop_path: Stochastic depth, when the encoder is finetuned.
+        dtype: Number format of the loaded weights.
         features: Settled choice of block, norm and tokens.
-        sizes: Arguments of timm's that change the named model (`embed_dim`, `depth`).
+        sizes: timm's arguments that change the named model (`embed_dim`, `depth`).
 
     Raises:
         ValueError: Unknown name, another architecture, or a size, a feature or a state that does
@@ -247,7 +247,7 @@ def build_timm_encoder(
 
 
 def timm_outline(name: str, sizes: Mapping[str, Any] | None = None) -> Any:
-    """A timm model without memory, all of its blocks.
+    """A whole timm model on the meta device: sizes without memory.
 
     Raises:
         ValueError: Unknown name or another architecture.
@@ -265,8 +265,11 @@ def timm_outline(name: str, sizes: Mapping[str, Any] | None = None) -> Any:
 
 
 def freeze(module: ModuleT, dtype: torch.dtype | None = None) -> ModuleT:
-    """Freezes a model in place: no gradients, eval mode for good (`train()` does nothing), weights
-    in `dtype`.
+    """Freezes a model in place: no gradients, and eval mode for good (`train()` does nothing).
+
+    Args:
+        module: The model.
+        dtype: Number format that its weights are turned to; None keeps theirs.
     """
     module.requires_grad_(False).eval()
     if dtype is not None:

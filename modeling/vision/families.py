@@ -1,30 +1,29 @@
-"""SigLIP, SigLIP-2, DINOv2 and DINOv3 from Hugging Face, and timm's NaFlex, as timm's towers.
+"""Towers of other families: SigLIP, SigLIP-2 and DINO from Hugging Face, NaFlex from timm.
 
-Their weights' names are in `vision_names`.
+`modeling.vision.names` translates their weights' names.
 
-Legend: D width, P patches of the position grid, I numbers of a patch.
+Shapes: see `modeling`; I numbers of a patch.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import GELUTanh, LayerNorm, SwiGLUPacked
+from timm.layers import GELUTanh, SwiGLUPacked
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from modeling.vision.features import FeatureConfig
 from modeling.vision.names import PlainVit, to_eva, to_vision_transformer, tower_names
-from modeling.vision.parts import (
+from modeling.vision.tower import (
     ImageEncoder,
     build,
     check_image_size,
-    depth,
-    mlp_ratio,
     resize_positions,
+    timm_options,
 )
 
 FAMILIES = (
@@ -47,39 +46,44 @@ def build_plain_vit(
     dtype: torch.dtype,
     features: FeatureConfig,
 ) -> ImageEncoder:
-    """A tower without its pooling. With registers, class token and registers have no position.
+    """A ViT with learned positions, without its pooling.
+
+    With registers, the special tokens have no position; without, the class token has one.
 
     Args:
-        config: Sizes.
+        config: Sizes and parts.
         image_size: Side in pixels, a multiple of the patch size.
         state: Weights under timm's names; None leaves random ones.
-        drop_path: Stochastic depth when the encoder is finetuned.
-        dtype: Of the loaded weights.
+        drop_path: Stochastic depth, when the encoder is finetuned.
+        dtype: Number format of the loaded weights.
         features: Settled choice of block, norm and tokens.
 
     Raises:
         ValueError: The image size, the layer or a key of the state does not fit.
     """
     check_image_size(image_size, config.patch, config.own_size)
+    options = timm_options(
+        image_size=image_size,
+        width=config.width,
+        blocks=config.blocks,
+        heads=config.heads,
+        mlp=config.mlp * (1 + config.gated),
+        patch=config.patch,
+        eps=config.eps,
+        drop_path=drop_path,
+        features=features,
+    )
     gated: dict[str, Any] = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
     make = partial(
         VisionTransformer,
-        img_size=image_size,
-        patch_size=config.patch,
-        embed_dim=config.width,
-        depth=depth(config.blocks, features),
-        num_heads=config.heads,
-        mlp_ratio=mlp_ratio(config.mlp * (1 + config.gated), config.width),
         qkv_bias=config.qkv_bias,
         init_values=1.0 if config.scaled else None,
         class_token=config.class_token,
         reg_tokens=config.registers,
         no_embed_class=config.registers > 0,
+        pre_norm=config.pre_norm,
         final_norm=features.norm == "yes",
-        norm_layer=partial(LayerNorm, eps=config.eps),
-        num_classes=0,
-        global_pool="",
-        drop_path_rate=drop_path,
+        **options,
         **(gated if config.gated else {"act_layer": config.activation}),
     )
     return ImageEncoder(build(make, state, dtype), features.tokens)
@@ -98,12 +102,16 @@ def build_naflex(
     dtype: torch.dtype,
     features: FeatureConfig,
 ) -> ImageEncoder:
-    """timm's NaFlex tower of SigLIP-2 as a plain one for squares of one size.
+    """timm's NaFlex tower of SigLIP-2 as a plain one for square images of one size.
 
     Args:
-        name: timm's, for messages.
-        whole: the model, for its sizes; may be on the meta device.
-        image_size: Side in pixels; None takes the grid's that its positions are learned on.
+        name: timm's name of the model, for messages.
+        whole: The model, for its sizes; may be on the meta device.
+        image_size: Side in pixels; None takes that of the grid on which its positions are learned.
+        state: Weights under timm's names; None leaves random ones.
+        drop_path: Stochastic depth, when the encoder is finetuned.
+        dtype: Number format of the loaded weights.
+        features: Settled choice of block, norm and tokens.
 
     Raises:
         ValueError: Another NaFlex tower than SigLIP-2's, or a size or weight that does not fit.
@@ -135,11 +143,13 @@ def build_naflex(
 
 
 def naflex_to_plain(state: Mapping[str, Tensor], patch: int, image_size: int) -> dict[str, Tensor]:
-    """The patch projection of a NaFlex tower as a convolution, and its positions for one square
-    size, interpolated as in its own library (bilinear, anti-aliased).
+    """A NaFlex tower's weights for square images of one size.
+
+    The patch projection becomes a convolution; positions are interpolated as in NaFlex's own
+    library (bilinear, anti-aliased).
 
     Args:
-        state: Weights in timm's names; `patch_embed.proj.weight` is (D, I), `pos_embed` is
+        state: Weights under timm's names; `patch_embed.proj.weight` is (D, I), `pos_embed` is
             (1, P, D) of a square grid.
         patch: Side of a patch in pixels.
         image_size: Side of the image in pixels.
@@ -168,11 +178,11 @@ def build_huggingface_encoder(
     """A vision tower of one of `FAMILIES`.
 
     Args:
-        config: Its Hugging Face configuration (of the vision tower).
+        config: Hugging Face's configuration of the tower.
         image_size: Side in pixels, a multiple of the patch size.
         state: State dict of the tower or of a model around it; None leaves random weights.
-        drop_path: Stochastic depth when the encoder is finetuned.
-        dtype: Of the loaded weights.
+        drop_path: Stochastic depth, when the encoder is finetuned.
+        dtype: Number format of the loaded weights.
         features: Settled choice of block, norm and tokens.
 
     Raises:
@@ -196,10 +206,19 @@ def build_huggingface_encoder(
     )
 
 
-def _activation(config: Any) -> str:
-    if config.hidden_act not in ACTIVATIONS:
-        raise ValueError(f"hidden_act = {config.hidden_act!r} is not one of {sorted(ACTIVATIONS)}.")
-    return ACTIVATIONS[config.hidden_act]
+def timm_activation(name: str, known: Collection[str] = ACTIVATIONS) -> str:
+    """timm's name of Hugging Face's activation.
+
+    Args:
+        name: `hidden_act` of a configuration.
+        known: Activations that the family may have.
+
+    Raises:
+        ValueError: Another activation.
+    """
+    if name not in known:
+        raise ValueError(f"hidden_act = {name!r} is not one of {sorted(known)}.")
+    return ACTIVATIONS[name]
 
 
 def _siglip_sizes(config: Any) -> PlainVit:
@@ -210,7 +229,7 @@ def _siglip_sizes(config: Any) -> PlainVit:
         mlp=config.intermediate_size,
         patch=config.patch_size,
         eps=config.layer_norm_eps,
-        activation=_activation(config),
+        activation=timm_activation(config.hidden_act),
         own_size=getattr(config, "image_size", 0),  # a NaFlex tower has none
     )
 
@@ -226,7 +245,7 @@ def _dinov2_sizes(config: Any) -> PlainVit:
         mlp=mlp,
         patch=config.patch_size,
         eps=config.layer_norm_eps,
-        activation=_activation(config),
+        activation=timm_activation(config.hidden_act),
         class_token=True,
         registers=getattr(config, "num_register_tokens", 0),
         gated=config.use_swiglu_ffn,
@@ -257,14 +276,19 @@ def _build_dinov3(
             f"hidden_act = {config.hidden_act!r}: a DINOv3 with use_gated_mlp = {gated} has "
             f"{'silu' if gated else 'gelu'!r}."
         )
+    options = timm_options(
+        image_size=image_size,
+        width=config.hidden_size,
+        blocks=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        mlp=config.intermediate_size,
+        patch=config.patch_size,
+        eps=config.layer_norm_eps,
+        drop_path=drop_path,
+        features=features,
+    )
     make = partial(
         Eva,
-        img_size=image_size,
-        patch_size=config.patch_size,
-        embed_dim=config.hidden_size,
-        depth=depth(config.num_hidden_layers, features),
-        num_heads=config.num_attention_heads,
-        mlp_ratio=mlp_ratio(config.intermediate_size, config.hidden_size),
         swiglu_mlp=gated,
         num_reg_tokens=config.num_register_tokens,
         init_values=1.0,
@@ -274,10 +298,7 @@ def _build_dinov3(
         rope_temperature=config.rope_theta,
         rope_rotate_half=True,
         use_post_transformer_norm=features.norm == "yes",
-        norm_layer=partial(LayerNorm, eps=config.layer_norm_eps),
-        num_classes=0,
-        global_pool="",
-        drop_path_rate=drop_path,
+        **options,
     )
     if state is not None:
         state = to_eva(tower_names(state), config.num_hidden_layers, gated)

@@ -1,4 +1,4 @@
-"""Which of an image encoder's tokens the Q-Former sees: block, norm, and special tokens.
+"""The choice of an image encoder's tokens that the Q-Former sees: block, norm, special tokens.
 
 For CLIP and EVA-CLIP this is the paper's choice (section 4.1): the output of the block before the
 last, without the final norm, class token first. For other families it is a choice of this project,
@@ -11,16 +11,16 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class FeatureConfig:
-    """What is taken of an encoder's tokens.
+    """Choice of an encoder's tokens.
 
     Attributes:
         layer: block whose output is taken, counted from the end: -1 the last, -2 the one before
             it (the paper's); 0 takes the default of the encoder's family. Later blocks are not
             built.
-        norm: whether the encoder's final norm is applied to it; ``auto`` takes the family's
+        norm: whether the encoder's final norm is applied to the output; ``auto`` takes the family's
             default.
-        tokens: ``all`` keeps class token, registers and patches, ``class`` leaves out the
-            registers, ``patches`` the class token too; ``auto`` takes the family's default.
+        tokens: tokens that are kept: ``all`` keeps class token, registers and patches, ``class``
+            class token and patches, ``patches`` patches alone; ``auto`` takes the family's default.
     """
 
     layer: int = 0
@@ -35,7 +35,7 @@ class FeatureConfig:
             )
 
     def settle(self, family: "FeatureConfig") -> "FeatureConfig":
-        """The same with a family's defaults in the place of what is left open."""
+        """This choice, with a family's defaults for what it leaves open."""
         return replace(
             self,
             layer=self.layer or family.layer,

@@ -1,4 +1,4 @@
-"""Names of the weights of SigLIP, SigLIP-2, DINOv2 and DINOv3 in Hugging Face's folders -> timm's.
+"""Names of SigLIP's and DINO's weights: from Hugging Face's folders to timm's towers.
 
 Hugging Face renamed the parts of these models between versions; saved folders have old or new
 names. `tower_names` brings all of them to one form, from which timm's weights are made.
@@ -43,16 +43,23 @@ _INSIDE = {"norm1": "norm1", "norm2": "norm2", "proj": "attn.proj", "fc2": "mlp.
 
 @dataclass(frozen=True)
 class PlainVit:
-    """Sizes of a ViT with learned positions.
+    """Sizes and parts of a ViT with learned positions.
 
     Attributes:
-        width, blocks, heads, mlp, patch, eps: sizes; `mlp` is the width behind a gate.
-        activation: timm's name of it.
-        class_token, registers: special tokens.
-        gated: whether the MLP is a SwiGLU.
-        scaled: whether branches have layer scale.
-        qkv_bias: whether queries, keys and values have biases.
-        own_size: side in pixels that the model was made for, 0 where it has none.
+        width: Width of the hidden states.
+        blocks: Blocks of the whole model.
+        heads: Attention heads.
+        mlp: Width of the MLP's hidden layer, behind the gate where it has one.
+        patch: Side of a patch in pixels.
+        eps: Epsilon of the norms.
+        activation: timm's name of the MLP's activation.
+        class_token: Whether a class token stands in front of the patches.
+        registers: Number of register tokens.
+        pre_norm: Whether a norm stands in front of the blocks.
+        gated: Whether the MLP is a SwiGLU.
+        scaled: Whether the blocks' branches have layer scale.
+        qkv_bias: Whether queries, keys and values have biases.
+        own_size: Side in pixels of the images that the model was made for; 0: none.
     """
 
     width: int
@@ -64,6 +71,7 @@ class PlainVit:
     activation: str
     class_token: bool = False
     registers: int = 0
+    pre_norm: bool = False
     gated: bool = False
     scaled: bool = False
     qkv_bias: bool = True

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.tinyworld import TourArgs, targets, tour
+from jobs.tinyworld import TourArgs, tour
+from jobs.tour.results import targets
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--web", "48", "--human", "24", "--test", "12", "--stage1-steps", "3"]

@@ -232,6 +232,6 @@ def test_modeling_needs_only_torch_timm_and_transformers():
 import sys
 sys.modules.update(dict.fromkeys([{blocked}, 'pyarrow', 'tyro', 'pandas', 'boto3']))
 from modeling import blip2, gather, language, losses, masks, optim
-from modeling import prompts, qformer, vision, weights
+from modeling import names, prompts, qformer, vision
 """
     subprocess.run([sys.executable, "-c", program], check=True)

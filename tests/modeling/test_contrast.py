@@ -59,14 +59,14 @@ def test_with_dropout_both_passes_draw_the_same():
         if more.get("world"):
             seen.append(more["world"])
             micros[len(seen) - 1].seed()
-            own.append(model(*given, only_features=True).image_SQE)
+            own.append(model.features(*given[:4]).image_SQE)
             micros[len(seen) - 1].seed()
         return model(*given, **more)
 
     for losses in contrast.losses_in_turn(watched, micros, frozen=True):
         losses["loss"].backward()
     assert torch.equal(seen[0].own.image_SQE, torch.cat(own))
-    again = model(*(tensor[:2] for tensor in whole()), only_features=True)
+    again = model.features(*(tensor[:2] for tensor in whole()[:4]))
     assert not torch.equal(seen[0].own.image_SQE[:2], again.image_SQE)  # dropout was on
 
 
@@ -79,7 +79,7 @@ def test_with_dropout_the_gradient_is_that_of_the_joined_graph():
     parts = []
     for micro, text in zip(micros, texts, strict=True):
         micro.seed()
-        parts.append(other(micro.images(), *text, micro.image_ids_B, only_features=True))
+        parts.append(other.features(micro.images(), *text, micro.image_ids_B))
     world = contrast.World(contrast.join(parts))
     losses = []
     for at, (micro, text) in enumerate(zip(micros, texts, strict=True)):

@@ -26,7 +26,7 @@ from jobs.zoo_training.corpus import (
     text_context,
 )
 from jobs.zoo_training.curriculum import Phase, Plan, initialise, opt_config
-from jobs.zoo_training.encoding import IGNORE, Encoder
+from jobs.zoo_training.encoding import IGNORE, ExampleEncoder
 from jobs.zoo_training.language import BAR, check
 from jobs.zoo_training.tokenizers import write_tokenizers
 from pipeline.tinyworld.scene import (
@@ -184,7 +184,7 @@ def test_rows_of_opt_learn_answers_and_line_ends_only():
     tokenizer = AutoTokenizer.from_pretrained(ZOO / "opt")
     context = Context("", frozenset(), (("red", "star"),))
     turns = (("Question: What color is the star? Answer:", "red"), ("Question: X? Answer:", "no"))
-    places, labels = Encoder(tokenizer, 0).opt(Example(context, turns, "color"))
+    places, labels = ExampleEncoder(tokenizer, 0).opt(Example(context, turns, "color"))
     assert len(places) == len(labels) and len(places[0]) == 2
     learned = [label for label in labels if label != IGNORE]
     assert tokenizer.decode(learned) == "</s> red\n no\n"

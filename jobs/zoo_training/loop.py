@@ -1,6 +1,7 @@
-"""The training loop of the zoo's vision models: a stream of random numbers per step.
+"""The training loop of the zoo's vision models.
 
-Weights are bf16 with fp32 copies where this CPU multiplies bf16 in hardware, else fp32.
+Every step draws from a stream of random numbers of its own. Weights are bf16 with fp32 copies where
+this CPU multiplies bf16 in hardware, else fp32.
 """
 
 import math
@@ -26,7 +27,7 @@ def zoo_dtype() -> torch.dtype:
 
 
 class Plan(Protocol):
-    """What the loop reads of a model's plan."""
+    """Fields of a model's training plan that the loop reads."""
 
     @property
     def seed(self) -> int: ...
@@ -41,7 +42,7 @@ class Plan(Protocol):
 
 
 class MasterAdamW:
-    """AdamW on fp32 copies of weights in ``dtype``; no decay of biases, norms, single vectors."""
+    """AdamW on fp32 copies of weights in ``dtype``, without decay of biases, norms and vectors."""
 
     def __init__(
         self, modules: Sequence[nn.Module], lr: float, weight_decay: float, dtype: torch.dtype
@@ -60,7 +61,7 @@ class MasterAdamW:
         self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), foreach=True)
 
     def step(self, factor: float) -> None:
-        """One update with ``factor`` times the base learning rate; gradients are cleared."""
+        """Make one update at ``factor`` times the base learning rate, and clear the gradients."""
         for weight, copy in zip(self.weights, self.copies, strict=True):
             copy.grad = None if weight.grad is None else weight.grad.float()
             weight.grad = None
@@ -77,14 +78,21 @@ def _factor(step: int, steps: int, warmup: int) -> float:
     return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.01)
 
 
-def fit(
+def train(
     name: str,
     modules: Sequence[nn.Module],
     losses: Losses,
     plan: Plan,
     report: Report,
 ) -> None:
-    """Train ``modules``, turned to `zoo_dtype`, by each step's losses, drawn from (seed, step).
+    """Train ``modules`` in `zoo_dtype`.
+
+    Args:
+        name: name of the model, for messages and for the random numbers.
+        modules: modules whose parameters are trained.
+        losses: function of a step and its random numbers; returns the loss and values to show.
+        plan: steps, learning rate and seed.
+        report: function that is called after every step.
 
     Raises:
         ValueError: the loss is not finite.

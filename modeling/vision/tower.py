@@ -1,13 +1,16 @@
-"""What all image encoders are made of: the module, its weights, positions of other sizes.
+"""The module of all image encoders: how it is built, its weights, positions of other sizes.
 
-Legend: B images, P image tokens (class token, registers, patches), D width.
+Shapes: see `modeling`; S special tokens (class token and registers).
 """
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import LayerNorm
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -19,11 +22,11 @@ Vit = VisionTransformer | Eva
 
 
 class ImageEncoder(nn.Module):
-    """A timm ViT of the blocks that are used, without pooling.
+    """A timm ViT with only the blocks that are used, and without pooling.
 
     Args:
-        vit: the tower; its output is all of its tokens, special ones first.
-        tokens: which of them are kept, as in `FeatureConfig`.
+        vit: The tower; its output is all of its tokens, special ones first.
+        tokens: Choice of the tokens that are kept, as in `FeatureConfig`.
     """
 
     def __init__(self, vit: Vit, tokens: str = "all") -> None:
@@ -47,14 +50,21 @@ class ImageEncoder(nn.Module):
         return torch.cat((special_BSD, patches_BPD), 1)
 
     def checkpoint_blocks(self, enable: bool = True) -> None:
-        """Recomputes activations block by block in the backward pass (finetuning at high
-        resolution).
-        """
+        """Recomputes activations block by block in the backward pass, to save memory."""
         self.vit.set_grad_checkpointing(enable)
 
 
 def build(make: Callable[[], Vit], state: Mapping[str, Tensor] | None, dtype: torch.dtype) -> Vit:
-    """A tower with the weights of `state`, made without first filling it with random ones."""
+    """A tower with the weights of `state`, made without first filling it with random ones.
+
+    Args:
+        make: Function that returns a tower with random weights.
+        state: Weights under timm's names; None keeps the random ones.
+        dtype: Number format of the weights of `state` in the tower.
+
+    Raises:
+        ValueError: `state` does not fit (`load_vit`).
+    """
     if state is None:
         return make()
     with torch.device("meta"):
@@ -71,8 +81,50 @@ def build(make: Callable[[], Vit], state: Mapping[str, Tensor] | None, dtype: to
     return vit
 
 
+def timm_options(
+    *,
+    image_size: int,
+    width: int,
+    blocks: int,
+    heads: int,
+    mlp: int,
+    patch: int,
+    eps: float,
+    drop_path: float,
+    features: FeatureConfig,
+) -> dict[str, Any]:
+    """Arguments that timm's VisionTransformer and Eva share, for a tower without pooling and head.
+
+    Args:
+        image_size: Side of an image in pixels.
+        width: Width of the hidden states.
+        blocks: Blocks of the whole model; those after the chosen features are not built.
+        heads: Attention heads.
+        mlp: Width of the MLP's hidden layer; for a SwiGLU in one matrix, both halves.
+        patch: Side of a patch in pixels.
+        eps: Epsilon of the norms.
+        drop_path: Stochastic depth.
+        features: Settled choice of block, norm and tokens.
+
+    Raises:
+        ValueError: The chosen block is before the first one.
+    """
+    return {
+        "img_size": image_size,
+        "patch_size": patch,
+        "embed_dim": width,
+        "depth": depth(blocks, features),
+        "num_heads": heads,
+        "mlp_ratio": (mlp + 0.5) / width,  # timm's int(width * ratio) is `mlp` again
+        "norm_layer": partial(LayerNorm, eps=eps),
+        "num_classes": 0,
+        "global_pool": "",
+        "drop_path_rate": drop_path,
+    }
+
+
 def depth(blocks: int, features: FeatureConfig) -> int:
-    """How many of a model's blocks are built.
+    """Number of a model's blocks that are built.
 
     Raises:
         ValueError: The layer asked for is before the first block.
@@ -86,19 +138,13 @@ def depth(blocks: int, features: FeatureConfig) -> int:
     return built
 
 
-def mlp_ratio(mlp: int, width: int) -> float:
-    """A ratio from which timm's `int(width * ratio)` makes `mlp` again, whatever the rounding."""
-    return (mlp + 0.5) / width
-
-
 def load_vit(vit: Vit, state: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> None:
-    """Puts timm-named weights into a tower in place of its own; position embeddings are resized,
-    and only the parts not built here may be left over.
+    """Loads weights under timm's names into a tower; position embeddings are resized to it.
 
     Args:
         vit: The tower; may be on the meta device.
-        state: Weights in any dtype; they are copied.
-        dtype: What the tower's weights get.
+        state: Weights in any dtype, copied. Weights of parts that are not built may be among them.
+        dtype: Number format of the tower's weights.
 
     Raises:
         ValueError: Missing or unexpected keys or other shapes, named.
@@ -128,7 +174,7 @@ def load_vit(vit: Vit, state: Mapping[str, Tensor], dtype: torch.dtype = torch.f
 
 
 def _not_built(key: str, blocks: int) -> bool:
-    """Whether a weight is of a part that is left out: later blocks, final norm, pooling, head."""
+    """Whether a weight belongs to a part left out: later blocks, final norm, pooling, head."""
     if key.startswith("blocks."):
         return int(key.split(".")[1]) >= blocks
     return key.startswith(("norm.", "fc_norm.", "head.", "attn_pool."))
@@ -137,8 +183,13 @@ def _not_built(key: str, blocks: int) -> bool:
 def resize_positions(
     positions_1PD: Tensor, patches: int, prefix: int = 1, mode: str = "bicubic"
 ) -> Tensor:
-    """Position embeddings for another square number of patches: interpolated in fp32 (bilinear
-    with anti-aliasing), those of the `prefix` tokens (the class token) kept as they are.
+    """Position embeddings for another square grid of patches, interpolated in fp32.
+
+    Args:
+        positions_1PD: Position embeddings of `prefix` tokens, then of a square grid.
+        patches: Patches of the new grid, a square number.
+        prefix: Special tokens with a position; theirs are kept as they are.
+        mode: "bicubic", or "bilinear", which is anti-aliased.
 
     Raises:
         ValueError: The embeddings are not those of a square of patches.
@@ -166,13 +217,13 @@ def check_image_size(image_size: int, patch_size: int, own: int = 0) -> None:
     """Checks that patches cover an image.
 
     Args:
-        image_size: Side in pixels.
-        patch_size: Likewise.
-        own: A size that the model was made for, even where a rest is left at the right and at the
-            bottom that no patch sees (SigLIP's 384 px in patches of 14).
+        image_size: Side of the image in pixels.
+        patch_size: Side of a patch in pixels.
+        own: Image size that the model was made for, allowed even where a strip at the right and at
+            the bottom is in no patch (SigLIP's 384 px in patches of 14).
 
     Raises:
-        ValueError: They do not; the message has the sizes next to it.
+        ValueError: They do not cover it; the message names the two nearest sizes that fit.
     """
     if image_size < patch_size or (image_size % patch_size and image_size != own):
         below = max(1, image_size // patch_size) * patch_size
