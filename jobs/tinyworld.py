@@ -29,9 +29,10 @@ import psutil
 import tyro
 
 from evaluation.audit import audit_capfilt
+from evaluation.report.evaluations import read_evaluation
 from evaluation.report.page import Facts, Report, Result, Results, write_report
+from evaluation.report.sections import hardware, sections_of
 from jobs.cli import run
-from jobs.report import hardware, read_evaluation, sections_of
 from jobs.tour.estimate import Work, expected_seconds, measure
 from pipeline.tinyworld.scene import Scene
 from pipeline.tinyworld.write import load_truth, write_coco, write_eval, write_web

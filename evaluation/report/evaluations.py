@@ -1,14 +1,14 @@
-"""What a report shows of evaluations: the folders that ``jobs/evaluate.py`` wrote, as sections."""
+"""The report's sections on evaluations: the folders that ``jobs/evaluate.py`` wrote."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluation.benchmarks.fields import read_json
 from evaluation.benchmarks.folder import read_captions, read_questions
-from evaluation.benchmarks.readers import Question
+from evaluation.benchmarks.records import Question
 from evaluation.report.page import (
     Answer,
     Answers,
@@ -16,6 +16,7 @@ from evaluation.report.page import (
     Captions,
     CaptionSample,
     Grid,
+    PaperTable,
     Query,
     Result,
     Results,
@@ -23,8 +24,9 @@ from evaluation.report.page import (
     Retrieved,
     Section,
 )
-from evaluation.results import TASKS, shown
-from evaluation.scores.metrics import FEWEST_ANSWERS, matches_any, vqa_accuracy
+from evaluation.results import TASKS, beside_paper, shown
+from evaluation.scores.answers import FEWEST_ANSWERS, matches_any, vqa_accuracy
+from evaluation.tables import TITLES
 
 SHOWN_TESTS = 12
 _CUTOFFS = (1, 5, 10)
@@ -32,7 +34,7 @@ _CUTOFFS = (1, 5, 10)
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One evaluation folder: its name, its results and where its data are."""
+    """One evaluation: its folder, and the content of its ``results.json``."""
 
     folder: Path
     results: dict[str, Any]
@@ -46,9 +48,9 @@ class Evaluated:
         return self.results["split"]
 
     def read(self, name: str) -> Any:
-        """A file of predictions, or None where the task was not run."""
+        """The content of a file of predictions; None where the task was not run."""
         path = self.folder / name.format(split=self.split)
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return read_json(path) if path.is_file() else None
 
 
 def read_evaluation(folder: Path) -> Evaluated:
@@ -60,11 +62,11 @@ def read_evaluation(folder: Path) -> Evaluated:
     path = folder / "results.json"
     if not path.is_file():
         raise FileNotFoundError(f"--eval {folder} holds no results.json: not an evaluation")
-    return Evaluated(folder, json.loads(path.read_text(encoding="utf-8")))
+    return Evaluated(folder, read_json(path))
 
 
 def caption_section(evaluations: Sequence[Evaluated]) -> list[Section]:
-    """What each model says of some test images, beside what people said."""
+    """The captions of each model for some test images, beside the references."""
     captioned = [e for e in evaluations if "caption" in e.results]
     texts = {
         e.folder.name: {str(row["image_id"]): row["caption"] for row in rows}
@@ -120,7 +122,7 @@ def answer_sections(evaluations: Sequence[Evaluated]) -> list[Section]:
 
 
 def _right(predicted: str, question: Question) -> float | None:
-    """How right an answer is; by exact match where VQA accuracy lacks references, None of none."""
+    """The score of an answer: exact match where VQA accuracy lacks references; None without any."""
     if not question.answered:
         return None
     few = len(question.answers) < FEWEST_ANSWERS
@@ -148,7 +150,7 @@ def _by_type(e: Evaluated) -> Grid:
 
 
 def retrieval_section(e: Evaluated) -> list[Section]:
-    """Recalls before and after re-ranking, and examples of both directions after it."""
+    """Recalls before and after re-ranking, and examples after it in both directions."""
     found = e.read("retrieval_{split}_examples.json")
     if found is None or "retrieval" not in e.results:
         return []
@@ -189,7 +191,7 @@ def _both_rankings(e: Evaluated) -> Grid:
 
 
 def scores(evaluations: Sequence[Evaluated]) -> Results:
-    """Every overall score of every evaluation, and what a reader must know of them."""
+    """Every overall score of every evaluation, with the notes on them."""
     rows, notes = [], []
     for e in evaluations:
         for task in TASKS:
@@ -202,3 +204,22 @@ def scores(evaluations: Sequence[Evaluated]) -> Results:
             ]
             notes += [f"{e.folder.name}, {task}: {note}." for note in measured.get("notes", [])]
     return Results("Results", rows, " ".join(notes))
+
+
+def paper_sections(evaluations: Sequence[Evaluated]) -> list[Section]:
+    """The row of the paper that each evaluation asked for (``--table``, ``--row``), beside ours."""
+    sections: list[Section] = []
+    for e in evaluations:
+        found = beside_paper(e.results)
+        if found is None:
+            continue
+        row, lines = found
+        sections.append(
+            PaperTable(
+                f"Beside the paper: {e.folder.name}",
+                lines,
+                f"{TITLES[row.table]}, row {row.model}. Accuracy and recall in percent; CIDEr, "
+                "SPICE and BLEU-4 times 100. A metric without a number of ours was not measured.",
+            )
+        )
+    return sections

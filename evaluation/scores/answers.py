@@ -1,20 +1,12 @@
-"""Scores of answers and rankings: VQA accuracy, GQA exact match, retrieval recall.
-
-All scores are fractions between 0 and 1. Caption metrics live in ``caption_metrics``.
-"""
+"""Scores of answers: official VQA accuracy, and GQA's exact match. Each is between 0 and 1."""
 
 import re
-from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 
-import torch
-from torch import Tensor
-
-# The official VQA normalisation, from its definition at visualqa.org/evaluation.html and the
-# behaviour of its published scorer. Three habits of that scorer are kept because every published
-# number has them: unanimous annotators switch normalisation off; the period rule looks only at what
-# follows the period and stops after 32 of them; and `somebody'd` loses its apostrophe.
+# The official VQA normalisation, by its definition at visualqa.org/evaluation.html and the
+# behaviour of its published scorer. Three oddities of that scorer are kept, since every published
+# number has them: unanimous annotators switch normalisation off; the period rule looks only at the
+# character behind the period and ends after 32 periods; `somebody'd` loses its apostrophe.
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD_NOT_BEFORE_DIGIT = re.compile(r"\.(?!\d)")
@@ -67,14 +59,15 @@ def _flatten(answer: str) -> str:
 
 
 FEWEST_ANSWERS = 4
-"""Reference answers that VQA accuracy needs: with fewer, three others can never agree."""
+"""Reference answers that VQA accuracy needs: with fewer, no answer has three others that agree."""
 
 
 def vqa_accuracy(predicted: str, answers: Sequence[str]) -> float:
-    """Official VQA accuracy of one answer: leave-one-out min(1, n/3), averaged over annotators.
+    """Official VQA accuracy of one answer.
 
-    With fewer than ``FEWEST_ANSWERS`` references the right answer scores less than 1: 0, 1/3, 2/3
-    of 1, 2, 3. ``matches_any`` is for such data.
+    Each annotator is left out in turn: the score is min(1, n/3) for n others who gave the answer,
+    averaged over the annotators. With fewer than ``FEWEST_ANSWERS`` references a right answer
+    scores less than 1 (0, 1/3 and 2/3 with 1, 2 and 3): use ``matches_any`` there.
 
     Raises:
         ValueError: there is no reference answer.
@@ -91,142 +84,17 @@ def vqa_accuracy(predicted: str, answers: Sequence[str]) -> float:
 
 
 def exact_match(predicted: str, answer: str) -> float:
-    """GQA: 1.0 where both answers have the same normal form."""
+    """1.0 where both answers have the same normal form, else 0.0."""
     return float(normalise_answer(_flatten(predicted)) == normalise_answer(_flatten(answer)))
 
 
 def matches_any(predicted: str, answers: Sequence[str]) -> float:
-    """1.0 where the answer has the normal form of any reference answer that is not blank."""
+    """1.0 where the answer has the normal form of a reference answer that is not blank."""
     return max(
         (exact_match(predicted, answer) for answer in answers if answer.strip()), default=0.0
     )
 
 
-@dataclass
-class Mean:
-    """Sum and count of a score: what ranks or shards add up before anyone divides."""
-
-    total: float = 0.0
-    count: int = 0
-
-    def add(self, value: float) -> None:
-        self.total += value
-        self.count += 1
-
-    def __add__(self, other: "Mean") -> "Mean":
-        return Mean(self.total + other.total, self.count + other.count)
-
-    @property
-    def value(self) -> float:
-        """The mean; 0.0 of nothing."""
-        return self.total / self.count if self.count else 0.0
-
-
-@dataclass
-class GroupedMean:
-    """A mean over everything, and one per group of each grouping (question type, answer type)."""
-
-    overall: Mean = field(default_factory=Mean)
-    groups: dict[str, dict[str, Mean]] = field(default_factory=dict)
-
-    def add(self, value: float, **group: str) -> None:
-        self.overall.add(value)
-        for grouping, name in group.items():
-            means = self.groups.setdefault(grouping, defaultdict(Mean))
-            means[name].add(value)
-
-    def as_dict(self) -> dict[str, object]:
-        """``{"accuracy": …, "count": …, "by_question_type": {name: …}, …}``."""
-        groups = {
-            f"by_{grouping}": {name: means[name].value for name in sorted(means)}
-            for grouping, means in self.groups.items()
-        }
-        return {"accuracy": self.overall.value, "count": self.overall.count, **groups}
-
-
-def require_predictions(wanted: Iterable[Hashable], given: Mapping, what: str) -> None:
-    """Refuse a result with holes, naming what is missing.
-
-    Raises:
-        ValueError: a wanted id has no prediction.
-    """
-    missing = [key for key in wanted if key not in given]
-    if missing:
-        named = ", ".join(str(key) for key in missing[:5])
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise ValueError(f"no prediction for {what} {named}{more}; every {what} needs exactly one")
-
-
-def recalls(
-    scores_IT: Tensor,
-    image_of_text: Sequence[int],
-    cutoffs: Sequence[int] = (1, 5, 10),
-    image_scores_IT: Tensor | None = None,
-) -> dict[str, float]:
-    """Recall of text retrieval (TR) and image retrieval (IR) at each cutoff.
-
-    Args:
-        scores_IT: one row an image, one column a text; ``-inf`` marks what was not retrieved.
-        image_of_text: for each text the row of its image.
-        image_scores_IT: the scores of image retrieval, where they are not those of text retrieval.
-
-    Where the best right answer has the score of wrong ones, the share of their orders in which it
-    is found is counted: two images that share a caption word for word find each other in half of
-    the cases, and a constant score is worth chance.
-
-    Returns:
-        ``tr_r1, tr_r5, … ir_r10``. TR counts an image as found where any of its texts is.
-
-    Raises:
-        ValueError: a score is NaN, a shape is wrong, or an image has no text.
-    """
-    images, texts = scores_IT.shape
-    owner = torch.as_tensor(image_of_text)
-    if owner.shape != (texts,):
-        raise ValueError(f"image_of_text names {len(image_of_text)} texts; scores have {texts}")
-    by_text_IT = scores_IT if image_scores_IT is None else image_scores_IT
-    if torch.isnan(scores_IT).any() or torch.isnan(by_text_IT).any():
-        raise ValueError("retrieval scores hold NaN; the checkpoint's embeddings are broken")
-    right_IT = owner[None, :] == torch.arange(images)[:, None]
-    if not right_IT.any(dim=1).all():
-        empty = int((~right_IT.any(dim=1)).nonzero()[0])
-        raise ValueError(f"image {empty} has no text; each image needs at least one caption")
-    sides = (
-        ("tr", _Places.of(scores_IT, right_IT)),
-        ("ir", _Places.of(by_text_IT.T, right_IT.T)),
-    )
-    return {
-        f"{side}_r{cutoff}": float(places.hits(cutoff).mean())
-        for side, places in sides
-        for cutoff in cutoffs
-    }
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Per query: wrong answers above the best right one, and what shares its score."""
-
-    above: Tensor
-    tied_wrong: Tensor
-    tied_right: Tensor
-    retrieved: Tensor
-
-    @classmethod
-    def of(cls, scores: Tensor, right: Tensor) -> "_Places":
-        best = scores.masked_fill(~right, float("-inf")).amax(dim=1, keepdim=True)
-        tied = scores == best
-        return cls(
-            above=(scores > best).sum(dim=1),
-            tied_wrong=(tied & ~right).sum(dim=1),
-            tied_right=(tied & right).sum(dim=1),
-            retrieved=~best.squeeze(1).isneginf(),
-        )
-
-    def hits(self, cutoff: int) -> Tensor:
-        """Per query the probability that a right answer is among the first ``cutoff``, fp64."""
-        missed = torch.ones(len(self.above), dtype=torch.float64)
-        for place in range(cutoff):  # that this place of the tied ones is a wrong one too
-            left_wrong = (self.tied_wrong - place).clamp(min=0)
-            share = left_wrong / (left_wrong + self.tied_right).double()
-            missed = torch.where(self.above + place < cutoff, missed * share, missed)
-        return torch.where(self.retrieved, 1 - missed, 0.0)
+def gqa_accuracy(predicted: str, answers: Sequence[str]) -> float:
+    """Exact match with GQA's one answer, after normalisation."""
+    return exact_match(predicted, answers[0])

@@ -22,7 +22,7 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from evaluation.scores.metrics import require_predictions
+from evaluation.scores.predictions import require_predictions
 
 Captions = dict[str, list[str]]
 
