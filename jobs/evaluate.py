@@ -168,7 +168,7 @@ def evaluate(args: EvaluateArgs, model: Writer | Embedder | None = None) -> dict
         args.further.prompt_template,
     )
     _check_stage(args, model)
-    images = {task: of_task.paths() for task, of_task in data.items()}
+    images: dict[str, list[Path]] = {task: of_task.paths() for task, of_task in data.items()}
     broken = find_unreadable(images, args.further.skip_unreadable)
     results: dict[str, Any] = {
         "checkpoint": str(args.checkpoint),

@@ -49,7 +49,7 @@ def report(args: ReportArgs) -> int:
     evaluations = [read_evaluation(folder) for folder in args.eval]
     sections: list[Section] = [hardware()]
     if evaluations:
-        sections += [scores(evaluations), *paper_sections(evaluations)]
+        sections += [*paper_sections(evaluations), scores(evaluations)]
     sections += sections_of(args.capfilt, args.train, evaluations)
     write_report(args.out, Report(args.title, sections))
     print(args.out)
