@@ -1,6 +1,7 @@
-"""How many captions are right, where the truth is known: CapFilt judged on TinyWorld.
+"""The share of right captions before and after CapFilt, on TinyWorld, where the truth is known.
 
-Nothing in training or in CapFilt reads the truth; it is written aside and opened only here.
+Neither CapFilt nor training reads the truth: it is in a file of its own, which only this audit
+opens.
 """
 
 from collections.abc import Mapping
@@ -16,11 +17,18 @@ from pipeline.tinyworld.text import is_true
 
 @dataclass(frozen=True)
 class Audit:
-    """Shares of right captions, each between 0 and 1."""
+    """Shares of right captions, each between 0 and 1.
 
-    right_before: float  # of the web captions as they came, one a sample
-    right_after: float  # of the captions that CapFilt kept, about two a sample
-    right_synthetic: float  # of all synthetic captions, before ranking
+    Attributes:
+        right_before: share among the original web captions, one a sample.
+        right_after: share among the captions that CapFilt kept, about two a sample.
+        right_synthetic: share among all synthetic captions, before ranking.
+        samples: number of samples that were judged.
+    """
+
+    right_before: float
+    right_after: float
+    right_synthetic: float
     samples: int
 
 
@@ -29,11 +37,11 @@ def _share(right: list[bool]) -> float:
 
 
 def audit_capfilt(output: str, truth: Mapping[str, Scene]) -> dict[str, Any]:
-    """Judge every caption in a CapFilt output by the scenes it is about.
+    """Judge every caption of a CapFilt output by the scene that its image shows.
 
     Args:
         output: folder that ``jobs/capfilt.py`` wrote.
-        truth: scene by sample key, for every sample of the output.
+        truth: scene of every sample of the output, by the sample's key.
     """
     before: list[bool] = []
     kept: list[bool] = []

@@ -1,42 +1,74 @@
-"""Captioning: generate one caption an image, score it, and score the same captions shuffled."""
+"""Captioning: one caption an image, its scores, and the scores of the same captions shuffled."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation.benchmarks.readers import CaptionedImage, derangement
+from evaluation.benchmarks.records import CaptionedImage, derangement
+from evaluation.notes import reference_notes, warn_of_empty
+from evaluation.outputs import Keep, Outputs, keep_nothing
 from evaluation.scores.captions import CIDER_ON_ONE, caption_metrics, cider, tokenise_captions
+from evaluation.work import chunks
 
 Encode = Callable[[Sequence[Path]], Tensor]
-"""Image files -> what a model makes of each before a text is known: ``B`` rows."""
+"""Image files -> a row for each that a model computes before a text is known."""
 Generate = Callable[[Tensor | None, Sequence[str]], list[str]]
-"""Encoded images (None: text only) and ``B`` text prompts -> ``B`` texts."""
-
-Keep = Callable[[list[dict[str, Any]]], None]
-"""A writer of predictions, called with each batch of them as soon as it is there."""
-
-_Item = TypeVar("_Item")
+"""Encoded images (None: no image) and a prompt for each -> a text for each."""
 
 
-def keep_nothing(batch: list[dict[str, Any]]) -> None:
-    """Write nothing."""
+@dataclass(frozen=True)
+class Captioner:
+    """A model that captions images.
 
-
-def chunks(items: Sequence[_Item], size: int) -> Iterator[list[_Item]]:
-    """Consecutive lists of at most ``size`` items.
-
-    Raises:
-        ValueError: ``size`` is below 1.
+    Attributes:
+        prompt: text that every caption continues.
+        remedy: advice for the user where most captions are empty.
     """
-    if size < 1:
-        raise ValueError(f"batch size must be at least 1, got {size}")
-    rest = iter(items)
-    while chunk := list(islice(rest, size)):
-        yield chunk
+
+    encode: Encode
+    generate: Generate
+    prompt: str = ""
+    remedy: str = ""
+
+
+def evaluate_captions(
+    items: Sequence[CaptionedImage],
+    model: Captioner,
+    out: Outputs,
+    *,
+    split: str = "test",
+    batch_size: int = 64,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Caption the images, and score the captions of those that have references.
+
+    Writes ``captions_SPLIT_results.json`` in COCO's format, and the CIDEr of each image to
+    ``captions_SPLIT_scores.json``.
+
+    Args:
+        seed: seed of the shuffled control.
+
+    Returns:
+        cider, bleu1 … bleu4, meteor, rouge_l, shuffled_cider, domains (``score_captions``), empty:
+        share of empty captions, count: scored images, notes.
+    """
+    caption = partial(caption_images, items, model.encode, model.generate, model.prompt, batch_size)
+    predictions = out.predictions(f"captions_{split}_results.json", lambda keep: caption(keep=keep))
+    empty, warnings = warn_of_empty([said["caption"] for said in predictions], model.remedy)
+    notes = [*warnings, *reference_notes(items)]
+    scored = [item for item in items if item.references]
+    if not scored:
+        return {"count": 0, "empty": empty, "notes": notes}
+    scores = score_captions(scored, predictions, seed)
+    out.write(f"captions_{split}_scores.json", scores.pop("cider_per_image"))
+    if "shuffled" in scores:
+        scores["shuffled_cider"] = scores.pop("shuffled")["cider"]
+    return scores | {"empty": empty, "notes": [*notes, *scores["notes"]]}
 
 
 def caption_images(
@@ -50,7 +82,8 @@ def caption_images(
 ) -> list[dict[str, Any]]:
     """One caption an image, in COCO's results format ``[{"image_id", "caption"}]``.
 
-    ``keep`` is given the captions of each batch as they come.
+    Args:
+        keep: called with the captions of each batch as they come.
     """
     results: list[dict[str, Any]] = []
     with tqdm(total=len(items), desc="caption", unit="image") as progress:
@@ -65,24 +98,6 @@ def caption_images(
             results += captions
             progress.update(len(batch))
     return results
-
-
-def empty_texts(texts: Sequence[str], remedy: str) -> tuple[float, str]:
-    """The share of texts that hold nothing, and a warning where it is more than half.
-
-    Args:
-        remedy: what the user can do about it.
-
-    Returns:
-        A fraction, and one sentence or "".
-    """
-    share = sum(not text.strip() for text in texts) / max(1, len(texts))
-    if share <= 0.5:
-        return share, ""
-    return share, (
-        f"{share:.0%} of {len(texts)} texts are empty: the language model ends at once after "
-        f"this prompt, and the scores say nothing about what it sees; {remedy}"
-    )
 
 
 def score_captions(
@@ -115,32 +130,10 @@ def score_captions(
     return scores
 
 
-def reference_notes(items: Sequence[CaptionedImage]) -> list[str]:
-    """What a reader of the scores must know about the references, a sentence each."""
-    counts = [len(item.references) for item in items if item.references]
-    if not counts:
-        return ["nothing was scored: no image has a reference caption"]
-    notes = []
-    if len(counts) < len(items):
-        notes.append(
-            f"{len(items) - len(counts)} of {len(items)} images have no reference caption; they "
-            "were captioned and not scored"
-        )
-    blank = sum(len(item.captions) - len(item.references) for item in items)
-    if blank:
-        notes.append(f"{blank} reference captions are blank and were left out")
-    if max(counts) == 1:
-        notes.append(
-            "every image has one reference caption; published scores are against 5 (COCO) or 10 "
-            "(NoCaps) and not comparable"
-        )
-    return notes
-
-
 def shuffled_cider(
     references: Mapping[str, Sequence[str]], predictions: Mapping[str, str], seed: int
 ) -> float:
-    """CIDEr where every image gets the caption of another: what fluent guessing is worth."""
+    """CIDEr where every image gets the caption of another: the score of fluent guessing."""
     other = derangement(list(references), seed)
     gold = tokenise_captions(references)
     return cider(gold, tokenise_captions({k: [predictions[other[k]]] for k in references}))[0]

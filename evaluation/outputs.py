@@ -1,25 +1,30 @@
-"""The files of one evaluation: each written whole or not at all, and predictions as they come."""
+"""The files of one evaluation: each is written whole or not at all, predictions as they come."""
 
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.caption import Keep, keep_nothing
+Keep = Callable[[list[dict[str, Any]]], None]
+"""A writer of predictions, called with every batch of them as soon as it is there."""
+
+
+def keep_nothing(batch: list[dict[str, Any]]) -> None:
+    """Write nothing."""
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """The folder that results and predictions go to; None: nothing is written."""
+    """The folder of results and predictions; None: nothing is written."""
 
     folder: Path | None
 
     def write(self, name: str, content: Any, indent: int | None = None) -> None:
-        """Write a JSON file; an older one is replaced when the new one is whole."""
+        """Write a JSON file; an older one is replaced once the new one is whole."""
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -28,12 +33,25 @@ class Outputs:
         aside.write_text(text + "\n", encoding="utf-8")
         os.replace(aside, self.folder / name)
 
-    @contextmanager
-    def keeping(self, name: str) -> Iterator[Keep]:
-        """Predictions as they come, a line each, in ``NAME.unfinished.jsonl``.
+    def predictions(
+        self, name: str, predict: Callable[[Keep], list[dict[str, Any]]]
+    ) -> list[dict[str, Any]]:
+        """Write all predictions to ``name``, and each batch as it comes to a file beside it.
 
-        The file goes when the block ends well, by which the caller has written all predictions to
-        ``name``. Where it fails the file stays, and a line on stderr says so.
+        Args:
+            predict: gives each batch of predictions to its argument, and returns them all in order.
+        """
+        with self._keeping(name) as keep:
+            predictions = predict(keep)
+            self.write(name, predictions)
+        return predictions
+
+    @contextmanager
+    def _keeping(self, name: str) -> Iterator[Keep]:
+        """A writer of predictions to ``NAME.unfinished.jsonl``, a line each.
+
+        The file is removed at the end of the block. If the block fails, the file stays, and a line
+        on stderr says so.
         """
         if self.folder is None:
             yield keep_nothing

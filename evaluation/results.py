@@ -1,18 +1,19 @@
-"""What ``results.json`` of ``jobs/evaluate.py`` holds, printed and beside the paper's tables."""
+"""The scores in ``results.json`` of ``jobs/evaluate.py``: printed, and beside the paper's."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from evaluation.scores.metrics import FEWEST_ANSWERS
+from evaluation import tables
+from evaluation.scores.answers import FEWEST_ANSWERS
 
 TASKS = ("caption", "vqa", "gqa", "retrieval")
-# The paper's metric that a task's score stands for; which one of a table depends on the data given.
+# Name in the paper's tables of the score of a task, by table.
 _PAPER_METRIC = {(2, "vqa"): "vqav2.val", (2, "gqa"): "gqa.test-dev", (4, "vqa"): "vqav2.test-dev"}
 _CAPTION_METRICS = {"coco.bleu4": "bleu4", "coco.cider": "cider"}
 
 
 def paper_metrics(table: int, results: dict[str, Any]) -> dict[str, float]:
-    """Our scores under the names of the paper's metrics, as far as they were measured."""
+    """The measured scores under the names that the metrics have in a table of the paper."""
     ours: dict[str, float] = {}
     for task in ("vqa", "gqa"):
         measured = "accuracy" in results.get(task, {})
@@ -32,8 +33,22 @@ def paper_metrics(table: int, results: dict[str, Any]) -> dict[str, float]:
     return ours
 
 
+def beside_paper(
+    results: dict[str, Any],
+) -> tuple[tables.Row, list[tables.Comparison]] | None:
+    """The row of the paper that the results ask for, and ours beside it; None: none is asked for.
+
+    Raises:
+        ValueError: no such table or row.
+    """
+    if "table" not in results:
+        return None
+    row = tables.find_row(results["table"], results["row"])
+    return row, tables.compare(row, paper_metrics(row.table, results))
+
+
 def print_results(results: dict[str, Any], notes: bool = True) -> None:
-    """Every scalar as a line of a table, then what a reader must know."""
+    """Print every number as a line of a table, then the notes."""
     for task in TASKS:
         for key, value in _flat(shown(results.get(task, {}))):
             number = f"{value:>10.3f}" if isinstance(value, float) else f"{value:>6}"
@@ -44,7 +59,7 @@ def print_results(results: dict[str, Any], notes: bool = True) -> None:
 
 
 def shown(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """The scores without exact match where VQA accuracy has the references that it needs."""
+    """The scores that are shown: exact match only where VQA accuracy has too few references."""
     enough = scores.get("fewest_answers", 0) >= FEWEST_ANSWERS
     hidden = ("exact_match", "fewest_answers") if enough else ()
     return {key: value for key, value in scores.items() if not key.startswith(hidden)}

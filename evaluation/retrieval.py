@@ -1,29 +1,42 @@
 """Image-text retrieval: ITC finds k candidates, ITM re-ranks them (paper, section 4.4).
 
 Each image and each text is encoded once. A pair that is a candidate in both directions is matched
-once. Between the two passes only features and encoder tokens stay in memory, in the type in which
-the model gave them.
+once. Between the two passes only features and encoder tokens stay in memory, in the number format
+in which the model gave them.
 
-Shape suffixes: I images, T texts, B batch, Q queries, E shared embedding, P patches, D width.
+Shape suffixes: I images, T texts, B batch, R pairs, C classes, Q queries, E shared embedding,
+P image tokens, D width.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation.benchmarks.readers import CaptionedImage
-from evaluation.caption import chunks
-from evaluation.scores.metrics import recalls
+from evaluation.benchmarks.records import CaptionedImage
+from evaluation.notes import size_notes
+from evaluation.outputs import Outputs
+from evaluation.scores.recall import recalls
+from evaluation.work import chunks
+
+Rerank = Literal["reference", "odds"]
+"""Score by which candidates are ranked again: ITM's logit of "match" plus the ITC similarity, as in
+the reference implementation; or ITM's log-odds plus the similarity over the temperature."""
 
 
 @dataclass(frozen=True)
 class Embedders:
-    """The three callables of a retrieval model."""
+    """A model that embeds and matches images and texts, as three callables.
+
+    Attributes:
+        similarity_weight: factor of the ITC similarity that the score of ``match`` is added to; 1
+            in the reference implementation.
+        rerank: name of the score that ``match`` and the weight make up together.
+    """
 
     images: Callable[[Sequence[Path]], tuple[Tensor, Tensor]]
     """Files -> unit features ``B Q E`` and the frozen encoder's tokens ``B P D``."""
@@ -31,12 +44,20 @@ class Embedders:
     """Texts -> unit features ``B E``."""
     match: Callable[[Tensor, Tensor, Sequence[str]], Tensor]
     """Tokens ``B P D`` of different images, for each pair the row of its image ``R``, and ``R``
-    texts -> scores ``R`` of "match"; the model projects an image's keys once for all its pairs."""
+    texts -> ITM scores ``R``. The model can project the keys of an image once for all its pairs."""
+    similarity_weight: float = 1.0
+    rerank: Rerank = "reference"
 
 
 @dataclass(frozen=True)
 class Rankings:
-    """What was retrieved: scores after re-ranking (``-inf``: not a candidate) and the texts."""
+    """Scores of all pairs after re-ranking; ``-inf``: the pair is not a candidate.
+
+    Attributes:
+        image_of_text: for each text the row of its image.
+        text_scores_IT: scores of the candidates of each image.
+        image_scores_IT: scores of the candidates of each text.
+    """
 
     texts: tuple[str, ...]
     image_of_text: tuple[int, ...]
@@ -53,13 +74,44 @@ class Rankings:
         return column.topk(min(count, len(column))).indices.tolist()
 
 
+def itm_scores(logits_RC: Tensor, rerank: Rerank) -> Tensor:
+    """ITM score ``R`` of each pair.
+
+    Args:
+        logits_RC: ITM logits of "no match" and "match".
+        rerank: ``reference``: the logit of "match" alone; ``odds``: its lead over "no match".
+    """
+    return logits_RC[:, 1] - logits_RC[:, 0] if rerank == "odds" else logits_RC[:, 1]
+
+
+def evaluate_retrieval(
+    items: Sequence[CaptionedImage],
+    model: Embedders,
+    out: Outputs,
+    *,
+    split: str = "test",
+    k: int = 128,
+    captions_per_image: int | None = None,
+    batch_size: int = 64,
+) -> dict[str, Any]:
+    """Retrieve among the images; writes examples to ``retrieval_SPLIT_examples.json``.
+
+    Returns:
+        The scores of ``retrieve``, and notes.
+    """
+    scores, rankings = retrieve(
+        items, model, k=k, captions_per_image=captions_per_image, batch_size=batch_size
+    )
+    out.write(f"retrieval_{split}_examples.json", examples(items, rankings))
+    return scores | {"rerank": model.rerank, "notes": size_notes(len(items))}
+
+
 def retrieve(
     items: Sequence[CaptionedImage],
     embed: Embedders,
     *,
     k: int = 128,
     captions_per_image: int | None = None,
-    similarity_weight: float = 1.0,
     batch_size: int = 64,
     match_batch_size: int = 128,
 ) -> tuple[dict[str, Any], Rankings]:
@@ -67,10 +119,9 @@ def retrieve(
 
     Args:
         items: images with their captions, all of them candidates of each other.
-        k: candidates per image and per text that ITM re-ranks.
-        captions_per_image: use only so many captions of each image; None for all.
-        similarity_weight: factor of the ITC similarity that ITM's score is added to; 1 in the
-            reference.
+        k: candidates per image and per text that ITM ranks again.
+        captions_per_image: number of captions used of each image; None: all.
+        match_batch_size: pairs in one forward pass of ITM.
 
     Returns:
         ``{"tr_r1" … "ir_r10", "itc": {the same, ITC alone}, "chance", "images", "texts", "k"}`` and
@@ -97,7 +148,7 @@ def retrieve(
         return embed.match(tokens_IPD[images_B], row_R, texts)
 
     union_IT = for_text_IT | for_image_IT
-    scores_IT *= similarity_weight
+    scores_IT *= embed.similarity_weight
     _rerank(scores_IT, union_IT, texts, match=match, batch_size=match_batch_size)
     absent = float("-inf")
     rankings = Rankings(
@@ -134,7 +185,7 @@ def _similarities(
 
 
 def _numbers(values: Tensor, what: str) -> Tensor:
-    """The values in fp32 on the CPU; NaN is refused at once and not after the last batch."""
+    """The values in fp32 on the CPU; NaN is refused here and not after the last batch."""
     plain = values.float().cpu()
     if torch.isnan(plain).any():
         raise ValueError(f"the checkpoint's {what} are NaN; it is broken")
@@ -142,10 +193,9 @@ def _numbers(values: Tensor, what: str) -> Tensor:
 
 
 def _best_query(feats_BQE: Tensor, text_feats_TE: Tensor) -> Tensor:
+    """The similarities ``B T`` of the best query of each image."""
     best_BT = feats_BQE[:, 0] @ text_feats_TE.T
-    for query in range(
-        1, feats_BQE.shape[1]
-    ):  # one at a time: B x Q x T would be the largest tensor
+    for query in range(1, feats_BQE.shape[1]):  # all at once, B x Q x T would be the largest tensor
         torch.maximum(best_BT, feats_BQE[:, query] @ text_feats_TE.T, out=best_BT)
     return best_BT
 
@@ -175,14 +225,6 @@ def _rerank(
             logits_R = match(row_R, [texts[column] for column in column_R.tolist()])
             scores_IT[row_R, column_R] += _numbers(logits_R, "match logits")
             progress.update(len(row_R))
-
-
-def size_notes(items: Sequence[CaptionedImage], cutoffs: Sequence[int] = (1, 5, 10)) -> list[str]:
-    """What a reader of the scores must know about the number of images, a sentence each."""
-    sure = [f"R@{cutoff}" for cutoff in cutoffs if len(items) <= cutoff]
-    if not sure:
-        return []
-    return [f"among {len(items)} images {', '.join(sure)} of image retrieval is 1 for any model"]
 
 
 def examples(

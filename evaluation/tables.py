@@ -1,17 +1,22 @@
-"""The paper's published results as presets, and ours printed beside them (tables 2 to 5).
+"""The paper's published results (tables 2 to 5), and our results beside them.
 
-Numbers are as printed in the paper: percentages for accuracy and recall, CIDEr, SPICE and BLEU-4
-times 100. Ours are fractions everywhere else in this project and become percentages here.
+Numbers are as the paper prints them: accuracy and recall in percent; CIDEr, SPICE and BLEU-4 times
+100. Everywhere else in this project our results are fractions; here they become percentages.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from html import escape
 
 
 @dataclass(frozen=True)
 class Row:
-    """One published row: a model and its value per metric."""
+    """One published row.
+
+    Attributes:
+        name: option value that names the row (``vit-g-flant5-xl``).
+        model: name of the model as the paper prints it.
+        values: value of each metric as the paper prints it.
+    """
 
     table: int
     name: str
@@ -78,7 +83,7 @@ ROWS: tuple[Row, ...] = tuple(
 
 
 def find_row(table: int, name: str) -> Row:
-    """The preset of a row, by its table and name (``vit-g-flant5-xl``).
+    """The row of a table by its name.
 
     Raises:
         ValueError: no such table or row; lists what there is.
@@ -95,7 +100,7 @@ def find_row(table: int, name: str) -> Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One line of a table: a metric, the paper's value and ours (None where not measured)."""
+    """One metric: the paper's value, and ours in the same unit (None: not measured)."""
 
     metric: str
     paper: float
@@ -107,14 +112,17 @@ class Comparison:
         return None if self.ours is None else self.ours - self.paper
 
     def cells(self) -> tuple[str, str, str, str]:
-        """What is printed: metric, paper, ours, difference."""
+        """The printed cells: metric, paper, ours, difference."""
         if self.ours is None:
             return self.metric, f"{self.paper:.1f}", "–", "–"
         return self.metric, f"{self.paper:.1f}", f"{self.ours:.1f}", f"{self.difference:+.1f}"
 
 
 def compare(row: Row, ours: Mapping[str, float]) -> list[Comparison]:
-    """Set ours (fractions by metric name) beside the paper's (percent).
+    """Our results beside a row of the paper.
+
+    Args:
+        ours: fractions by the metrics' names in ``METRICS``.
 
     Raises:
         ValueError: ``ours`` names a metric that the row does not have.
@@ -142,11 +150,3 @@ def render_text(row: Row, lines: list[Comparison]) -> str:
         for line in cells
     ]
     return "\n".join([f"{TITLES[row.table]}: {row.model}", *body])
-
-
-def render_html_rows(lines: list[Comparison]) -> str:
-    """The comparison as ``<tr>`` rows, escaped."""
-    return "\n".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line.cells()) + "</tr>"
-        for line in lines
-    )

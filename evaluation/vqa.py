@@ -1,33 +1,113 @@
 """Visual question answering: each image is encoded once for all its questions.
 
-Three runs of the same questions tell what a model sees: with the image, with another image (blind:
-what the language model knows without looking), and with a true caption in its place (text only: the
-ceiling that the language model sets).
+Three runs of the same questions show how much a model sees: with the image; blind, with another
+image (the score of knowledge without looking); and text only, with a true caption in place of the
+image (the ceiling that the language model sets).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation.benchmarks.readers import ImageId, Question, QuestionSet
-from evaluation.caption import Encode, Generate, Keep, chunks, keep_nothing
-from evaluation.scores.metrics import (
-    FEWEST_ANSWERS,
-    GroupedMean,
-    Mean,
-    exact_match,
-    matches_any,
-    require_predictions,
-    vqa_accuracy,
-)
+from evaluation.benchmarks.folder import Asked
+from evaluation.benchmarks.records import ImageId, Question, QuestionSet
+from evaluation.caption import Encode, Generate
+from evaluation.notes import answer_notes, warn_of_empty
+from evaluation.outputs import Keep, Outputs, keep_nothing
+from evaluation.scores.answers import gqa_accuracy, matches_any, vqa_accuracy
+from evaluation.scores.means import GroupedMean, Mean
+from evaluation.scores.predictions import require_predictions
+from evaluation.work import chunks
 
 Prompt = Callable[[str], str]
 """A question -> the text after the visual prompt."""
 Respond = Callable[[Tensor, Sequence[str]], list[str]]
-"""Encoded images and a question for each -> answers."""
+"""Encoded images and a question for each -> an answer for each."""
 Metric = Callable[[str, Sequence[str]], float]
+"""A predicted answer and the reference answers -> a score between 0 and 1."""
+
+METRICS: Mapping[str, Metric] = {"vqa": vqa_accuracy, "gqa": gqa_accuracy}
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """A model that answers questions about images.
+
+    Attributes:
+        read: the language model alone, for the text-only control.
+        prompt: prompt of a question, for the text-only control.
+        remedy: advice for the user where most answers are empty.
+    """
+
+    encode: Encode
+    respond: Respond
+    read: Generate
+    prompt: Prompt
+    remedy: str = ""
+
+
+def evaluate_questions(
+    asked: Asked,
+    model: Answerer,
+    out: Outputs,
+    *,
+    task: Literal["vqa", "gqa"] = "vqa",
+    split: str = "test",
+    batch_size: int = 64,
+    controls: bool = True,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Answer the questions, and score the answers to those that have references.
+
+    Writes ``TASK_SPLIT_results.json`` in VQAv2's format, and the answers of both controls beside
+    it (``TASK_SPLIT_blind_results.json``, ``TASK_SPLIT_text_only_results.json``).
+
+    Args:
+        controls: also answer blind, and by text only where there are captions.
+        seed: seed of the blind control.
+
+    Returns:
+        The scores of ``score_answers``, the same of each control under ``blind`` and ``text_only``,
+        empty: share of empty answers, notes.
+    """
+    metric, questions, answered = METRICS[task], asked.questions, asked.questions.answered()
+
+    def run(what: str, predict: Callable[..., list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        name = "_".join(filter(None, (task, split, what, "results.json")))
+        return out.predictions(name, lambda keep: predict(keep=keep, batch_size=batch_size))
+
+    def look(questions: QuestionSet, what: str) -> list[dict[str, Any]]:
+        title = f"{task} {what}".strip()
+        ask = partial(answer_questions, questions, model.encode, model.respond, title=title)
+        return run(what, ask)
+
+    predictions = look(questions, "")
+    empty, warnings = warn_of_empty([said["answer"] for said in predictions], model.remedy)
+    notes = [*warnings, *answer_notes(questions, leave_one_out=metric is vqa_accuracy)]
+    if not answered.questions:
+        return {"count": 0, "empty": empty, "notes": notes}
+    scores = score_answers(answered, predictions, metric)
+    if controls and len(answered.images) > 1:
+        blind = look(answered.shuffled(seed), "blind")
+        _add_control(scores, "blind", score_answers(answered, blind, metric))
+    if controls and asked.contexts is not None:
+        read = partial(answer_from_text, answered, asked.contexts, model.read, model.prompt)
+        told = run("text_only", read)
+        _add_control(scores, "text_only", score_answers(answered, told, metric))
+    return scores | {"empty": empty, "notes": notes}
+
+
+def _add_control(scores: dict[str, Any], name: str, control: dict[str, Any]) -> None:
+    scores[name] = control["accuracy"]
+    if "exact_match" in control:
+        scores[f"exact_match_{name}"] = control["exact_match"]
+    for key, value in control.items():
+        if key.startswith("by_"):
+            scores[f"{key}_{name}"] = value
 
 
 def answer_questions(
@@ -42,8 +122,10 @@ def answer_questions(
 ) -> list[dict[str, Any]]:
     """One answer a question, in VQAv2's format ``[{"question_id", "answer"}]`` and its order.
 
-    At most ``image_batch_size`` images are held at a time, whatever the number of questions.
-    ``keep`` is given the answers of each batch as they come.
+    At most ``image_batch_size`` encoded images are held at a time, for any number of questions.
+
+    Args:
+        keep: called with the answers of each batch as they come.
     """
     asked = _by_image(questions.questions)
     answers: dict[ImageId, str] = {}
@@ -51,7 +133,7 @@ def answer_questions(
         for image_ids in chunks(list(asked), image_batch_size):
             encoded = encode([questions.images[image_id] for image_id in image_ids])
             rows = [(row, q) for row, image_id in enumerate(image_ids) for q in asked[image_id]]
-            # Questions of like length share a batch, so that little is padding.
+            # Questions of similar length share a batch, so that little of it is padding.
             rows.sort(key=lambda row: len(row[1].text))
             for batch in chunks(rows, batch_size):
                 batch_asked = [question for _, question in batch]
@@ -72,7 +154,7 @@ def answer_from_text(
     *,
     keep: Keep = keep_nothing,
 ) -> list[dict[str, Any]]:
-    """The text-only ceiling: ``"<caption> <prompt>"`` to the language model, and no image.
+    """The text-only control: the language model reads ``"<caption> <prompt>"`` and no image.
 
     Raises:
         ValueError: an image that is asked about has no context.
@@ -97,8 +179,9 @@ def score_answers(
 ) -> dict[str, Any]:
     """Accuracy overall and per question type and answer type, as fractions.
 
-    Beside VQA accuracy: ``exact_match``, the share of answers that match any reference, and
-    ``fewest_answers``, the references of the question that has the fewest.
+    Returns:
+        ``GroupedMean.as_dict``; with VQA accuracy also ``exact_match``: share of answers that match
+        any reference, and ``fewest_answers``: smallest number of references of a question.
 
     Raises:
         ValueError: a question has no prediction, or two, or no reference answer.
@@ -124,32 +207,6 @@ def score_answers(
         return mean.as_dict()
     fewest = min((len(question.answers) for question in questions.questions), default=0)
     return mean.as_dict() | {"exact_match": matching.value, "fewest_answers": fewest}
-
-
-def scoring_notes(questions: QuestionSet, metric: Metric = vqa_accuracy) -> list[str]:
-    """What a reader of the scores must know about the references, a sentence each."""
-    asked, answered = len(questions.questions), questions.answered().questions
-    if not answered:
-        return ["nothing was scored: no question has a reference answer"]
-    notes = []
-    if len(answered) < asked:
-        notes.append(
-            f"{asked - len(answered)} of {asked} questions have no reference answer; they were "
-            "answered and not scored"
-        )
-    few = sum(len(question.answers) < FEWEST_ANSWERS for question in answered)
-    if few and metric is vqa_accuracy:
-        notes.append(
-            f"{few} of {len(answered)} questions have fewer than {FEWEST_ANSWERS} reference "
-            "answers, with which VQA accuracy gives a right answer less than 1 (0, 1/3, 2/3 for "
-            "1, 2, 3 references); read exact_match instead"
-        )
-    return notes
-
-
-def gqa_accuracy(predicted: str, answers: Sequence[str]) -> float:
-    """Exact match with GQA's one answer, after normalisation."""
-    return exact_match(predicted, answers[0])
 
 
 def _by_image(questions: Sequence[Question]) -> dict[ImageId, list[Question]]:

@@ -2,12 +2,13 @@
 
 python jobs/demo.py --checkpoint RUN --image FILE
 python jobs/demo.py --checkpoint RUN --image FILE --prompt "Question: what colour is the star?"
+
+Without --prompt the model captions the image. The text is printed.
 """
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 if not __package__:  # run as a script: import from the clone, not from jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -16,37 +17,46 @@ if not __package__:  # run as a script: import from the clone, not from jobs/
 import tyro
 
 from jobs.cli import run
-from jobs.predict import PredictDtype, load, read_picture
+from jobs.predict import Embedder, PredictDtype, PromptTemplate, WrongStage, load, read_picture
 from modeling.language.adapters import GenerationSettings
 
 
 @dataclass(frozen=True)
 class DemoArgs:
-    """What to look at and what to say."""
+    """Checkpoint, image, prompt, and decoding."""
 
     checkpoint: Path
-    """a stage-2 run's folder (its latest checkpoint) or one checkpoint's folder"""
+    """folder of a stage-2 run (its latest checkpoint is taken) or of one checkpoint"""
     image: Path
+    """image file"""
     prompt: str | None = None
-    """text after the visual prompt, as given; without one the model captions the image"""
+    """text that the model continues after the visual prompt; default: it captions the image"""
     beams: int = 5
+    """beams of the beam search; 1: greedy"""
     max_new_tokens: int = 30
+    """largest number of generated tokens"""
     min_new_tokens: int = 0
+    """smallest number of generated tokens"""
     length_penalty: float = 1.0
+    """exponent of the length that a beam's score is divided by; below 0, short texts win"""
     repetition_penalty: float = 1.0
+    """divisor of the scores of tokens that are there already; 1: none"""
     device: str = "cpu"
+    """torch's name of the device: cpu or cuda"""
     dtype: PredictDtype = "auto"
-    """number format of the frozen models: recipe is the one they were trained with, and so is auto,
-    but fp32 in place of bf16 where the device multiplies that in software"""
-    prompt_template: Literal["recipe", "plain", "chat"] = "recipe"
-    """chat: write the prompt with the language model's chat template; recipe: as in training"""
+    """number format of the frozen models. recipe: as in training. auto: the same, except fp32 in
+    place of bf16 on a device without bf16 instructions"""
+    prompt_template: PromptTemplate = "recipe"
+    """use of the language model's chat template. chat: with it. plain: without it. recipe: as in
+    training"""
 
 
 def demo(args: DemoArgs) -> str:
     """The model's text.
 
     Raises:
-        ValueError, FileNotFoundError: image or checkpoint is missing or not what it must be.
+        ValueError, FileNotFoundError: the image or the checkpoint is missing or not what it must
+            be, such as a checkpoint of stage 1.
     """
     settings = GenerationSettings(
         args.beams,
@@ -57,6 +67,8 @@ def demo(args: DemoArgs) -> str:
     )
     read_picture(args.image)  # a wrong file is found before minutes of loading
     model = load(args.checkpoint, args.device, args.dtype, prompt_template=args.prompt_template)
+    if isinstance(model, Embedder):
+        raise WrongStage(model.lacks)
     return model.caption([args.image], args.prompt, settings)[0]
 
 

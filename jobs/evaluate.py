@@ -3,20 +3,20 @@
     python jobs/evaluate.py --checkpoint RUN --data DIR --tasks caption vqa --split test --out OUT
     python jobs/evaluate.py --checkpoint RUN --data DIR --tasks vqa --table 2 --row vit-g-flant5-xl
 
-DIR holds ``images/SPLIT`` and ``annotations/`` with ``captions_SPLIT.json`` (COCO), or
-``dataset_karpathy.json``; ``vqa_SPLIT_questions.json`` and ``vqa_SPLIT_annotations.json`` (VQAv2);
-``gqa_SPLIT_questions.json``. OUT gets ``results.json`` and the predictions in the formats that the
+DIR holds the folders images/SPLIT and annotations. Files in annotations are captions_SPLIT.json
+(COCO) or dataset_karpathy.json, vqa_SPLIT_questions.json and vqa_SPLIT_annotations.json (VQAv2),
+and gqa_SPLIT_questions.json. OUT receives results.json and the predictions in the formats that the
 official servers take. A test set without references is predicted and not scored. All scores are
-fractions between 0 and 1, and CIDEr 1.0 is what papers print as 100. See docs/evaluation.md.
+fractions between 0 and 1; CIDEr 1.0 is printed as 100 in papers. See docs/evaluation.md.
 """
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 if not __package__:  # run as a script: import from the clone, not from jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -33,78 +33,92 @@ from evaluation.benchmarks.folder import (
     read_captioning,
     read_retrieval,
 )
-from evaluation.benchmarks.image_files import name_some, unreadable
-from evaluation.benchmarks.readers import CaptionedImage, QuestionSet
-from evaluation.caption import caption_images, empty_texts, reference_notes, score_captions
+from evaluation.benchmarks.unreadable import find_unreadable, name_some
+from evaluation.caption import Captioner, evaluate_captions
 from evaluation.outputs import Outputs
-from evaluation.results import paper_metrics, print_results
-from evaluation.retrieval import Embedders, examples, retrieve, size_notes
-from evaluation.scores.metrics import vqa_accuracy
-from evaluation.vqa import (
-    Metric,
-    answer_from_text,
-    answer_questions,
-    gqa_accuracy,
-    score_answers,
-    scoring_notes,
-)
+from evaluation.results import beside_paper, print_results
+from evaluation.retrieval import Embedders, Rerank, evaluate_retrieval, itm_scores
+from evaluation.vqa import Answerer, evaluate_questions
 from jobs.cli import run
-from jobs.predict import CAPTION, VQA, PredictDtype, Predictor, load
+from jobs.predict import CAPTION, VQA, Embedder, PredictDtype, PromptTemplate, Writer, load
 
 Task = Literal["caption", "vqa", "gqa", "retrieval"]
 Data = Captioned | Asked
 
 
 @dataclass(frozen=True)
+class RetrievalArgs:
+    """Options of the task retrieval."""
+
+    images: Annotated[int | None, tyro.conf.arg(name="retrieval-images")] = None
+    """number of images among which is searched; default: --limit, or all"""
+    captions: Annotated[int | None, tyro.conf.arg(name="retrieval-captions")] = None
+    """number of captions used of each image; default: all"""
+    k: int = 128
+    """number of candidates that ITM ranks again (paper, section 4.4)"""
+    rerank: Rerank = "reference"
+    """score of a candidate. reference: ITM's logit of "match" plus the ITC similarity, as in LAVIS.
+    odds: ITM's log-odds plus the similarity over the temperature, the scale of their losses"""
+
+
+@dataclass(frozen=True)
+class FurtherArgs:
+    """Options that are rarely changed."""
+
+    caption_prompt: str | None = None
+    """text that captions continue; default: the prompt of finetuning, or none"""
+    controls: bool = True
+    """also answer with the images shuffled, and from a true caption without the image"""
+    seed: int = 0
+    """seed of the shuffled controls"""
+    skip_unreadable: bool = False
+    """leave out images that cannot be decoded; default: name them and stop before any work"""
+    dtype: PredictDtype = "auto"
+    """number format of the frozen models. recipe: as in training. auto: the same, except fp32 in
+    place of bf16 on a device without bf16 instructions"""
+    prompt_template: PromptTemplate = "recipe"
+    """use of the language model's chat template. chat: with it. plain: without it. recipe: as in
+    training"""
+
+
+@dataclass(frozen=True)
 class EvaluateArgs:
-    """What to score, on what, and how much of it."""
+    """Checkpoint, data and tasks."""
 
     checkpoint: Path
-    """a run's folder (its latest checkpoint) or one checkpoint's folder"""
+    """folder of a run (its latest checkpoint is taken) or of one checkpoint"""
     data: Path
     """folder with images/ and annotations/"""
     tasks: tuple[Task, ...]
     """caption, vqa and gqa need a stage-2 checkpoint, retrieval one of stage 1"""
     split: str = "test"
+    """split of the data, which is a part of the file names"""
     out: Path | None = None
-    """folder for results.json and the predictions; nothing is written without it"""
+    """folder for results.json and the predictions; default: nothing is written"""
     limit: int | None = None
-    """at most so many images (captioning, retrieval) and questions (VQA, GQA)"""
-    retrieval_images: int | None = None
-    """images that are each other's candidates; like --limit, for retrieval alone"""
-    retrieval_captions: int | None = None
-    """captions an image in retrieval; all of them if not given"""
-    k: int = 128
-    """candidates that ITM re-ranks (paper, section 4.4)"""
-    rerank: Literal["reference", "odds"] = "reference"
-    """score of a candidate: reference adds ITM's logit of "match" to the ITC similarity, as LAVIS
-    does; odds adds ITM's log-odds to the similarity over the temperature, so that both count as
-    they do in their losses"""
-    caption_prompt: str | None = None
-    """what captions continue; "a photo of" for finetuned models"""
-    controls: bool = True
-    """also score VQA with images shuffled, and the language model reading a true caption"""
-    seed: int = 0
-    """of the shuffled controls"""
-    skip_unreadable: bool = False
-    """leave out images that cannot be decoded; without it they are named and nothing is begun"""
-    device: str = "cpu"
-    dtype: PredictDtype = "auto"
-    """number format of the frozen models: recipe is the one they were trained with, and so is auto,
-    but fp32 in place of bf16 where the device multiplies that in software"""
-    prompt_template: Literal["recipe", "plain", "chat"] = "recipe"
-    """chat: write prompts with the language model's chat template; recipe: as in training"""
-    batch_size: int = 64
+    """number of images (caption, retrieval) or questions (vqa, gqa) at most; default: all"""
     table: int | None = None
-    """a table of the paper (2 to 5): print its row beside ours"""
+    """table of the paper (2 to 5) whose row is set beside our results, here and in the report"""
     row: str | None = None
-    """a row of that table, such as vit-g-flant5-xl"""
+    """row of that table, such as vit-g-flant5-xl"""
+    device: str = "cpu"
+    """torch's name of the device: cpu or cuda"""
+    batch_size: int = 64
+    """number of images or texts in one forward pass"""
+    retrieval: Annotated[RetrievalArgs, tyro.conf.OmitArgPrefixes] = field(
+        default_factory=RetrievalArgs
+    )
+    further: Annotated[FurtherArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=FurtherArgs)
 
     def __post_init__(self) -> None:
-        for name in ("limit", "retrieval_images", "retrieval_captions"):
-            value = getattr(self, name)
+        limits = {
+            "limit": self.limit,
+            "retrieval-images": self.retrieval.images,
+            "retrieval-captions": self.retrieval.captions,
+        }
+        for name, value in limits.items():
             if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} {value}: give at least 1")
+                raise ValueError(f"--{name} {value}: give at least 1")
         if self.out is not None and self.out.exists() and not self.out.is_dir():
             raise ValueError(f"--out {self.out} is a file; name a folder")
         if not self.tasks:
@@ -115,19 +129,29 @@ class EvaluateArgs:
             tables.find_row(self.table, self.row)
 
 
-def evaluate(args: EvaluateArgs, model: Predictor | None = None) -> dict[str, Any]:
-    """Run the tasks; returns what ``results.json`` holds.
+def main() -> int:
+    args = tyro.cli(EvaluateArgs, description=__doc__)
+    results = evaluate(args)
+    print_results(results)
+    compared = beside_paper(results)
+    if compared is not None:
+        print(tables.render_text(*compared))
+    return 0
 
-    ``caption``: cider, bleu1 … bleu4, meteor, rouge_l, shuffled_cider. ``vqa`` and ``gqa``:
-    accuracy, blind, text_only, and each ``by_question_type``. ``retrieval``: tr_r1 … ir_r10, itc,
-    chance. ``seconds``: per task.
 
-    All data are read and all images decoded once before the first of them is shown to a model, and
-    ``results.json`` is written anew after each task. ``notes`` of a task are what a reader must
-    know, a sentence each.
+def evaluate(args: EvaluateArgs, model: Writer | Embedder | None = None) -> dict[str, Any]:
+    """Run the tasks; returns the content of ``results.json``.
+
+    All data are read and all images decoded once before a model is shown the first of them.
+    ``results.json`` is written anew after each task.
 
     Args:
-        model: the checkpoint, where the caller has loaded it already.
+        model: the checkpoint, if the caller has loaded it already.
+
+    Returns:
+        The scores of each task under its name (``evaluate_captions``, ``evaluate_questions``,
+        ``evaluate_retrieval``), with ``notes``, a sentence each; ``seconds`` of each task;
+        checkpoint, recipe, data and split; ``table`` and ``row`` where they were asked for.
 
     Raises:
         ValueError, FileNotFoundError: a checkpoint or data file is missing or not what it must be,
@@ -137,10 +161,15 @@ def evaluate(args: EvaluateArgs, model: Predictor | None = None) -> dict[str, An
         raise FileNotFoundError(f"--data {args.data}: no such folder")
     data = {task: _read(args, task) for task in args.tasks}
     model = model or load(
-        args.checkpoint, args.device, args.dtype, args.batch_size, args.prompt_template
+        args.checkpoint,
+        args.device,
+        args.further.dtype,
+        args.batch_size,
+        args.further.prompt_template,
     )
     _check_stage(args, model)
-    broken = _check_images(args, data)
+    images: dict[str, list[Path]] = {task: of_task.paths() for task, of_task in data.items()}
+    broken = find_unreadable(images, args.further.skip_unreadable)
     results: dict[str, Any] = {
         "checkpoint": str(args.checkpoint),
         "step": model.trained.step,
@@ -150,15 +179,16 @@ def evaluate(args: EvaluateArgs, model: Predictor | None = None) -> dict[str, An
         "split": args.split,
         "seconds": {},
     }
+    if args.table is not None:
+        results |= {"table": args.table, "row": args.row}
     out = Outputs(args.out)
     for task in args.tasks:
         started = time.monotonic()
         scores = _run(args, model, task, data[task].without(broken), out)
-        paths = data[task].paths()
-        mine = {path: broken[path] for path in paths if path in broken}
-        if mine:
-            few = f"{len(mine)} of {len(paths)} images"
-            told = f"{few} cannot be decoded and were left out: {name_some(mine)}"
+        left_out = {path: broken[path] for path in images[task] if path in broken}
+        if left_out:
+            few = f"{len(left_out)} of {len(images[task])} images"
+            told = f"{few} cannot be decoded and were left out: {name_some(left_out)}"
             scores["notes"] = [told, *scores["notes"]]
         results[task] = scores
         results["seconds"][task] = round(time.monotonic() - started, 1)
@@ -170,157 +200,11 @@ def _read(args: EvaluateArgs, task: Task) -> Data:
     if task == "caption":
         return read_captioning(args.data, args.split, args.limit)
     if task == "retrieval":
-        return read_retrieval(args.data, args.split, args.retrieval_images or args.limit)
-    return read_asking(args.data, args.split, task, args.limit, args.controls)
+        return read_retrieval(args.data, args.split, args.retrieval.images or args.limit)
+    return read_asking(args.data, args.split, task, args.limit, args.further.controls)
 
 
-def _check_images(args: EvaluateArgs, data: Mapping[Task, Data]) -> dict[Path, str]:
-    """The images that are left out because they cannot be decoded, with their reasons."""
-    paths = {path for one in data.values() for path in one.paths()}
-    broken = unreadable(sorted(paths))
-    if broken and not args.skip_unreadable:
-        raise ValueError(
-            f"{len(broken)} of {len(paths)} images cannot be decoded: {name_some(broken)}; repair "
-            "them, or leave them out with --skip-unreadable"
-        )
-    for task, one in data.items():
-        if broken.keys() >= set(one.paths()):
-            raise ValueError(f"--tasks {task}: no image can be decoded: {name_some(broken)}")
-    return broken
-
-
-def _run(
-    args: EvaluateArgs, model: Predictor, task: Task, data: Data, out: Outputs
-) -> dict[str, Any]:
-    if isinstance(data, Asked):
-        return evaluate_questions(args, model, data, out, "gqa" if task == "gqa" else "vqa")
-    evaluate_task = evaluate_caption if task == "caption" else evaluate_retrieval
-    return evaluate_task(args, model, list(data.items), out)
-
-
-def evaluate_caption(
-    args: EvaluateArgs, model: Predictor, items: list[CaptionedImage], out: Outputs
-) -> dict[str, Any]:
-    """Caption the images; writes ``captions_SPLIT_results.json`` in COCO's format."""
-    name = f"captions_{args.split}_results.json"
-    with out.keeping(name) as keep:
-        predictions = caption_images(
-            items,
-            model.encode,
-            partial(model.speak, settings=CAPTION),
-            prompt=model.caption_prompt if args.caption_prompt is None else args.caption_prompt,
-            batch_size=args.batch_size,
-            keep=keep,
-        )
-        out.write(name, predictions)
-    scored = [item for item in items if item.references]
-    empty, warnings = _empty(model, [said["caption"] for said in predictions])
-    notes = [*warnings, *reference_notes(items)]
-    if not scored:
-        return {"count": 0, "empty": empty, "notes": notes}
-    scores = score_captions(scored, predictions, args.seed)
-    out.write(f"captions_{args.split}_scores.json", scores.pop("cider_per_image"))
-    if "shuffled" in scores:
-        scores["shuffled_cider"] = scores.pop("shuffled")["cider"]
-    return scores | {"empty": empty, "notes": [*notes, *scores["notes"]]}
-
-
-def evaluate_questions(
-    args: EvaluateArgs, model: Predictor, asked: Asked, out: Outputs, task: Literal["vqa", "gqa"]
-) -> dict[str, Any]:
-    """Answer the questions; writes ``TASK_SPLIT_results.json`` in VQAv2's format."""
-    metric: Metric = vqa_accuracy if task == "vqa" else gqa_accuracy
-    answered = asked.questions.answered()
-    predictions = _answer(args, model, asked.questions, out, task)
-    empty, warnings = _empty(model, [said["answer"] for said in predictions])
-    notes = [*warnings, *scoring_notes(asked.questions, metric)]
-    if not answered.questions:
-        return {"count": 0, "empty": empty, "notes": notes}
-    scores = score_answers(answered, predictions, metric)
-    if args.controls and len(answered.images) > 1:
-        blind = _answer(args, model, answered.shuffled(args.seed), out, f"{task}_blind")
-        _add_control(scores, "blind", score_answers(answered, blind, metric))
-    if args.controls and asked.contexts is not None:
-        name = f"{task}_{args.split}_text_only_results.json"
-        with out.keeping(name) as keep:
-            read = answer_from_text(
-                answered,
-                asked.contexts,
-                partial(model.speak, settings=VQA),
-                model.vqa_prompt,
-                batch_size=args.batch_size,
-                keep=keep,
-            )
-            out.write(name, read)
-        _add_control(scores, "text_only", score_answers(answered, read, metric))
-    return scores | {"empty": empty, "notes": notes}
-
-
-def _empty(model: Predictor, texts: list[str]) -> tuple[float, list[str]]:
-    """The share of empty texts, and a note, told at once, where most of them are."""
-    remedy = "look at the prompt, and at how the checkpoint was trained"
-    if model.has_unused_chat_template:
-        remedy = "ask it through its chat template: --prompt-template chat"
-    share, warning = empty_texts(texts, remedy)
-    if not warning:
-        return share, []
-    print(f"warning: {warning}", file=sys.stderr, flush=True)
-    return share, [warning]
-
-
-def _answer(
-    args: EvaluateArgs, model: Predictor, questions: QuestionSet, out: Outputs, title: str
-) -> list[dict[str, Any]]:
-    task, _, control = title.partition("_")
-    name = "_".join(filter(None, (task, args.split, control, "results.json")))
-    with out.keeping(name) as keep:
-        predictions = answer_questions(
-            questions,
-            model.encode,
-            model.respond,
-            batch_size=args.batch_size,
-            title=title.replace("_", " "),
-            keep=keep,
-        )
-        out.write(name, predictions)
-    return predictions
-
-
-def evaluate_retrieval(
-    args: EvaluateArgs, model: Predictor, items: list[CaptionedImage], out: Outputs
-) -> dict[str, Any]:
-    """Retrieve among the images; writes ``retrieval_SPLIT_examples.json``."""
-
-    odds = args.rerank == "odds"
-
-    def match(tokens_BPD: Tensor, rows_R: Tensor, texts: Sequence[str]) -> Tensor:
-        logits_RC = model.match_tokens(tokens_BPD, rows_R, texts)
-        # The reference takes the logit of "match" alone, and not its lead over "no match".
-        return logits_RC[:, 1] - logits_RC[:, 0] if odds else logits_RC[:, 1]
-
-    embed = Embedders(model.embed_images, model.text_embeds, match)
-    scores, rankings = retrieve(
-        items,
-        embed,
-        k=args.k,
-        captions_per_image=args.retrieval_captions,
-        similarity_weight=1 / model.temperature if odds else 1.0,
-        batch_size=args.batch_size,
-    )
-    out.write(f"retrieval_{args.split}_examples.json", examples(items, rankings))
-    return scores | {"rerank": args.rerank, "notes": size_notes(items)}
-
-
-def _add_control(scores: dict[str, Any], name: str, control: dict[str, Any]) -> None:
-    scores[name] = control["accuracy"]
-    if "exact_match" in control:
-        scores[f"exact_match_{name}"] = control["exact_match"]
-    for key, value in control.items():
-        if key.startswith("by_"):
-            scores[f"{key}_{name}"] = value
-
-
-def _check_stage(args: EvaluateArgs, model: Predictor) -> None:
+def _check_stage(args: EvaluateArgs, model: Writer | Embedder) -> None:
     for task in args.tasks:
         needed = "stage1" if task == "retrieval" else "stage2"
         if model.kind != needed:
@@ -329,15 +213,66 @@ def _check_stage(args: EvaluateArgs, model: Predictor) -> None:
             )
 
 
-def main() -> int:
-    args = tyro.cli(EvaluateArgs, description=__doc__)
-    results = evaluate(args)
-    print_results(results)
-    if args.table is not None and args.row is not None:
-        row = tables.find_row(args.table, args.row)
-        lines = tables.compare(row, paper_metrics(args.table, results))
-        print(tables.render_text(row, lines))
-    return 0
+def _run(
+    args: EvaluateArgs, model: Writer | Embedder, task: Task, data: Data, out: Outputs
+) -> dict[str, Any]:
+    """The scores of one task."""
+    further, retrieval = args.further, args.retrieval
+    if isinstance(data, Asked):
+        assert isinstance(model, Writer)  # by _check_stage
+        return evaluate_questions(
+            data,
+            _answerer(model),
+            out,
+            task="gqa" if task == "gqa" else "vqa",
+            split=args.split,
+            batch_size=args.batch_size,
+            controls=further.controls,
+            seed=further.seed,
+        )
+    if isinstance(model, Writer):
+        return evaluate_captions(
+            data.items,
+            _captioner(model, further.caption_prompt),
+            out,
+            split=args.split,
+            batch_size=args.batch_size,
+            seed=further.seed,
+        )
+    return evaluate_retrieval(
+        data.items,
+        _embedders(model, retrieval.rerank),
+        out,
+        split=args.split,
+        k=retrieval.k,
+        captions_per_image=retrieval.captions,
+        batch_size=args.batch_size,
+    )
+
+
+def _captioner(model: Writer, prompt: str | None) -> Captioner:
+    prompt = model.caption_prompt if prompt is None else prompt
+    return Captioner(model.encode, partial(model.speak, settings=CAPTION), prompt, _remedy(model))
+
+
+def _answerer(model: Writer) -> Answerer:
+    read = partial(model.speak, settings=VQA)
+    return Answerer(model.encode, model.respond, read, model.vqa_prompt, _remedy(model))
+
+
+def _remedy(model: Writer) -> str:
+    """Advice for a user whose texts come out empty."""
+    if model.has_unused_chat_template:
+        return "ask it through its chat template: --prompt-template chat"
+    return "look at the prompt, and at how the checkpoint was trained"
+
+
+def _embedders(model: Embedder, rerank: Rerank) -> Embedders:
+    def match(tokens_BPD: Tensor, rows_R: Tensor, texts: Sequence[str]) -> Tensor:
+        return itm_scores(model.match_tokens(tokens_BPD, rows_R, texts), rerank)
+
+    weight = 1 / model.temperature if rerank == "odds" else 1.0
+    return Embedders(model.embed_images, model.text_embeds, match, weight, rerank)
 
 
 if __name__ == "__main__":

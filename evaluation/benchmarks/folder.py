@@ -1,24 +1,24 @@
-"""A benchmark's folder: ``images/SPLIT``, and ``annotations/`` in COCO's, VQAv2's, GQA's format."""
+"""The folder of a benchmark, and the data of a task that are read from it.
+
+It holds ``images/SPLIT``, and ``annotations/`` in the formats of COCO, Karpathy, VQAv2 and GQA
+(docs/evaluation.md).
+"""
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from evaluation.benchmarks.readers import (
-    CaptionedImage,
-    ImageId,
-    QuestionSet,
-    read_coco_captions,
-    read_gqa,
-    read_karpathy,
-    read_vqa,
-)
+from evaluation.benchmarks.coco import read_coco_captions
+from evaluation.benchmarks.gqa import read_gqa
+from evaluation.benchmarks.karpathy import read_karpathy
+from evaluation.benchmarks.records import CaptionedImage, ImageId, QuestionSet
+from evaluation.benchmarks.vqav2 import read_vqa
 from evaluation.scores.captions import find_java
 
 
 def read_captions(data: Path, split: str) -> list[CaptionedImage]:
-    """The split's captioned images, from COCO's format or else Karpathy's."""
+    """The split's captioned images: COCO's file where there is one, else Karpathy's."""
     annotations, images = data / "annotations", data / "images" / split
     coco, karpathy = annotations / f"captions_{split}.json", annotations / "dataset_karpathy.json"
     if coco.is_file() or not karpathy.is_file():
@@ -28,7 +28,7 @@ def read_captions(data: Path, split: str) -> list[CaptionedImage]:
 
 
 def read_questions(data: Path, split: str, task: Literal["vqa", "gqa"]) -> QuestionSet:
-    """The split's questions in VQAv2's or GQA's format; a test set has no answers."""
+    """The split's questions from VQAv2's or GQA's files; a test set has no answers."""
     annotations, images = data / "annotations", data / "images" / split
     if task == "gqa":
         return read_gqa(annotations / f"gqa_{split}_questions.json", images)
@@ -38,7 +38,9 @@ def read_questions(data: Path, split: str, task: Literal["vqa", "gqa"]) -> Quest
 
 
 def true_captions(data: Path, split: str, questions: QuestionSet) -> dict[ImageId, str] | None:
-    """For each image its first reference caption (TinyWorld's complete one); None without captions.
+    """The first reference caption of each image that is asked about; None without captions.
+
+    TinyWorld's first caption names everything in the image.
 
     Raises:
         ValueError: there are captions, but not for an image that is asked about.
@@ -61,32 +63,36 @@ def true_captions(data: Path, split: str, questions: QuestionSet) -> dict[ImageI
 
 @dataclass(frozen=True)
 class Captioned:
-    """What captioning and retrieval work on."""
+    """Data of captioning and retrieval: images with their captions."""
 
     items: tuple[CaptionedImage, ...]
 
     def paths(self) -> list[Path]:
-        """The image files."""
+        """The image file of each entry."""
         return [item.path for item in self.items]
 
     def without(self, paths: Container[Path]) -> "Captioned":
-        """All but these images."""
+        """The data without these images."""
         return Captioned(tuple(item for item in self.items if item.path not in paths))
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What answering works on: questions, and a true caption of each image where there are some."""
+    """Data of VQA and GQA: questions about images.
+
+    Attributes:
+        contexts: a true caption of each image, which the text-only control reads; None: no control.
+    """
 
     questions: QuestionSet
     contexts: Mapping[ImageId, str] | None = None
 
     def paths(self) -> list[Path]:
-        """The image files."""
+        """The image files that are asked about."""
         return list(self.questions.images.values())
 
     def without(self, paths: Container[Path]) -> "Asked":
-        """All but the questions about these images."""
+        """The data without the questions about these images."""
         return Asked(self.questions.without(paths), self.contexts)
 
 
@@ -94,8 +100,8 @@ def read_captioning(data: Path, split: str, limit: int | None = None) -> Caption
     """The first ``limit`` images of the split.
 
     Raises:
-        FileNotFoundError, ValueError: as ``read_captions``; there are captions to score against,
-            but no Java to do it with.
+        FileNotFoundError, ValueError: as ``read_captions``; or there are captions to score against
+            and there is no Java for the scorers.
     """
     items = read_captions(data, split)[:limit]
     if any(item.references for item in items):
@@ -110,7 +116,7 @@ def read_asking(
     limit: int | None = None,
     controls: bool = True,
 ) -> Asked:
-    """The first ``limit`` questions of the split, and what the text-only control reads.
+    """The first ``limit`` questions of the split, and captions for the text-only control.
 
     Raises:
         FileNotFoundError, ValueError: as ``read_questions`` and ``true_captions``.
@@ -126,7 +132,7 @@ def read_retrieval(data: Path, split: str, limit: int | None = None) -> Captione
     """The first ``limit`` images of the split, each with a caption.
 
     Raises:
-        FileNotFoundError, ValueError: as ``read_captions``; an image without a caption.
+        FileNotFoundError, ValueError: as ``read_captions``; or an image has no caption.
     """
     items = read_captions(data, split)[:limit]
     mute = next((item for item in items if not item.references), None)

@@ -1,32 +1,32 @@
-"""The image files of a benchmark: which file an image id means, and whether all can be decoded."""
+"""The image files of a benchmark: which file a name or an image id means."""
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from tqdm import tqdm
-
+from evaluation.benchmarks.records import ImageId, Question
 from pipeline.filenames import is_image
-from pipeline.images import decode
 
-ImageId = int | str
 _Key = TypeVar("_Key", int, str)
-_SHOWN = 5
-# A file name is no longer than this, so no longer number can be in one.
+# Longest file name of common file systems: an id of more digits is in no file's name.
 _MOST_DIGITS = 255
 
 
 @dataclass(frozen=True)
 class ImageIndex:
-    """Image files by their names without suffix, by that name as a number, and by its end.
+    """Image files under three keys, which ``candidates`` tries in this order.
 
-    The number at the end of a name counts where no name as a whole is the id: id 1 means ``1.jpg``
-    or ``000001.jpg`` though ``cam_1.jpg`` lies beside it. An id may also be a file's whole name or
-    the end of its path: ``1.jpg``, ``val/1.jpg``.
+    The number at the end of a name counts only where no whole name is the id: id 1 means ``1.jpg``
+    or ``000001.jpg`` even if ``cam_1.jpg`` lies beside it. An id may also be a file's whole name
+    or the end of its path: ``1.jpg``, ``val/1.jpg``.
+
+    Attributes:
+        by_name: files by their name without suffix.
+        by_number: files whose whole name is a number, by that number.
+        by_ending: files whose name ends with a number after other characters, by that number.
     """
 
     by_name: Mapping[str, tuple[Path, ...]]
@@ -34,7 +34,7 @@ class ImageIndex:
     by_ending: Mapping[int, tuple[Path, ...]]
 
     def candidates(self, image_id: ImageId) -> tuple[Path, ...]:
-        """The different files that an id may mean: none where there is none of it, one if clear."""
+        """The different files that an id may mean: one where it is clear, none if unknown."""
         name = str(image_id)
         found = self.by_name.get(name, ())
         if not found and is_image(name):
@@ -47,10 +47,10 @@ class ImageIndex:
 
 
 def index_images(folder: Path) -> ImageIndex:
-    """Index every image below ``folder``, through links to folders too, hidden files left out.
+    """Index every image below ``folder``, through links to folders too, without hidden files.
 
-    Id 42 finds ``42.jpg``, ``000000000042.tif`` and ``COCO_val2014_000000000042.jpg``. Two names of
-    one file (links) are one image.
+    Id 42 finds ``42.jpg``, ``000000000042.tif`` or ``COCO_val2014_000000000042.jpg``. A file and
+    the links to it are one image.
 
     Raises:
         FileNotFoundError: the folder is not there.
@@ -97,33 +97,39 @@ def _others(paths: list[Path]) -> list[Path]:
     return sorted(set(files.values()) - {paths[0]})
 
 
-def unreadable(paths: Iterable[Path]) -> dict[Path, str]:
-    """Decode every file once, on all cores, and name those that cannot be: path -> reason.
+def find_images(questions: Sequence[Question], folder: Path, source: Path) -> dict[ImageId, Path]:
+    """The file in ``folder`` of every image that is asked about.
 
-    It costs seconds where the evaluation costs minutes, and an image that is found out in the
-    middle of an evaluation costs all of it.
+    Args:
+        source: file of the questions, which the messages name.
+
+    Raises:
+        FileNotFoundError: an image, or the folder, is not there.
+        ValueError: several files fit an image's id equally well.
     """
-    different = list(dict.fromkeys(paths))
-    threads = ThreadPoolExecutor(os.cpu_count())
-    try:
-        reasons = threads.map(_reason, different)
-        checked = tqdm(reasons, total=len(different), desc="check images", unit="image")
-        return {path: why for path, why in zip(different, checked, strict=True) if why}
-    finally:
-        threads.shutdown(cancel_futures=True)
+    index = index_images(folder)
+    images: dict[ImageId, Path] = {}
+    for question in questions:
+        key = question.image_id
+        found = index.candidates(key)
+        asks = f"{source}: question {question.question_id} asks about image {key}"
+        if not found:
+            raise FileNotFoundError(f"{asks}, which is not in {folder}")
+        if len(found) > 1:
+            named = ", ".join(str(path.relative_to(folder)) for path in found[:5])
+            raise ValueError(f"{asks}, which may be any of {named} in {folder}; rename the others")
+        images[key] = found[0]
+    return images
 
 
-def _reason(path: Path) -> str:
-    try:
-        decode(path.read_bytes())
-    except (ValueError, OSError) as broken:
-        return str(broken)
-    return ""
+def existing(folder: Path, names: Sequence[str], source: Path) -> Path:
+    """The first of ``names`` that is a file in ``folder``.
 
-
-def name_some(broken: Mapping[Path, str]) -> str:
-    """The first few of the files that cannot be decoded, each with its reason."""
-    some = [f"{path}: {why}" for path, why in list(broken.items())[:_SHOWN]]
-    if len(broken) > _SHOWN:
-        some.append(f"and {len(broken) - _SHOWN} more")
-    return "; ".join(some)
+    Raises:
+        FileNotFoundError: none of them is; names ``source`` and the first name.
+    """
+    for name in names:
+        path = folder / name
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"{source}: image {names[0]} is not in {folder}")

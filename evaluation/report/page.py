@@ -1,12 +1,10 @@
 """One run as one static HTML page: no network, no script, light and dark, wide and narrow.
 
-A report is plain data: a title and any of the sections below, in any order and number. A job fills
-them from its run folder and calls ``write_report``. Everything a section holds is text to be
-escaped or an image to be embedded; nothing in it can become markup.
+A report is plain data: a title, and any of the sections below in any order and number. A job fills
+them from its run folder and calls ``write_report``. Everything in a section is text that is escaped
+or an image that is embedded; nothing in it can become markup.
 """
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,23 +12,16 @@ from typing import ClassVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
 
 from evaluation.report import plots
+from evaluation.report.pictures import Picture, picture_uri
 from evaluation.report.plots import Chart
 from evaluation.tables import Comparison
-
-Picture = Path | bytes | Image.Image | None
-"""An image to show: a file, encoded bytes, a PIL image, or None where there is none to show."""
-
-_AS_IT_IS = {"JPEG": "image/jpeg", "PNG": "image/png", "GIF": "image/gif", "WEBP": "image/webp"}
-_MOST_BYTES = 24_000
-_MOST_PIXELS = 256
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Names and values: what ran, where, for how long."""
+    """Names and values, such as machine, commit and duration."""
 
     kind: ClassVar[str] = "facts"
     title: str
@@ -40,7 +31,12 @@ class Facts:
 
 @dataclass(frozen=True)
 class Result:
-    """One measured number; ``passed`` is None where there is no target."""
+    """One measured number.
+
+    Attributes:
+        control: score of a control, such as chance, as text.
+        passed: whether the target was reached; None where there is none.
+    """
 
     name: str
     value: float | str
@@ -51,7 +47,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Results:
-    """The result table with targets and controls."""
+    """Table of results with their targets and controls."""
 
     kind: ClassVar[str] = "results"
     title: str
@@ -61,7 +57,7 @@ class Results:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """Ours beside the paper's (``tables.compare``)."""
+    """Our results beside a row of the paper (``tables.compare``)."""
 
     kind: ClassVar[str] = "paper"
     title: str
@@ -71,7 +67,7 @@ class PaperTable:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of text cells, for breakdowns (accuracy per question type and model)."""
+    """Table of text cells, for breakdowns such as accuracy by question type."""
 
     kind: ClassVar[str] = "grid"
     title: str
@@ -92,7 +88,11 @@ class Curves:
 
 @dataclass(frozen=True)
 class RankedCaption:
-    """One candidate caption; ``right`` is the audit's verdict where the truth is known."""
+    """One candidate caption.
+
+    Attributes:
+        right: verdict of the audit; None where the truth is not known.
+    """
 
     text: str
     score: float | None
@@ -112,7 +112,13 @@ class FilteredImage:
 
 @dataclass(frozen=True)
 class CapFilt:
-    """What the caption filter did: shares (0 to 1, None: truth unknown), counts and samples."""
+    """Effect of the caption filter: counts, shares and samples.
+
+    Attributes:
+        right_before: share of right web captions, 0 to 1; None where the truth is not known.
+        right_after: share of right kept captions.
+        web_won: share of kept images whose web caption ranks first.
+    """
 
     kind: ClassVar[str] = "capfilt"
     title: str
@@ -126,7 +132,7 @@ class CapFilt:
 
 @dataclass(frozen=True)
 class CaptionSample:
-    """One image, what each model says of it, and what people said."""
+    """One image with the caption of each model and the reference captions."""
 
     image: Picture
     key: str
@@ -146,7 +152,11 @@ class Captions:
 
 @dataclass(frozen=True)
 class Answer:
-    """One question: what each model answers, with its accuracy where known, and the references."""
+    """One question.
+
+    Attributes:
+        predicted: answer of each model, with its accuracy or None where there is no reference.
+    """
 
     question: str
     predicted: Mapping[str, tuple[str, float | None]]
@@ -164,7 +174,7 @@ class AnswerSample:
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers beside references, right and wrong in words."""
+    """Answers beside references; the verdict is a word, not a colour alone."""
 
     kind: ClassVar[str] = "answers"
     title: str
@@ -174,7 +184,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Retrieved:
-    """One candidate of a query: a text or an image, its score, and whether it is the right one."""
+    """One candidate of a query: a text or an image."""
 
     right: bool
     score: float
@@ -184,7 +194,7 @@ class Retrieved:
 
 @dataclass(frozen=True)
 class Query:
-    """One query: a text or an image, and what was retrieved, best first."""
+    """One query, a text or an image, with its results, best first."""
 
     results: Sequence[Retrieved]
     text: str = ""
@@ -203,7 +213,7 @@ class Retrieval:
 
 @dataclass(frozen=True)
 class Dropped:
-    """One sample that did not make it, and why."""
+    """One sample that was left out, with its reason."""
 
     key: str
     status: str
@@ -213,7 +223,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Failures:
-    """Counted reasons, and the samples behind them."""
+    """Reasons with their counts, and samples of each."""
 
     kind: ClassVar[str] = "failures"
     title: str
@@ -238,7 +248,7 @@ Section = (
 
 @dataclass(frozen=True)
 class Report:
-    """A page: title, one line under it, and its sections in order."""
+    """A page: its title, one line below the title, and its sections in order."""
 
     title: str
     sections: Sequence[Section]
@@ -246,7 +256,7 @@ class Report:
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Write the page to ``path`` (folders are made); an older page there is replaced at once."""
+    """Write the page to ``path``, whose folders are made; an older page is replaced at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".part")
     aside.write_text(render(report), encoding="utf-8")
@@ -287,41 +297,3 @@ def format_number(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.{3 if abs(value) < 100 else 1 if abs(value) < 1000 else 0}f}"
     return str(value)
-
-
-def picture_uri(picture: Picture) -> str:
-    """A ``data:`` URI: small browser formats as they are, others as a PNG of at most 256 pixels.
-
-    Empty where there is nothing to show or the image cannot be read: a report also shows samples
-    that were dropped because they are broken.
-    """
-    if picture is None:
-        return ""
-    try:
-        if isinstance(picture, Image.Image):
-            return _thumbnail(picture)
-        content = picture.read_bytes() if isinstance(picture, Path) else picture
-        with Image.open(io.BytesIO(content)) as opened:
-            mime = _AS_IT_IS.get(opened.format or "")
-            if mime and len(content) <= _MOST_BYTES:
-                return _uri(mime, content)
-            return _thumbnail(opened)
-    except Exception:  # which ones damaged bytes cause, no decoder documents
-        return ""
-
-
-def _thumbnail(image: Image.Image) -> str:
-    image.draft("RGB", (_MOST_PIXELS, _MOST_PIXELS))
-    transparent = image.has_transparency_data
-    small = image.convert("RGBA" if transparent else "RGB")
-    small.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
-    content = io.BytesIO()
-    if transparent:
-        small.save(content, "PNG", optimize=True)
-        return _uri("image/png", content.getvalue())
-    small.save(content, "JPEG", quality=85)
-    return _uri("image/jpeg", content.getvalue())
-
-
-def _uri(mime: str, content: bytes) -> str:
-    return f"data:{mime};base64,{base64.b64encode(content).decode()}"

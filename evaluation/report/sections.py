@@ -1,204 +1,55 @@
-"""What a report shows of evaluations: the folders that ``jobs/evaluate.py`` wrote, as sections."""
+"""The report's sections in their order, from the folders that the jobs wrote."""
 
-import json
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from evaluation.benchmarks.folder import read_captions, read_questions
-from evaluation.benchmarks.readers import Question
-from evaluation.report.page import (
-    Answer,
-    Answers,
-    AnswerSample,
-    Captions,
-    CaptionSample,
-    Grid,
-    Query,
-    Result,
-    Results,
-    Retrieval,
-    Retrieved,
-    Section,
+from evaluation.report.capfilt import capfilt_sections
+from evaluation.report.evaluations import (
+    Evaluated,
+    answer_sections,
+    caption_section,
+    retrieval_section,
 )
-from evaluation.results import TASKS, shown
-from evaluation.scores.metrics import FEWEST_ANSWERS, matches_any, vqa_accuracy
+from evaluation.report.page import Facts, Section
+from evaluation.report.training import arithmetic, curves
+from pipeline.tinyworld.scene import Scene
 
-SHOWN_TESTS = 12
-_CUTOFFS = (1, 5, 10)
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """One evaluation folder: its name, its results and where its data are."""
-
-    folder: Path
-    results: dict[str, Any]
-
-    @property
-    def data(self) -> Path:
-        return Path(self.results["data"])
-
-    @property
-    def split(self) -> str:
-        return self.results["split"]
-
-    def read(self, name: str) -> Any:
-        """A file of predictions, or None where the task was not run."""
-        path = self.folder / name.format(split=self.split)
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+_ROOT = Path(__file__).resolve().parents[2]
+_PACKAGES = ("torch", "deepspeed", "transformers", "timm", "ray", "webdataset")
 
 
-def read_evaluation(folder: Path) -> Evaluated:
-    """Open an output folder of ``jobs/evaluate.py``.
-
-    Raises:
-        FileNotFoundError: it holds no ``results.json``.
-    """
-    path = folder / "results.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"--eval {folder} holds no results.json: not an evaluation")
-    return Evaluated(folder, json.loads(path.read_text(encoding="utf-8")))
-
-
-def caption_section(evaluations: Sequence[Evaluated]) -> list[Section]:
-    """What each model says of some test images, beside what people said."""
-    captioned = [e for e in evaluations if "caption" in e.results]
-    texts = {
-        e.folder.name: {str(row["image_id"]): row["caption"] for row in rows}
-        for e in captioned
-        if (rows := e.read("captions_{split}_results.json")) is not None
+def hardware() -> Facts:
+    """Commit, machine and package versions of this process."""
+    command = ["git", "describe", "--always", "--dirty"]
+    git = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
+    rows = {
+        "commit": git.stdout.strip() or "not a git clone",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "python": platform.python_version(),
     }
-    if not texts:
-        return []
-    items = read_captions(captioned[0].data, captioned[0].split)
-    shown = [i for i in items if all(str(i.image_id) in t for t in texts.values())][:SHOWN_TESTS]
-    samples = [
-        CaptionSample(
-            item.path,
-            str(item.image_id),
-            {name: text[str(item.image_id)] for name, text in texts.items()},
-            item.captions,
-        )
-        for item in shown
-    ]
-    return [Captions("Captions of test images", samples)]
+    return Facts("What ran", rows | {name: version(name) for name in _PACKAGES})
 
 
-def answer_sections(evaluations: Sequence[Evaluated]) -> list[Section]:
-    """Accuracy per question type with its controls, and answers beside their references."""
+def sections_of(
+    capfilt: Sequence[Path],
+    train: Sequence[Path],
+    evaluations: Sequence[Evaluated],
+    truth: Mapping[Path, Mapping[str, Scene]] | None = None,
+) -> list[Section]:
+    """The sections of all given folders, in the order of the pipeline.
+
+    Args:
+        truth: for a CapFilt output, the scene of each of its samples by key.
+    """
     sections: list[Section] = []
-    given: dict[str, dict[Any, str]] = {}
-    asked = [e for e in evaluations if "vqa" in e.results]
-    for e in asked:
-        if "by_question_type" in e.results["vqa"]:
-            sections.append(_by_type(e))
-        rows = e.read("vqa_{split}_results.json") or []
-        given[e.folder.name] = {row["question_id"]: row["answer"] for row in rows}
-    if not asked:
-        return []
-    questions = read_questions(asked[0].data, asked[0].split, "vqa")
-    samples: dict[Any, list[Answer]] = {}
-    for q in questions.questions:
-        if not all(q.question_id in answers for answers in given.values()):
-            continue
-        predicted = {
-            name: (answers[q.question_id], _right(answers[q.question_id], q))
-            for name, answers in given.items()
-        }
-        said = Counter(q.answers).most_common(1)
-        samples.setdefault(q.image_id, []).append(
-            Answer(q.text, predicted, [answer for answer, _ in said])
-        )
-    shown = [
-        AnswerSample(questions.images[image_id], str(image_id), answers)
-        for image_id, answers in list(samples.items())[:SHOWN_TESTS]
-    ]
-    return [*sections, Answers("Questions about test images, never asked in training", shown)]
-
-
-def _right(predicted: str, question: Question) -> float | None:
-    """How right an answer is; by exact match where VQA accuracy lacks references, None of none."""
-    if not question.answered:
-        return None
-    few = len(question.answers) < FEWEST_ANSWERS
-    return (matches_any if few else vqa_accuracy)(predicted, question.answers)
-
-
-def _by_type(e: Evaluated) -> Grid:
-    scores = e.results["vqa"]
-    columns = [("", "with the image"), ("_blind", "blind"), ("_text_only", "text only")]
-    tables = [(title, scores.get(f"by_question_type{key}")) for key, title in columns]
-    present = [(title, table) for title, table in tables if table is not None]
-    rows = [
-        [kind, *(f"{table.get(kind, 0.0):.3f}" for _, table in present)]
-        for kind in sorted(present[0][1])
-    ]
-    overall = [scores["accuracy"], scores.get("blind"), scores.get("text_only")]
-    rows.append(["all", *(f"{value:.3f}" for value in overall if value is not None)])
-    return Grid(
-        f"VQA accuracy by question type: {e.folder.name}",
-        ["question", *(title for title, _ in present)],
-        rows,
-        "blind: the same model, shown another image. text only: the language model alone, "
-        "reading a true caption in place of the image; the ceiling of what it can answer.",
-    )
-
-
-def retrieval_section(e: Evaluated) -> list[Section]:
-    """Recalls before and after re-ranking, and examples of both directions after it."""
-    found = e.read("retrieval_{split}_examples.json")
-    if found is None or "retrieval" not in e.results:
-        return []
-    paths = {item.image_id: item.path for item in read_captions(e.data, e.split)}
-    queries = [
-        Query(
-            [Retrieved(r["right"], r["score"], text=r["text"]) for r in query["results"]],
-            image=paths[query["image_id"]],
-        )
-        for query in found["image_to_text"][:4]
-    ]
-    queries += [
-        Query(
-            [Retrieved(r["right"], r["score"], image=paths[r["image_id"]]) for r in q["results"]],
-            text=q["text"],
-        )
-        for q in found["text_to_image"][:4]
-    ]
-    return [_both_rankings(e), Retrieval("Retrieval among test images", queries)]
-
-
-def _both_rankings(e: Evaluated) -> Grid:
-    after = e.results["retrieval"]
-    before = after["itc"]
-    sides = (("tr", "texts of an image"), ("ir", "images of a text"))
-    rows = [
-        [f"{name}, R@{cutoff}", before[f"{side}_r{cutoff}"], after[f"{side}_r{cutoff}"]]
-        for side, name in sides
-        for cutoff in _CUTOFFS
-    ]
-    return Grid(
-        f"Retrieval before and after re-ranking: {e.folder.name}",
-        ["recall", "ITC alone", "after ITM's re-ranking"],
-        rows,
-        f"ITC ranks {after['images']} images and {after['texts']} texts; ITM ranks the first "
-        f"{after['k']} again, by its logit plus ITC's similarity.",
-    )
-
-
-def scores(evaluations: Sequence[Evaluated]) -> Results:
-    """Every overall score of every evaluation, and what a reader must know of them."""
-    rows, notes = [], []
+    for out in capfilt:
+        sections += capfilt_sections(out, (truth or {}).get(out))
+    if train:
+        sections += [arithmetic(train), curves(train)]
     for e in evaluations:
-        for task in TASKS:
-            measured = shown(e.results.get(task, {}))
-            alone = {f"itc.{key}": value for key, value in measured.get("itc", {}).items()}
-            rows += [
-                Result(f"{e.folder.name}: {task}.{key}", float(value))
-                for key, value in (measured | alone).items()
-                if isinstance(value, int | float)
-            ]
-            notes += [f"{e.folder.name}, {task}: {note}." for note in measured.get("notes", [])]
-    return Results("Results", rows, " ".join(notes))
+        sections += retrieval_section(e)
+    return [*sections, *caption_section(evaluations), *answer_sections(evaluations)]

@@ -1,10 +1,10 @@
 """Caption metrics through pycocoevalcap's scorers and jars: BLEU, METEOR, ROUGE-L, CIDEr, SPICE.
 
-The PTB tokenizer, METEOR and SPICE are Java programs. They are started here and not by
-pycocoevalcap's wrappers, because those wait for ever when Java dies in the middle of a score, write
-into the installed package, and find Java only on PATH. The jars and their options are the same.
-Java is told its language and encoding, since these programs write and read numbers and fold case by
-the machine's: in Italian METEOR dies of "0,5", in Turkish "I" becomes another letter.
+The PTB tokenizer, METEOR and SPICE are Java programs. They are started here with the jars and
+options of pycocoevalcap, but not by its wrappers, which wait for ever when Java dies in the middle
+of a score, write into the installed package, and find Java only on PATH. Java is told its language
+and encoding, because these programs follow the machine's locale when they write and read numbers
+and fold case: METEOR fails on "0,5" in Italian, and "I" becomes another letter in Turkish.
 """
 
 import importlib.util
@@ -22,12 +22,12 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from evaluation.scores.metrics import require_predictions
+from evaluation.scores.predictions import require_predictions
 
 Captions = dict[str, list[str]]
 
-# Against a hang, not against a slow machine: METEOR loads its tables in 3 s alone, in minutes on
-# cores that dozens of processes share.
+# Limits that only a hang exceeds: METEOR loads its tables in 3 s alone, and in minutes on cores
+# that dozens of processes share.
 _START_SECONDS = 900.0
 _SECONDS_PER_LINE = 0.2
 _PTB_JAR = "tokenizer/stanford-corenlp-3.4.1.jar"
@@ -40,7 +40,7 @@ _LOCALE = (
     *("-Duser.language=en", "-Duser.country=US", "-Duser.variant="),
     *("-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8"),
 )
-# Options that a user gives to every Java program; some would go before ours, some after.
+# Variables by which a user gives options to every Java program, before or after ours.
 _USERS_OPTIONS = ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS")
 CIDER_ON_ONE = (
     "CIDEr weighs words by how few of the images they describe, and is 0 for any caption where all "
@@ -77,12 +77,12 @@ def find_java() -> str:
 
 
 def _java(*words: str) -> list[str]:
-    """A command line of Java that means the same on every machine."""
+    """A command line of Java that does not depend on the machine's locale."""
     return [find_java(), *_LOCALE, *words]
 
 
 def _environment() -> dict[str, str]:
-    """The environment without what would change Java's options."""
+    """The environment without the variables that would change Java's options."""
     return {name: value for name, value in os.environ.items() if name not in _USERS_OPTIONS}
 
 

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from evaluation.benchmarks.readers import CaptionedImage, Question, QuestionSet
-from evaluation.caption import caption_images, chunks, score_captions
+from evaluation.benchmarks.records import CaptionedImage, Question, QuestionSet
+from evaluation.caption import caption_images, score_captions
 from evaluation.retrieval import Embedders, retrieve
-from evaluation.vqa import answer_from_text, answer_questions, gqa_accuracy, score_answers
+from evaluation.scores.answers import gqa_accuracy
+from evaluation.vqa import answer_from_text, answer_questions, score_answers
+from evaluation.work import chunks
 
 COLOURS = ["red", "green", "blue", "white", "black", "pink", "grey"]
 

@@ -8,7 +8,8 @@ import torch
 
 from evaluation.benchmarks.folder import read_questions as read
 from evaluation.benchmarks.folder import true_captions
-from jobs.evaluate import EvaluateArgs, evaluate, paper_metrics, print_results
+from evaluation.results import paper_metrics, print_results
+from jobs.evaluate import EvaluateArgs, FurtherArgs, RetrievalArgs, evaluate
 from jobs.predict import load
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +40,9 @@ def test_answers(stage2_run: Path, benchmark_data: Path, tmp_path: Path) -> None
 
 def test_retrieval(stage1_run: Path, benchmark_data: Path, tmp_path: Path) -> None:
     args = EvaluateArgs(
-        stage1_run, benchmark_data, ("retrieval",), out=tmp_path, retrieval_images=5, k=3
+        *(stage1_run, benchmark_data, ("retrieval",)),
+        out=tmp_path,
+        retrieval=RetrievalArgs(images=5, k=3),
     )
     scores = evaluate(args)["retrieval"]
     assert (scores["images"], scores["texts"], scores["chance"]) == (5, 10, 0.2)
@@ -55,7 +58,7 @@ def test_reranking_adds_the_logit_of_match_to_the_similarity(
     """The reference's score: the mean over queries of class 1's logit, plus the best query's cosine
     similarity, which no temperature divides.
     """
-    args = EvaluateArgs(stage1_run, benchmark_data, ("retrieval",), out=tmp_path, dtype="fp32")
+    args = EvaluateArgs(stage1_run, benchmark_data, ("retrieval",), out=tmp_path)
     model = load(stage1_run, dtype="fp32")
     evaluate(args, model)
     shown = json.loads((tmp_path / "retrieval_test_examples.json").read_text())
@@ -77,7 +80,9 @@ def test_reranking_by_odds_adds_the_lead_of_match_to_the_similarity_over_the_tem
 ) -> None:
     model = load(stage1_run, dtype="fp32")
     args = EvaluateArgs(
-        stage1_run, benchmark_data, ("retrieval",), out=tmp_path, dtype="fp32", rerank="odds"
+        *(stage1_run, benchmark_data, ("retrieval",)),
+        out=tmp_path,
+        retrieval=RetrievalArgs(rerank="odds"),
     )
     assert evaluate(args, model)["retrieval"]["rerank"] == "odds"
     shown = json.loads((tmp_path / "retrieval_test_examples.json").read_text())
@@ -95,7 +100,9 @@ def test_reranking_by_odds_adds_the_lead_of_match_to_the_similarity_over_the_tem
 
 
 def test_limit_and_no_controls(stage2_run: Path, benchmark_data: Path) -> None:
-    args = EvaluateArgs(stage2_run, benchmark_data, ("vqa",), limit=3, controls=False)
+    args = EvaluateArgs(
+        stage2_run, benchmark_data, ("vqa",), limit=3, further=FurtherArgs(controls=False)
+    )
     vqa = evaluate(args)["vqa"]
     assert vqa["count"] == 3
     assert "blind" not in vqa

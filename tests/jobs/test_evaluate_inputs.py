@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from evaluation.results import print_results
 from evaluation.scores import captions
-from jobs.evaluate import EvaluateArgs, evaluate, print_results
+from jobs.evaluate import EvaluateArgs, FurtherArgs, evaluate
 from jobs.predict import Predictor, load
 
 
@@ -24,10 +25,18 @@ def data(benchmark_data: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(benchmark_data, tmp_path / "data"))
 
 
-def run(model: Predictor, data: Path, *tasks: str, **more: Any) -> tuple[dict[str, Any], Path]:
+def run(
+    model: Predictor,
+    data: Path,
+    *tasks: str,
+    controls: bool = False,
+    skip_unreadable: bool = False,
+    **more: Any,
+) -> tuple[dict[str, Any], Path]:
     out = data.parent / "out"
-    args = {"controls": False} | more
-    return evaluate(EvaluateArgs(Path("run"), data, tasks, out=out, **args), model), out  # type: ignore[arg-type]
+    further = FurtherArgs(controls=controls, skip_unreadable=skip_unreadable)
+    args = EvaluateArgs(Path("run"), data, tasks, out=out, further=further, **more)  # type: ignore[arg-type]
+    return evaluate(args, model), out
 
 
 def edit(path: Path, change: Any) -> None:

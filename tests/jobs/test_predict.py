@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from jobs.models.trained import load_bert_tokenizer, tokenise
-from jobs.predict import CAPTION, VQA, load, read_picture
+from jobs.predict import CAPTION, VQA, Embedder, Writer, load, read_picture
 from modeling.language.adapters import GenerationSettings
 from pipeline.images import decode
 from pipeline.transforms import eval_transform
@@ -156,6 +156,15 @@ def test_the_wrong_stage_is_named(stage1_run: Path, stage2_run: Path, pictures: 
     ):
         with pytest.raises(ValueError, match="stage-2 checkpoint"):
             use(load(stage2_run))
+
+
+def test_each_stage_has_the_predictor_of_what_it_can_do(stage1_run: Path, t5_run: Path) -> None:
+    embedder, writer = load(stage1_run), load(t5_run)
+    assert isinstance(embedder, Embedder) and isinstance(writer, Writer)
+    assert hasattr(embedder, "match") and not hasattr(embedder, "caption")
+    assert hasattr(writer, "caption") and not hasattr(writer, "match")
+    with pytest.raises(AttributeError, match="'Writer' object has no attribute 'captoin'"):
+        writer.captoin  # noqa: B018
 
 
 def test_mistakes_are_named(stage1_run: Path, tmp_path: Path, pictures: list[Path]) -> None:

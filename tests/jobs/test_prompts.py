@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer
 
 from jobs import predict, recipes
-from jobs.evaluate import EvaluateArgs, evaluate
+from jobs.evaluate import EvaluateArgs, FurtherArgs, evaluate
 from jobs.models import languages, trained
 from jobs.recipes.schema import EncoderChoice, LanguageChoice
 from modeling.blip2 import Stage2
@@ -115,7 +115,9 @@ def test_a_chat_template_of_a_model_that_has_none(opt_run: Path, stage1_run: Pat
 
 
 def test_answers_that_are_mostly_empty_are_told(chat_run, benchmark_data, capsys):
-    args = EvaluateArgs(chat_run, benchmark_data, ("vqa", "caption"), controls=False)
+    args = EvaluateArgs(
+        chat_run, benchmark_data, ("vqa", "caption"), further=FurtherArgs(controls=False)
+    )
     results = evaluate(args)
     said = capsys.readouterr().err
     for task, texts in (("vqa", 12), ("caption", 6)):
@@ -126,13 +128,16 @@ def test_answers_that_are_mostly_empty_are_told(chat_run, benchmark_data, capsys
         warning = f"100% of {texts} texts are empty"
         assert warning in results[task]["notes"][0] and f"warning: {warning}" in said
     assert said.count("ask it through its chat template: --prompt-template chat") == 2
-    evaluate(replace(args, tasks=("vqa",), prompt_template="chat"))
+    chat = replace(args.further, prompt_template="chat")
+    evaluate(replace(args, tasks=("vqa",), further=chat))
     said = capsys.readouterr().err
     assert "100% of 12 texts are empty" in said and "--prompt-template" not in said
 
 
 def test_answers_that_say_something_are_not_warned_of(opt_run, benchmark_data, capsys):
-    results = evaluate(EvaluateArgs(opt_run, benchmark_data, ("vqa",), controls=False))
+    results = evaluate(
+        EvaluateArgs(opt_run, benchmark_data, ("vqa",), further=FurtherArgs(controls=False))
+    )
     assert results["vqa"]["empty"] <= 0.5 and "empty" not in " ".join(results["vqa"]["notes"])
     assert "warning: " not in capsys.readouterr().err
 

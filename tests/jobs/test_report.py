@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.evaluate import EvaluateArgs, evaluate
+from jobs.evaluate import EvaluateArgs, FurtherArgs, evaluate
 from jobs.predict import Predictor, load
 from jobs.report import ReportArgs, report
 
@@ -25,7 +25,9 @@ def page(data: Path, folder: Path) -> str:
 def answer(model: Predictor, data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     out = data.parent / "eval"
     monkeypatch.setattr(model, "respond", lambda encoded, questions: ["Red"] * len(questions))
-    args = EvaluateArgs(Path("run"), data, ("vqa",), out=out, limit=3, controls=False)
+    args = EvaluateArgs(
+        Path("run"), data, ("vqa",), out=out, limit=3, further=FurtherArgs(controls=False)
+    )
     evaluate(args, model)
     return out
 
@@ -66,3 +68,24 @@ def test_both_rankings_are_shown(stage1_run: Path, benchmark_data: Path, tmp_pat
     assert results["retrieval"]["itc"].keys() == {
         f"{side}_r{cutoff}" for side in ("tr", "ir") for cutoff in (1, 5, 10)
     }
+
+
+def test_the_papers_row_is_shown_beside_ours_where_it_was_asked_for(
+    stage1_run: Path, benchmark_data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "eval"
+    args = EvaluateArgs(
+        stage1_run, benchmark_data, ("retrieval",), out=out, table=5, row="vit-g", limit=5
+    )
+    results = evaluate(args)
+    assert (results["table"], results["row"]) == (5, "vit-g")
+    shown = page(tmp_path / "data", out)
+    assert "Beside the paper: eval" in shown
+    assert "Image-text retrieval after finetuning on COCO (table 5), row ViT-g." in shown
+    ours = f"{100 * results['retrieval']['tr_r1']:.1f}"
+    line = f'coco.tr_r1</th><td class="n">85.4</td><td class="n">{ours}</td>'
+    assert line in shown
+    assert 'flickr30k.tr_r1</th><td class="n">97.6</td><td class="n">–</td>' in shown
+    del results["table"], results["row"]
+    (out / "results.json").write_text(json.dumps(results))
+    assert "Beside the paper" not in page(tmp_path / "data", out)

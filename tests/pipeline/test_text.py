@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.benchmarks.readers import read_json
+from evaluation.benchmarks.fields import read_json
 from pipeline.text import (
     MAX_DEPTH,
     TextError,

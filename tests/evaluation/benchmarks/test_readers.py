@@ -3,14 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.benchmarks.readers import (
-    Question,
-    derangement,
-    read_coco_captions,
-    read_gqa,
-    read_karpathy,
-    read_vqa,
-)
+from evaluation.benchmarks.coco import read_coco_captions
+from evaluation.benchmarks.gqa import read_gqa
+from evaluation.benchmarks.karpathy import read_karpathy
+from evaluation.benchmarks.records import Question, derangement
+from evaluation.benchmarks.vqav2 import read_vqa
 
 
 @pytest.fixture

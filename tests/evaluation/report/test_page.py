@@ -1,3 +1,4 @@
+import base64
 import math
 import re
 from html.parser import HTMLParser
@@ -7,8 +8,10 @@ import pytest
 from PIL import Image
 
 from cluster.logfiles import read_log
-from evaluation.report.page import CapFilt, Curves, Facts, Report, picture_uri, render, write_report
+from evaluation.report.page import CapFilt, Curves, Facts, Report, render, write_report
+from evaluation.report.pictures import picture_uri
 from evaluation.report.plots import Chart, Series, line_chart, log_series, nice_ticks
+from pipeline.images import decode
 from tests.evaluation.report.sample_report import HOSTILE, picture, sample_report
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -95,9 +98,20 @@ def test_pictures(tmp_path: Path) -> None:
     assert picture_uri(tmp_path / "gone.png") == picture_uri(b"<html>") == picture_uri(None) == ""
     big = Image.effect_noise((900, 600), 80)
     assert len(picture_uri(big)) < 60_000
-    assert picture_uri(Image.new("LA", (5, 5))).startswith("data:image/png")
-    assert picture_uri(Image.new("I;16", (5, 5)))
-    assert picture_uri(Image.new("CMYK", (5, 5))).startswith("data:image/jpeg")
+    for mode in ("LA", "CMYK"):
+        assert picture_uri(Image.new(mode, (5, 5))).startswith("data:image/jpeg")
+
+
+def test_thumbnails_of_16_bit_pictures_show_what_the_models_see(tmp_path: Path) -> None:
+    """Grey levels are scaled: a dark picture stays dark. Pillow alone would clip it to white."""
+    path = tmp_path / "deep.tif"
+    Image.new("I;16", (40, 30), 0x2000).save(path)
+    seen = decode(path.read_bytes())
+    uri = picture_uri(path)
+    content = base64.b64decode(uri.removeprefix("data:image/jpeg;base64,"))
+    shown = decode(content)
+    assert seen.unique().tolist() == [32]
+    assert (shown.int() - seen.int()).abs().max() <= 1
 
 
 def test_facts_print_numbers_short() -> None:

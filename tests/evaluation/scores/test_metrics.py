@@ -1,17 +1,16 @@
 import pytest
 import torch
 
-from evaluation.scores.metrics import (
+from evaluation.scores.answers import (
     FEWEST_ANSWERS,
-    GroupedMean,
-    Mean,
     exact_match,
     matches_any,
     normalise_answer,
-    recalls,
-    require_predictions,
     vqa_accuracy,
 )
+from evaluation.scores.means import GroupedMean, Mean
+from evaluation.scores.predictions import require_predictions
+from evaluation.scores.recall import recalls
 
 
 @pytest.mark.parametrize(

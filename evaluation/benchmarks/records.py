@@ -1,0 +1,103 @@
+"""The records that every benchmark is read into: captioned images, questions, and their sets."""
+
+import random
+from collections.abc import Container, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+ImageId = int | str
+"""An id as its file has it; questions have ids of the same types."""
+
+_Key = TypeVar("_Key", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionedImage:
+    """One image with its reference captions.
+
+    Attributes:
+        captions: the annotators' captions; none in a test set.
+        domain: NoCaps' ``in-domain``, ``near-domain`` or ``out-domain``; empty elsewhere.
+    """
+
+    image_id: ImageId
+    path: Path
+    captions: tuple[str, ...]
+    domain: str = ""
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The captions that are not blank."""
+        return tuple(text for text in self.captions if text.strip())
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question about one image.
+
+    Attributes:
+        answers: the annotators' answers; ten in VQAv2, one in GQA, none in a test set.
+        question_type: group of the question by its wording (VQAv2) or meaning (GQA).
+        answer_type: group by the expected answer (VQAv2: yes/no, number, other) or by the
+            question's structure (GQA).
+    """
+
+    question_id: ImageId
+    image_id: ImageId
+    text: str
+    answers: tuple[str, ...] = ()
+    question_type: str = ""
+    answer_type: str = ""
+
+    @property
+    def answered(self) -> bool:
+        """Whether there is a reference answer that is not blank."""
+        return any(answer.strip() for answer in self.answers)
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """Questions, and the file of every image that they ask about."""
+
+    questions: tuple[Question, ...]
+    images: Mapping[ImageId, Path]
+
+    def first(self, limit: int | None) -> "QuestionSet":
+        """The first ``limit`` questions with their images; None: all questions."""
+        return self._only(self.questions[:limit])
+
+    def answered(self) -> "QuestionSet":
+        """The questions that have a reference answer and can therefore be scored."""
+        return self._only(tuple(question for question in self.questions if question.answered))
+
+    def without(self, paths: Container[Path]) -> "QuestionSet":
+        """The questions about all images but these."""
+        kept = [q for q in self.questions if self.images[q.image_id] not in paths]
+        return self._only(tuple(kept))
+
+    def _only(self, questions: tuple[Question, ...]) -> "QuestionSet":
+        wanted = {question.image_id for question in questions}
+        return QuestionSet(
+            questions, {key: self.images[key] for key in self.images if key in wanted}
+        )
+
+    def shuffled(self, seed: int) -> "QuestionSet":
+        """The blind control: every question is asked about the picture of another image."""
+        other = derangement(list(self.images), seed)
+        return replace(self, images={key: self.images[other[key]] for key in self.images})
+
+
+def derangement(keys: Sequence[_Key], seed: int) -> dict[_Key, _Key]:
+    """A seeded permutation that leaves no key in place (one cycle, by Sattolo's algorithm).
+
+    Raises:
+        ValueError: fewer than two keys.
+    """
+    if len(keys) < 2:
+        raise ValueError(f"a shuffled control needs at least 2 images, got {len(keys)}")
+    draw, order = random.Random(seed), list(keys)
+    for i in range(len(order) - 1, 0, -1):
+        j = draw.randrange(i)
+        order[i], order[j] = order[j], order[i]
+    return dict(zip(keys, order, strict=True))

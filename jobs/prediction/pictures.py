@@ -1,0 +1,81 @@
+"""The images that a predictor takes: paths, encoded bytes or PIL images, read into tensors."""
+
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from pipeline.images import decode, pixels
+
+Picture = str | Path | bytes | Image.Image
+"""An image: a path, the bytes of an encoded file, or a PIL image."""
+
+
+def read_picture(picture: Picture) -> Tensor:
+    """The image as a uint8 RGB tensor ``3HW``.
+
+    Raises:
+        FileNotFoundError: a path without a file.
+        ValueError: what is there is no image; names the path.
+    """
+    if isinstance(picture, bytes):
+        return decode(picture)
+    if isinstance(picture, Image.Image):
+        return pixels(picture)
+    path = Path(picture)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such image file: {path}")
+    try:
+        return decode(path.read_bytes())
+    except (ValueError, OSError) as broken:
+        raise ValueError(f"{path}: {broken}") from broken
+
+
+def check_pictures(pictures: Sequence[Picture]) -> None:
+    """Decode every image once, so that all unreadable ones are named before any work begins.
+
+    Raises:
+        ValueError: says how many images cannot be read, and names the first of them.
+    """
+    broken = []
+    for place, picture in enumerate(pictures):
+        try:
+            read_picture(picture)
+        except (ValueError, OSError) as why:
+            broken.append(f"image {place}: {why}")
+    if broken:
+        shown = "; ".join(broken[:5]) + ("; ..." if len(broken) > 5 else "")
+        raise ValueError(f"{len(broken)} of {len(pictures)} images cannot be read: {shown}")
+
+
+def distinct(pictures: Sequence[Picture]) -> tuple[list[Picture], list[int]]:
+    """The different images, and for each given one the index of its own among them.
+
+    Two PIL images are the same where they are one object; paths and bytes, where they are equal.
+    """
+    index: dict[Hashable, int] = {}
+    different: list[Picture] = []
+    rows = []
+    for picture in pictures:
+        key: Hashable = ("object", id(picture)) if isinstance(picture, Image.Image) else picture
+        if key not in index:
+            index[key] = len(different)
+            different.append(picture)
+        rows.append(index[key])
+    return different, rows
+
+
+def check_pairs(pictures: Sequence[Picture], texts: Sequence[str], name: str) -> None:
+    """Refuse images and texts that are not two lists of one length.
+
+    Args:
+        name: the plural noun by which the message calls the texts.
+
+    Raises:
+        ValueError: one of the two is not a list, or their lengths differ.
+    """
+    if isinstance(pictures, str | bytes | Path) or isinstance(texts, str):
+        raise ValueError(f"images and {name} are lists; put a single one into [ ]")
+    if len(pictures) != len(texts):
+        raise ValueError(f"{len(pictures)} images for {len(texts)} {name}: one each is needed")

@@ -1,0 +1,199 @@
+"""The predictor of a stage-2 checkpoint: captions, answers, and text after any prompt.
+
+Shape suffixes: B images, Q queries, P image tokens, D width.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from jobs.models.languages import Language
+from jobs.models.trained import tokenise
+from jobs.prediction.pictures import Picture, check_pairs, distinct
+from jobs.prediction.predictor import Predictor
+from modeling.blip2 import Stage2
+from modeling.language.adapters import EncoderDecoderLM, GenerationSettings
+from modeling.prompts import vqa_zero_shot
+from pipeline.text_processors import question_text
+
+CAPTION = GenerationSettings(beams=5, max_new_tokens=30)
+"""Captioning (paper, table 7). The paper has no minimum length; a caller may set one."""
+VQA = GenerationSettings(beams=5, max_new_tokens=10, length_penalty=-1.0, one_line=True)
+"""Zero-shot VQA (paper, section 4.1): a length penalty of -1 asks for short answers."""
+
+
+class Writer(Predictor):
+    """A stage-2 checkpoint, whose language model writes about images.
+
+    ``caption``, ``answer`` and ``generate`` take images. ``encode`` is their first half, ``speak``
+    and ``respond`` their second, for callers that ask several things of one image.
+    """
+
+    lacks = (
+        "this is a stage-2 checkpoint, which has no text encoder; "
+        "give one of stage 1 for embeddings, matching and retrieval"
+    )
+
+    # ------------------------------------------------------------------ images to text
+
+    def caption(
+        self,
+        images: Sequence[Picture],
+        prompt: str | None = None,
+        settings: GenerationSettings = CAPTION,
+    ) -> list[str]:
+        """One caption an image, which continues ``prompt``; None: ``caption_prompt``."""
+        given = self.caption_prompt if prompt is None else prompt
+        return self.generate(images, [given] * len(images), settings)
+
+    def answer(
+        self,
+        images: Sequence[Picture],
+        questions: Sequence[str],
+        settings: GenerationSettings = VQA,
+    ) -> list[str]:
+        """One answer a question, asked with ``vqa_prompt``."""
+        respond = partial(self.respond, settings=settings)
+        return self._each(images, questions, "questions", respond)
+
+    def generate(
+        self,
+        images: Sequence[Picture],
+        prompts: Sequence[str],
+        settings: GenerationSettings = CAPTION,
+    ) -> list[str]:
+        """The text that continues each prompt, which stands after its image's visual prompt.
+
+        Raises:
+            ValueError: not one prompt an image, or an image cannot be read.
+        """
+        return self._each(images, prompts, "prompts", partial(self.speak, settings=settings))
+
+    # ------------------------------------------------- the two halves: encode, then write
+
+    @torch.inference_mode()
+    def encode(self, images: Sequence[Picture]) -> Tensor:
+        """The part of an image's visual prompt that does not depend on a text, on the CPU.
+
+        Returns:
+            Soft visual prompts ``B Q D``, or the image encoder's tokens ``B P D`` where the
+            Q-Former reads the text too (``reads_text``).
+        """
+        if self.reads_text:
+            return self._batched(images, lambda batch: self._tokens(batch).cpu())
+        module = cast(Stage2, self.trained.module)
+        return self._batched(images, lambda batch: module(self._tokens(batch)).cpu())
+
+    @torch.inference_mode()
+    def visual_prompts(self, encoded: Tensor, texts: Sequence[str]) -> Tensor:
+        """Soft visual prompts ``B Q D`` from the result of ``encode`` and a text for each image."""
+        if not self.reads_text:
+            return encoded.to(self.device)
+        module = cast(Stage2, self.trained.module)
+        limit = self.trained.recipe.max_question
+        read = tokenise(self.trained.tokenizer, list(texts), limit)
+        ids, mask = (read[name].to(self.device) for name in ("ids", "mask"))
+        return module(encoded.to(self.device), ids, mask)
+
+    def speak(
+        self,
+        encoded: Tensor | None,
+        prompts: Sequence[str],
+        settings: GenerationSettings = CAPTION,
+        read: Sequence[str] | None = None,
+    ) -> list[str]:
+        """The language model's text for each prompt, in one batch.
+
+        Args:
+            encoded: result of ``encode``, a row a prompt; None: no image, the language model alone.
+            read: texts for a Q-Former that reads text; None: the prompts (InstructBLIP).
+        """
+        visual = None
+        if encoded is not None:
+            visual = self.visual_prompts(encoded, prompts if read is None else read)
+        return self._language.generate(visual, list(prompts), settings)
+
+    def respond(
+        self, encoded: Tensor, questions: Sequence[str], settings: GenerationSettings = VQA
+    ) -> list[str]:
+        """Answers to questions about encoded images, in one batch."""
+        prompts = [self.vqa_prompt(question) for question in questions]
+        read = [self._question(question) for question in questions] if self._asks else None
+        return self.speak(encoded, prompts, settings, read=read)
+
+    # ------------------------------------------------------------------------ prompts
+
+    @property
+    def caption_prompt(self) -> str:
+        """The prompt that the checkpoint was finetuned to continue with a caption, or ""."""
+        return "" if self._asks else getattr(self.trained.recipe, "prompt", "")
+
+    def vqa_prompt(self, question: str) -> str:
+        """The question in the prompt that the checkpoint was finetuned with, or else in the paper's
+        zero-shot prompt.
+        """
+        question = self._question(question)
+        if self._asks:
+            return self.trained.recipe.prompt.replace("{}", question.strip())
+        pair = isinstance(self._language, EncoderDecoderLM)
+        return vqa_zero_shot(question, pair, chat=self._language.form.chat is not None)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the Q-Former reads the text too (VQA finetuning, InstructBLIP)."""
+        return self.trained.recipe.model.qformer.text
+
+    @property
+    def has_unused_chat_template(self) -> bool:
+        """Whether the language model has a chat template while prompts are written without it."""
+        language = self._language
+        return language.form.chat is None and bool(language.tokenizer.chat_template)
+
+    @property
+    def _asks(self) -> bool:
+        """Whether the checkpoint was finetuned to answer: its prompt has a place for a question."""
+        return "{}" in getattr(self.trained.recipe, "prompt", "")
+
+    @property
+    def _language(self) -> Language:
+        assert self.trained.language is not None  # every stage-2 checkpoint has one
+        return self.trained.language
+
+    def _question(self, question: str) -> str:
+        """A question under the text rule of the checkpoint's recipe."""
+        return question_text(question, self.trained.recipe.text)
+
+    # ------------------------------------------------------------------------ batches
+
+    def _each(
+        self,
+        images: Sequence[Picture],
+        texts: Sequence[str],
+        name: str,
+        say: Callable[[Tensor, list[str]], list[str]],
+    ) -> list[str]:
+        """The result of ``say`` for every pair of an image and a text.
+
+        An image is encoded once, and at most ``batch_size`` encoded images are held at a time.
+        """
+        check_pairs(images, texts, name)
+        different, row_of = distinct(images)
+        self._check(different)
+        of_image: dict[int, list[int]] = {}
+        for pair, row in enumerate(row_of):
+            of_image.setdefault(row, []).append(pair)
+        said = [""] * len(texts)
+        for first in range(0, len(different), self.batch_size):
+            rows = range(first, min(first + self.batch_size, len(different)))
+            encoded = self.encode(different[rows.start : rows.stop])
+            # Texts of similar length share a batch, so that little of it is padding.
+            pairs = sorted((p for row in rows for p in of_image[row]), key=lambda p: len(texts[p]))
+            for start in range(0, len(pairs), self.batch_size):
+                batch = pairs[start : start + self.batch_size]
+                mine = encoded[[row_of[pair] - first for pair in batch]]
+                for pair, text in zip(batch, say(mine, [texts[p] for p in batch]), strict=True):
+                    said[pair] = text
+        return said
