@@ -42,10 +42,11 @@ from cluster.storage.cache import default_folder
 from jobs import recipes
 from jobs.captioning import tools
 from jobs.captioning.duplicates import mark_duplicates
-from jobs.captioning.models import Describer, find_folder, read_processor, revision
+from jobs.captioning.models import Describer, read_processor, revision
 from jobs.captioning.summary import Summary, Tally, show, summarise
 from jobs.captioning.work import RETRY, Work
 from jobs.cli import run
+from jobs.models.files import find_folder
 from jobs.recipes.capfilt import CapFiltRecipe
 from modeling import linear
 from modeling.captioning.captioner import REVISION
@@ -209,7 +210,7 @@ def _settings(args: CapFiltArgs, source: str) -> dict[str, Any]:
     if math.isinf(settings["filters"]["max_aspect"]):
         settings["filters"]["max_aspect"] = None  # JSON has no infinity
     for name in ("captioner", "ranker"):
-        settings[name] = revision(find_folder(name, getattr(recipe, name)))
+        settings[name] = revision(find_folder(name, getattr(recipe, name), fetch=False))
     libraries = {name: version(name) for name in _LIBRARIES}
     return {
         "recipe": settings,
@@ -255,7 +256,7 @@ def _process(
     """Run the map with a progress bar; ``products`` makes the models' matrix products."""
     recipe, tally, output = args.config, Tally(), absolute_url(args.output)
     specs = [
-        read_processor(find_folder(name, getattr(recipe, name))).spec
+        read_processor(find_folder(name, getattr(recipe, name), fetch=False)).spec
         for name in ("captioner", "ranker")
     ]
     stages = Stages(

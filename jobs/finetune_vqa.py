@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from evaluation.benchmarks.folder import read_questions
 from jobs import cli
-from jobs.models import trained
+from jobs.models.bert import load_reader, tokenise
 from jobs.recipes.schema import Stage2Recipe
 from jobs.training import command, start
 from jobs.training.objective import Task
@@ -63,7 +63,7 @@ def make_module(recipe: Stage2Recipe, init: str, fresh: bool) -> nn.Module:
     *first, last = init.split(",")
     stage = start.new_stage(recipe, fresh and not first)
     for run in first:
-        start.say_start(trained.start_from_stage1(stage, run))
+        start.start_from_stage1(stage, run)
     if last:
         start.start_from(stage, last, "stage2")
     return start.with_encoder(recipe, stage, fresh)
@@ -72,13 +72,13 @@ def make_module(recipe: Stage2Recipe, init: str, fresh: bool) -> nn.Module:
 def make_task(recipe: Stage2Recipe, module: nn.Module, device: torch.device) -> Task:
     """The loop's view: the question goes into the Q-Former and, as a prompt, into the LLM."""
     images = start.image_input(recipe, device)
-    reader = trained.load_reader(recipe.tokenizer, recipe.model)
+    reader = load_reader(recipe.tokenizer, recipe.model)
 
     def asked(batch: Batch) -> list[str]:
         return [recipe.prompt.replace("{}", question) for question in batch.questions]
 
     def shown(batch: Batch) -> tuple[Tensor, ...]:
-        read = trained.tokenise(reader, batch.questions, recipe.max_question)
+        read = tokenise(reader, batch.questions, recipe.max_question)
         return images(batch), read["ids"].to(device), read["mask"].to(device)
 
     return Task(module, start.language_losses(recipe, device, shown, asked))

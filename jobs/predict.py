@@ -26,9 +26,10 @@ from torch import Tensor
 from cluster.storage.cache import default_folder
 from jobs.interchange import formats
 from jobs.interchange.huggingface import is_huggingface
+from jobs.models.bert import tokenise
 from jobs.models.encoder_settings import pixels_of
 from jobs.models.languages import Language, adapter
-from jobs.models.trained import Trained, load_trained, tokenise
+from jobs.models.trained import Trained, load_trained
 from modeling import linear
 from modeling.blip2 import TEMPERATURE_BOUNDS, Stage1, Stage2
 from modeling.language.adapters import EncoderDecoderLM, GenerationSettings

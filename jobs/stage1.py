@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from jobs import cli
-from jobs.models import trained
+from jobs.models.bert import text_reader
 from jobs.recipes.schema import Stage1Recipe
 from jobs.training import command, start
 from jobs.training.objective import Losses, Micro, Task
@@ -65,7 +65,7 @@ def make_task(recipe: Stage1Recipe, module: nn.Module, device: torch.device) -> 
         frozen = not recipe.encoder.train
         return contrast.losses_in_turn(engine, [pairs(micro) for micro in micros], frozen)
 
-    return Task(module, losses, trained.text_reader(recipe))
+    return Task(module, losses, text_reader(recipe))
 
 
 if __name__ == "__main__":

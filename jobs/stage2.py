@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from jobs import cli
-from jobs.models import trained
 from jobs.recipes.schema import Stage2Recipe
 from jobs.training import command, start
 from jobs.training.objective import Task
@@ -36,7 +35,7 @@ def make_module(recipe: Stage2Recipe, init: str, fresh: bool) -> nn.Module:
     """All that trains; ``init`` names a stage-1 run whose Q-Former is taken."""
     stage = start.new_stage(recipe, fresh and not init)
     if init:
-        start.say_start(trained.start_from_stage1(stage, init))
+        start.start_from_stage1(stage, init)
     return start.with_encoder(recipe, stage, fresh)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from cluster.ranks import zero
 from cluster.ranks.dist import place
 from jobs import recipes
-from jobs.models import encoder_settings, precision, trained
+from jobs.models import encoder_settings, precision, resolve
 from jobs.models.encoder_settings import is_here
 from jobs.training import budget, hardware
 from jobs.training import run as train_loop
@@ -88,7 +88,7 @@ def main(
     """
     try:
         given = parse(kind, sys.argv[1:] if arguments is None else arguments)
-        recipe = trained.fit(given.config)
+        recipe = resolve.with_model_sizes(given.config)
         if given.dry_run:
             recipe = encoder_settings.settled(recipe, fetch=False)
             gpu = hardware.gpu(given.gpu) if given.gpu else hardware.this_gpu()

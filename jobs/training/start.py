@@ -1,7 +1,7 @@
 """What the training jobs do with models before the loop starts: initialise, and show images."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from cluster import checkpoint
 from cluster.ranks.dist import derive_seed, place
 from cluster.ranks.sharding import shard_frozen
-from jobs.models import trained
+from jobs.interchange.trained_weights import TrainedWeights, trained_weights
+from jobs.models.bert import start_from_bert
 from jobs.models.encoder_settings import pixels_of
 from jobs.models.encoders import load_encoder
+from jobs.models.languages import load_language
 from jobs.training.objective import Losses, Micro
-from modeling.blip2 import Stage1, Stage2, WithEncoder
+from modeling.blip2 import Stage1, Stage2, WithEncoder, stage2_from_stage1
 from pipeline.loading.loader import Batch
 
 
@@ -26,11 +28,11 @@ def new_stage(recipe: Any, fresh: bool) -> Any:
     torch.manual_seed(derive_seed("init", recipe.run.seed))
     stage = Stage1(recipe.model) if recipe.kind == "stage1" else Stage2(recipe.model)
     if recipe.bert and fresh:
-        trained.start_from_bert(stage, recipe.bert)
+        start_from_bert(stage, recipe.bert)
     return stage
 
 
-def start_from(stage: Stage1 | Stage2, path: str, kind: str) -> None:
+def start_from(stage: Stage1 | Stage2, path: str, kind: Literal["stage1", "stage2"]) -> None:
     """Give a stage the weights that another run of the same stage pre-trained.
 
     What the finetune has no use for is left (the LM head without ITG), and what only it has stays
@@ -42,7 +44,8 @@ def start_from(stage: Stage1 | Stage2, path: str, kind: str) -> None:
     Raises:
         ValueError: no such checkpoint, one of another kind or of other sizes.
     """
-    found, weights = trained.weights_of(path, kind, stage.config.qformer.heads)
+    found = trained_weights(path, kind, stage.config.qformer.heads)
+    weights = found.weights
     if found.recipe.get("encoder", {}).get("train"):
         raise ValueError(
             f"--init {path}: its image encoder was finetuned, and this run would start from "
@@ -53,14 +56,31 @@ def start_from(stage: Stage1 | Stage2, path: str, kind: str) -> None:
         weights = {k: v for k, v in weights.items() if not k.startswith("lm_head.")}
     if kind == "stage2" and stage.config.qformer.text:
         weights = {k: v for k, v in own.items() if _of_text(k)} | weights
-    checkpoint.load_weights(stage, weights, f"--init {found.folder}")
+    checkpoint.load_weights(stage, weights, f"--init {found.where}")
     say_start(found)
 
 
-def say_start(found: checkpoint.Checkpoint) -> None:
+def start_from_stage1(module: Stage2, path: str) -> None:
+    """Give stage 2 the Q-Former of a stage-1 checkpoint: every key of it, and no other.
+
+    Args:
+        path: a checkpoint or run of ours, a LAVIS ``.pth``, or a Hugging Face retrieval folder.
+
+    Raises:
+        ValueError: No stage-1 checkpoint is there, or it has other sizes.
+    """
+    found = trained_weights(path, "stage1", module.config.qformer.heads)
+    taken = stage2_from_stage1(found.weights, module.config.qformer.text)
+    own = dict(module.named_parameters())
+    fresh = {name: p.detach() for name, p in own.items() if name.startswith("language_proj.")}
+    checkpoint.load_weights(module, {**taken, **fresh}, f"--init {found.where}")
+    say_start(found)
+
+
+def say_start(found: TrainedWeights) -> None:
     """Tell once where the weights come from."""
     if place().rank == 0:
-        print(f"starting from {found.folder}", flush=True)
+        print(f"starting from {found.where}", flush=True)
 
 
 def with_encoder(recipe: Any, stage: Stage1 | Stage2, fresh: bool) -> nn.Module:
@@ -103,7 +123,7 @@ def language_losses(
         shown: What the engine is given of a batch.
         asked: Text in front of each of its texts, itself not learned; None for none.
     """
-    language = trained.load_language(recipe.language)
+    language = load_language(recipe.language)
     if recipe.language.shard:
         shard_frozen(language.model, device)
     else:

@@ -16,9 +16,10 @@ import webdataset
 from cluster.storage.base import open_storage
 from jobs import capfilt
 from jobs.capfilt import CapFiltArgs, parse, run_capfilt
-from jobs.captioning.models import find_folder, read_processor
+from jobs.captioning.models import read_processor
 from jobs.captioning.summary import Tally
 from jobs.captioning.work import Work
+from jobs.models.files import find_folder
 from pipeline.capfilt.filters import FilterConfig
 from pipeline.shards.manifest import committed, manifest_hash
 from pipeline.shards.tar import read_parquet
@@ -336,7 +337,7 @@ def test_image_processors_are_understood(tmp_path: Path):
     assert (clip.spec.size, clip.spec.crop) == (24, True)
     assert blip.mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
     with pytest.raises(ValueError, match=r"python jobs/zoo\.py"):
-        find_folder("captioner", "modeling/zoo/nothing")
+        find_folder("captioner", "modeling/zoo/nothing", fetch=False)
 
 
 @pytest.mark.skipif(not STAMPS.is_dir(), reason="the stamps are not here")
