@@ -1,13 +1,13 @@
-"""Convert checkpoints between LAVIS, Hugging Face and our own, without loss in either direction.
+"""Convert a checkpoint between the formats of LAVIS, Hugging Face and Isthmus, without loss.
 
     python jobs/convert.py --from hf --to native blip2-opt-2.7b runs/opt
     python jobs/convert.py --from lavis --to native blip2_pretrained.pth runs/stage1 --recipe vit-g
     python jobs/convert.py --from native --to hf runs/mine/checkpoints/step_00250000 mine-hf
     python jobs/convert.py --from native --to lavis runs/mine mine.pth
 
-A native folder is a checkpoint at step 0, which ``jobs/evaluate.py --checkpoint``, ``jobs/demo.py``
-and ``jobs/stage2.py --init`` take as it is. Weights are streamed, and OUT appears whole or not at
-all.
+A native folder is a checkpoint of ours at step 0: ``jobs/evaluate.py --checkpoint``,
+``jobs/demo.py`` and ``jobs/stage2.py --init`` load it. Weights are streamed, so that a model may be
+larger than the memory. OUT appears when it is complete, or not at all.
 """
 
 import sys
@@ -23,29 +23,31 @@ from typing import Annotated
 import tyro
 
 from jobs import cli
-from jobs.interchange import formats
-from jobs.models.tensors import read_json
+from jobs.interchange import Format, Options, read, write
+from jobs.models.tensors import check_new, read_json
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Launch arguments of a conversion.
+    """Options of a conversion.
 
     Attributes:
-        source: format of IN.
+        source: format of IN: native (a folder of ours), hf (Hugging Face) or lavis.
         to: format of OUT.
-        path: a LAVIS .pth, a Hugging Face folder, or a checkpoint or run of ours.
-        out: what to write; must not exist.
-        recipe: recipe that says what the weights do not (frozen models, training settings).
-        encoder: frozen image encoder, where IN does not hold it: folder, hub id or timm:NAME.
-        language: frozen language model, likewise.
-        tokenizer: BERT's tokenizer, where IN does not hold it.
-        config: JSON file with fields of the Q-Former's configuration, ours or BERT's.
-        frozen: write the frozen models that IN holds into a LAVIS file too.
+        path: file or folder to convert: a LAVIS .pth, a Hugging Face folder, or a checkpoint or
+            run of ours.
+        out: file or folder to write; it must not exist yet.
+        recipe: name of the training recipe with the settings that weights do not show (frozen
+            models, optimiser).
+        encoder: folder, hub id or timm:NAME of the frozen image encoder, where IN does not hold it.
+        language: folder or hub id of the frozen language model, where IN does not hold it.
+        tokenizer: folder or hub id of BERT's tokenizer, where IN does not hold it.
+        config: JSON file with fields of the Q-Former's configuration, under our names or BERT's.
+        frozen: write the frozen models that IN holds into OUT too, where that is a LAVIS file.
     """
 
-    source: Annotated[formats.Format, tyro.conf.arg(name="from")]
-    to: formats.Format
+    source: Annotated[Format, tyro.conf.arg(name="from")]
+    to: Format
     path: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IN")]
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     recipe: str = ""
@@ -57,25 +59,26 @@ class Arguments:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Read, check, write."""
+    """Read one checkpoint, check it, and write it in another format."""
     given = tyro.cli(Arguments, args=arguments, prog="jobs/convert.py")
     convert(given)
     return 0
 
 
 def convert(given: Arguments) -> None:
-    """Convert one checkpoint and say what was done.
+    """Convert one checkpoint and print what was written.
 
     Raises:
-        ValueError: Equal formats, a bad input, or something at OUT; one message with the remedy.
+        ValueError: The two formats are equal, the input is damaged or incomplete, or OUT exists;
+            the message gives the remedy.
     """
     if given.source == given.to:
         raise ValueError(f"--from {given.source} --to {given.to}: nothing to convert; copy it")
-    formats.check_new(given.out)
+    check_new(given.out)
     config = read_json(given.config, "--config") if given.config else {}
-    options = formats.Options(given.recipe, given.encoder, given.language, given.tokenizer, config)
-    parts = formats.read(given.source, given.path, options)
-    notes = formats.write(parts, given.to, given.out, options, given.frozen)
+    options = Options(given.recipe, given.encoder, given.language, given.tokenizer, config)
+    parts = read(given.source, given.path, options)
+    notes = write(parts, given.to, given.out, options, given.frozen)
     for note in (*parts.notes, *notes):
         print(f"note: {note}")
     count = sum(tensor.numel() for tensor in parts.trainable.values())

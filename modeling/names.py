@@ -1,7 +1,7 @@
-"""Names of weights elsewhere: Hugging Face CLIP and BLIP-2, BERT. Tensors in, tensors out; no
-files are read here. LAVIS's names are in `lavis.py`, frozen towers as tables in `towers.py`.
+"""Weights of Hugging Face's CLIP, BLIP-2 and BERT under our names, or timm's, and back.
 
-All but the vision towers is a plain renaming, so that both directions follow from one table.
+The functions take and return tensors or names; no file is read here. Except for the vision towers,
+whose projections are joined or split, every conversion is a renaming of parameters.
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,6 +23,12 @@ CLIP_BLOCK_TO_TIMM = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
+EVA_TO_TIMM = {
+    "embeddings.class_embedding": "cls_token",
+    "embeddings.position_embedding": "pos_embed",
+    "embeddings.patch_embedding.weight": "patch_embed.proj.weight",
+    "embeddings.patch_embedding.bias": "patch_embed.proj.bias",
+}
 BLIP2_BLOCK_TO_TIMM = {
     "layer_norm1": "norm1",
     "layer_norm2": "norm2",
@@ -40,14 +46,14 @@ ATTENTION = {
 
 
 def clip_vision_to_timm(state: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """A Hugging Face CLIP vision tower in timm's names; query, key and value become one matrix.
+    """A Hugging Face CLIP vision tower by timm's names; query, key and value become one matrix.
 
     Args:
-        state: State dict of `CLIPModel` or `CLIPVisionModel`; the text tower is left out.
-        layers: Number of blocks in it.
+        state: State dict of a `CLIPModel` or `CLIPVisionModel`; the text tower is left out.
+        layers: Number of blocks in the tower.
 
     Raises:
-        ValueError: A weight is missing, by name.
+        ValueError: A weight is missing; the message names it.
     """
     prefix = "vision_model." if any(key.startswith("vision_model.") for key in state) else ""
     source = {
@@ -70,19 +76,18 @@ def clip_vision_to_timm(state: Mapping[str, Tensor], layers: int) -> dict[str, T
 
 
 def blip2_vision_to_eva(state: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """Hugging Face's `Blip2VisionModel` in the names of timm's Eva, which has no key bias.
+    """Hugging Face's `Blip2VisionModel` by the names of timm's `Eva`, which has no key bias.
 
-    `post_layernorm` is not in it: that is our trainable `ln_vision`.
+    `post_layernorm` is left out: it is our trainable `ln_vision`.
+
+    Args:
+        state: State dict of the tower.
+        layers: Number of blocks in the tower.
 
     Raises:
-        ValueError: A weight is missing, by name, or a key bias is not zero.
+        ValueError: A weight is missing, or a key bias is not zero; the message names it.
     """
-    result = {
-        "cls_token": take(state, "embeddings.class_embedding"),
-        "pos_embed": take(state, "embeddings.position_embedding"),
-        "patch_embed.proj.weight": take(state, "embeddings.patch_embedding.weight"),
-        "patch_embed.proj.bias": take(state, "embeddings.patch_embedding.bias"),
-    }
+    result = {ours: take(state, theirs) for theirs, ours in EVA_TO_TIMM.items()}
     for index in range(layers):
         block = f"encoder.layers.{index}."
         for theirs, ours in BLIP2_BLOCK_TO_TIMM.items():
@@ -100,7 +105,7 @@ def blip2_vision_to_eva(state: Mapping[str, Tensor], layers: int) -> dict[str, T
 
 
 def all_names(layers: int) -> list[str]:
-    """Every parameter name that a stage 1 or a stage 2 with that many Q-Former layers can have."""
+    """All parameter names that stage 1 or stage 2 can have, with that many Q-Former layers."""
     modules = [
         *("ln_vision", "vision_proj", "text_proj", "itm_head", "language_proj"),
         *("qformer.norm", "lm_head.dense", "lm_head.norm"),
@@ -118,11 +123,14 @@ def all_names(layers: int) -> list[str]:
 
 
 def huggingface_names(names: Iterable[str], instruct: bool = False) -> dict[str, str]:
-    """Our stage-1 or stage-2 names → Hugging Face's `Blip2ForImageTextRetrieval` /
-    `Blip2ForConditionalGeneration`, or with `instruct` `InstructBlipForConditionalGeneration`.
+    """Hugging Face's parameter names for ours, which are the keys of the result.
 
-    Names with no home there (`temperature`, `lm_head`) are absent from the result. The frozen
-    parts are not ours to name.
+    Stage 1 is `Blip2ForImageTextRetrieval` there, stage 2 `Blip2ForConditionalGeneration`.
+    `temperature` and `lm_head` have no place there and are absent from the result.
+
+    Args:
+        names: Our names of trainable parameters, of stage 1 or stage 2.
+        instruct: Whether the model is `InstructBlipForConditionalGeneration`.
     """
     table = {name: _huggingface_name(name, instruct) for name in names}
     return {ours: theirs for ours, theirs in table.items() if theirs is not None}
@@ -131,10 +139,16 @@ def huggingface_names(names: Iterable[str], instruct: bool = False) -> dict[str,
 def compare_shapes(
     expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str
 ) -> None:
-    """Checks that a file has the tensors it must have, no others, and all of the right shape.
+    """Check that a file has all expected tensors, no others, and each in its expected shape.
+
+    Args:
+        expected: Shapes by name.
+        found: Shapes of the file's tensors by name.
+        where: The file, for the message.
 
     Raises:
-        ValueError: One message with the first names of each kind; `where` names the file.
+        ValueError: Tensors are missing, unknown or misshapen; one message with the first names of
+            each kind.
     """
     missing = [name for name in expected if name not in found]
     unknown = [name for name in found if name not in expected]
@@ -179,7 +193,13 @@ def _huggingface_name(name: str, instruct: bool) -> str | None:
 
 
 def layer_part(block: str, part: str) -> str:
-    """The name of a part of one of our Q-Former layers inside Hugging Face's."""
+    """Hugging Face's name, inside a layer, of a part of one of our Q-Former layers.
+
+    Args:
+        block: `self_attn`, `cross_attn`, `text_ffn` or `query_ffn`.
+        part: `query`, `key`, `value`, `out` or `norm` of an attention; `up`, `down` or `norm` of a
+            feed-forward network.
+    """
     if block in ("self_attn", "cross_attn"):
         return f"{'attention' if block == 'self_attn' else 'crossattention'}.{ATTENTION[part]}"
     suffix = "_query" if block == "query_ffn" else ""
@@ -189,15 +209,18 @@ def layer_part(block: str, part: str) -> str:
 
 
 def from_bert(state: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """What a Q-Former with text takes from BERT (`BertModel` or `BertForMaskedLM`), in stage 1's
-    names.
+    """Initial weights, by stage 1's names, of a Q-Former that reads text.
 
     The query FFN starts as a copy of the text FFN. Cross-attention, queries and projections are
     not in BERT and keep their random initialisation; so does the row of [DEC], which the caller
     appends to the word embeddings.
 
+    Args:
+        state: State dict of a `BertModel` or `BertForMaskedLM`.
+        layers: Number of Q-Former layers; BERT must have as many or more.
+
     Raises:
-        ValueError: A weight is missing, by name.
+        ValueError: A weight is missing; the message names it.
     """
     prefix = "bert." if any(key.startswith("bert.") for key in state) else ""
     result = {}
@@ -231,10 +254,10 @@ def from_bert(state: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
 
 
 def take(state: Mapping[str, Tensor], name: str) -> Tensor:
-    """A weight by name.
+    """A weight by its name.
 
     Raises:
-        ValueError: It is missing.
+        ValueError: The weight is missing.
     """
     if name not in state:
         raise ValueError(f"weights lack {name!r}: is this the right model, and is the file whole?")

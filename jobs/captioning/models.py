@@ -8,40 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from jobs.models import image_processors
+from jobs.models.files import find_folder
 from jobs.recipes.capfilt import CapFiltRecipe
 from modeling.linear import Library, products_by
 from modeling.precision import DTYPES, chosen, multiplies_bf16
 from pipeline.capfilt.describe import Described, ImageSpec, ModelInput, describe
 from pipeline.capfilt.memory import ShrinkingBatches
 
-ROOT = Path(__file__).resolve().parents[2]
 _REVISION_FILES = ("*.json", "*.safetensors", "*.txt")
-
-
-def find_folder(field: str, name: str) -> Path:
-    """The folder of a model: absolute, relative to the clone, or a cached Hugging Face id.
-
-    Raises:
-        ValueError: it is nowhere; the message says how to get it.
-    """
-    for folder in (Path(name), ROOT / name):
-        if (folder / "config.json").is_file():
-            return folder
-    if name.startswith("modeling/zoo/"):
-        remedy = "train it with: python jobs/zoo.py"
-    else:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import (
-            HfHubHTTPError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-        )
-
-        try:
-            return Path(snapshot_download(name, local_files_only=True))
-        except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError):
-            remedy = f"give a Hugging Face folder, or fetch it once with: hf download {name}"
-    raise ValueError(f"{field} {name!r}: no model there (no config.json); {remedy}")
 
 
 def revision(folder: Path) -> str:
@@ -108,7 +82,7 @@ class Describer:
         dtype = DTYPES[chosen(recipe.dtype, multiplies_bf16(device))]
         self.products = products
         self.batch_size = recipe.batch_size
-        folder = find_folder("captioner", recipe.captioner)
+        folder = find_folder("captioner", recipe.captioner, fetch=False)
         processor = read_processor(folder)
         model: Any = BlipForConditionalGeneration.from_pretrained(folder, dtype=dtype)
         captioner = Captioner(
@@ -120,7 +94,7 @@ class Describer:
             seed=recipe.seed,
         )
         self.captioner = ShrinkingBatches[str, list[str]](captioner, "")
-        folder = find_folder("ranker", recipe.ranker)
+        folder = find_folder("ranker", recipe.ranker, fetch=False)
         processor = read_processor(folder)
         model = CLIPModel.from_pretrained(folder, dtype=dtype)
         scorer = ClipScorer(

@@ -69,7 +69,7 @@ def read_settings(args: CapFiltArgs, source: str) -> dict[str, Any]:
     if math.isinf(recipe["filters"]["max_aspect"]):
         recipe["filters"]["max_aspect"] = None  # JSON has no infinity
     for name in ("captioner", "ranker"):
-        recipe[name] = revision(find_folder(name, getattr(args.config, name)))
+        recipe[name] = revision(find_folder(name, getattr(args.config, name), fetch=False))
     return {
         "recipe": recipe,
         "source": source,

@@ -64,7 +64,7 @@ def _stages(run: PlannedRun) -> Stages:
     """
     recipe, reader, output = run.args.config, run.source.reader(), absolute_url(run.args.output)
     specs = [
-        read_processor(find_folder(name, getattr(recipe, name))).spec
+        read_processor(find_folder(name, getattr(recipe, name), fetch=False)).spec
         for name in ("captioner", "ranker")
     ]
     return Stages(

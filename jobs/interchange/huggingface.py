@@ -1,13 +1,14 @@
-"""Hugging Face BLIP-2 and InstructBLIP folders, read and written.
+"""Hugging Face folders of BLIP-2 and InstructBLIP, read and written.
 
-What Hugging Face has no place for goes beside the model, where ``from_pretrained`` does not look:
+Parts of a checkpoint that Hugging Face has no place for lie beside the model, in files that
+``from_pretrained`` does not read:
 
-    isthmus.json          the recipe, and what the way back to LAVIS needs
+    isthmus.json          recipe, and the record that the conversion back to LAVIS needs
     isthmus.safetensors   temperature and language-model head of stage 1
-    isthmus/              small files of the frozen models as they were (configurations, tokenizers)
+    isthmus/              original small files of the frozen models (configurations, tokenizers)
 """
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,12 @@ from jobs.interchange.parts import (
     Frozen,
     Options,
     Parts,
-    Recipe,
-    build_recipe,
     check_dtypes,
     check_language,
     check_tower,
     module_shapes,
-    run_fields,
 )
+from jobs.interchange.recipe import build_recipe, run_fields
 from jobs.models import image_processors
 from jobs.models.tensors import (
     Lazy,
@@ -46,14 +45,41 @@ from jobs.models.tensors import (
     write_folder,
     write_json,
 )
+from jobs.models.trained import Recipe
 from jobs.recipes.schema import Stage1Recipe
 from modeling.blip2 import Stage1Config, Stage2Config
 from modeling.names import compare_shapes, huggingface_names
 
 NOTE, MORE, FILES = "isthmus.json", "isthmus.safetensors", "isthmus"
-# Counters that older versions of transformers saved.
+# Tables of positions 0, 1, 2, ... that older versions of transformers saved.
 COUNTERS = ("embeddings.position_ids", "qformer.embeddings.position_ids")
 TOWER, LANGUAGE, NORM = "vision_model.", "language_model.", "vision_model.post_layernorm."
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A Hugging Face folder whose tensors are still in their files.
+
+    Attributes:
+        folder: the folder.
+        config: its ``config.json``.
+        tensors: its weights, without the counters.
+        counters: the tables of positions among its weights.
+        note: content of ``isthmus.json``; empty where there is none.
+        more: tensors of ``isthmus.safetensors``; empty where there is none.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: Tensors
+    counters: Tensors
+    note: dict[str, Any]
+    more: Tensors
+
+    @property
+    def where(self) -> str:
+        """The folder's name in messages."""
+        return f"Hugging Face folder {self.folder}"
 
 
 def is_huggingface(path: Path) -> bool:
@@ -61,22 +87,28 @@ def is_huggingface(path: Path) -> bool:
     return (path / "config.json").is_file() and not (path / "state.json").is_file()
 
 
-def read_huggingface(folder: Path, options: Options | None = None) -> Parts:
-    """Read a BLIP-2 or InstructBLIP folder, single file or sharded; frozen models stay in files.
+def read_trained(folder: Path) -> tuple[Stage1Config | Stage2Config, dict[str, Tensor]]:
+    """Read the trained weights of a BLIP-2 or InstructBLIP folder under our names, and their
+    configuration. The frozen models beside them are not looked at.
 
     Raises:
-        ValueError: No such folder, another model, or a weight missing, unknown or misshapen.
+        ValueError: There is no such folder, it holds another model, or a trained weight is
+            missing, unknown or misshapen.
+    """
+    return _trained(_open(folder), {})
+
+
+def read_huggingface(folder: Path, options: Options | None = None) -> Parts:
+    """Read a BLIP-2 or InstructBLIP folder; the weights of its frozen models stay in their files.
+
+    Raises:
+        ValueError: There is no such folder, it holds another model, or a weight is missing,
+            unknown or misshapen.
     """
     options = options or Options()
-    config, where = read_config(folder), f"Hugging Face folder {folder}"
-    tensors = open_folder(folder)
-    counters = {name: tensors.pop(name) for name in COUNTERS if name in tensors}
-    _check_counters(counters, where)
-    note = read_json(folder / NOTE, "sidecar") if (folder / NOTE).is_file() else {}
-    more = open_safetensors(folder / MORE) if note and (folder / MORE).is_file() else {}
-    given = settle(run_fields(options.config)[1], "--config")
-    model = model_of(config, tensors, more, given, where)
-    trainable = _trainable(model, config, tensors, more, where)
+    opened = _open(folder)
+    config, tensors, note, where = opened.config, opened.tensors, opened.note, opened.where
+    model, trainable = _trained(opened, settle(run_fields(options.config)[1], "--config"))
     encoder = _encoder(config, tensors, folder, where)
     language = None
     if isinstance(model, Stage2Config):
@@ -99,24 +131,24 @@ def read_huggingface(folder: Path, options: Options | None = None) -> Parts:
         tokenizer,
         note.get("lavis"),
         folder,
-        {name: list(lazy.shape) for name, lazy in counters.items()},
+        {name: list(lazy.shape) for name, lazy in opened.counters.items()},
         notes=_notes(recipe),
     )
 
 
 def write_huggingface(parts: Parts, out: Path, options: Options | None = None) -> list[str]:
-    """Write a folder that ``from_pretrained`` and the processors of transformers take as it is.
+    """Write a folder that transformers' models and processors load without further work.
 
     Stage 1 becomes ``Blip2ForImageTextRetrieval``, stage 2 ``Blip2ForConditionalGeneration``, and
     one whose Q-Former reads text ``InstructBlipForConditionalGeneration``. A folder that came from
     Hugging Face gets its own configuration and files back, byte for byte.
 
     Returns:
-        Notes for the user.
+        Notes for the user, one line each.
 
     Raises:
-        ValueError: Something is at ``out`` already, a frozen model cannot be had, or it is one
-            that Hugging Face's BLIP-2 has no place for.
+        ValueError: ``out`` exists already, a frozen model cannot be found, or Hugging Face's
+            BLIP-2 has no place for it.
     """
     options = options or Options()
     with published(out) as aside:
@@ -140,15 +172,32 @@ def write_huggingface(parts: Parts, out: Path, options: Options | None = None) -
 # ------------------------------------------------------------------------------------ reading
 
 
-def _trainable(
-    model: Stage1Config | Stage2Config,
-    config: dict[str, Any],
-    tensors: Tensors,
-    more: Tensors,
-    where: str,
-) -> dict[str, Tensor]:
-    """The trained weights under our names, checked against the configuration."""
-    instruct = config["model_type"] == "instructblip"
+def _open(folder: Path) -> _Opened:
+    config, tensors = read_config(folder), open_folder(folder)
+    counters = {name: tensors.pop(name) for name in COUNTERS if name in tensors}
+    note = read_json(folder / NOTE, "sidecar") if (folder / NOTE).is_file() else {}
+    more = open_safetensors(folder / MORE) if note and (folder / MORE).is_file() else {}
+    opened = _Opened(folder, config, tensors, counters, note, more)
+    for name, lazy in counters.items():
+        ids = lazy.read().flatten()
+        if not torch.equal(ids, torch.arange(ids.numel())):
+            raise ValueError(
+                f"{opened.where}: {name} does not count from 0; BLIP-2 has no other positions"
+            )
+    return opened
+
+
+def _trained(
+    opened: _Opened, given: dict[str, Any]
+) -> tuple[Stage1Config | Stage2Config, dict[str, Tensor]]:
+    """The configuration, and the trained weights under our names, checked against it.
+
+    Args:
+        given: fields of the configuration that the user states.
+    """
+    tensors, more, where = opened.tensors, opened.more, opened.where
+    model = model_of(opened.config, tensors, more, given, where)
+    instruct = opened.config["model_type"] == "instructblip"
     expected = module_shapes(model)
     names = huggingface_names(expected, instruct)
     frozen = (TOWER, LANGUAGE)
@@ -167,7 +216,7 @@ def _trainable(
             trainable |= {name: lazy.read() for name, lazy in more.items()}
         else:
             trainable["temperature"] = torch.tensor([model.temperature])
-    return trainable
+    return model, trainable
 
 
 def _encoder(config: dict[str, Any], tensors: Tensors, folder: Path, where: str) -> Frozen:
@@ -201,7 +250,7 @@ def _language(
 
 
 def _tokenizer(folder: Path, stage1: bool) -> Path | None:
-    """Where the Q-Former's tokenizer is."""
+    """The folder of the Q-Former's tokenizer; None where there is none."""
     for place in (folder / FILES / "tokenizer", folder / "qformer_tokenizer"):
         if place.is_dir():
             return place
@@ -209,7 +258,7 @@ def _tokenizer(folder: Path, stage1: bool) -> Path | None:
 
 
 def _notes(recipe: Recipe) -> tuple[str, ...]:
-    """What the user should know of a folder that lacks a part which can be had elsewhere."""
+    """A note for the user where the folder lacks the Q-Former's tokenizer."""
     if not recipe.model.qformer.text or recipe.tokenizer.startswith("./"):
         return ()
     return (
@@ -219,24 +268,17 @@ def _notes(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _noted_recipe(noted: dict[str, Any], plain: Recipe, where: str) -> Recipe:
-    """The sidecar's recipe with the frozen models that came along, which ``plain`` names."""
-    recipe: Any = recipes.from_dict(type(plain), noted, where)
+    """The sidecar's recipe with the frozen models that are in the folder, as ``plain`` names
+    them.
+    """
+    recipe: Recipe = recipes.from_dict(type(plain), noted, where)
     # An encoder that was finetuned comes back as a frozen one.
     recipe = replace(recipe, encoder=replace(plain.encoder, dtype=recipe.encoder.dtype))
     if plain.tokenizer.startswith("./"):
         recipe = replace(recipe, tokenizer=plain.tokenizer)
-    if isinstance(plain, Stage1Recipe):
+    if isinstance(recipe, Stage1Recipe):
         return recipe
     return replace(recipe, language=replace(recipe.language, name="./language"))
-
-
-def _check_counters(counters: Tensors, where: str) -> None:
-    for name, lazy in counters.items():
-        ids = lazy.read().flatten()
-        if not torch.equal(ids, torch.arange(ids.numel())):
-            raise ValueError(
-                f"{where}: {name} does not count from 0; BLIP-2 has no other positions"
-            )
 
 
 def _check_no_more(tensors: Tensors, where: str) -> None:
@@ -249,7 +291,7 @@ def _check_no_more(tensors: Tensors, where: str) -> None:
 
 
 def _named(parts: Parts, config: dict[str, Any], language: Frozen | None) -> Tensors:
-    """All weights under Hugging Face's names."""
+    """All weights by Hugging Face's names."""
     instruct = config["model_type"] == "instructblip"
     names = huggingface_names(parts.trainable, instruct)
     result = {theirs: Lazy.of(parts.trainable[ours]) for ours, theirs in names.items()}
@@ -266,7 +308,7 @@ def _named(parts: Parts, config: dict[str, Any], language: Frozen | None) -> Ten
 
 
 def _rows(config: dict[str, Any], language: Frozen | None) -> int:
-    """Rows that the configuration has and the language model has not (anymore)."""
+    """How many more words the configuration has than the language model."""
     if language is None:
         return 0
     theirs = config.get("text_config", {}).get("vocab_size")

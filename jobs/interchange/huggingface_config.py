@@ -1,4 +1,4 @@
-"""What the ``config.json`` of a Hugging Face BLIP-2 says, as our configuration."""
+"""Our configuration of a model from the ``config.json`` of a Hugging Face BLIP-2 folder."""
 
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,14 @@ _DEFAULTS = {
     "layer_norm_eps": 1e-12,
     "cross_attention_frequency": 2,
 }
-"""Hugging Face leaves out of a config what is at its default, in some versions."""
+"""Values of the fields that some versions of transformers leave out of a config."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The ``config.json`` of a BLIP-2 or InstructBLIP folder.
 
     Raises:
-        ValueError: There is none, or it is another model's.
+        ValueError: There is none, or it is the configuration of another model.
     """
     if not (folder / "config.json").is_file():
         reason = why_no_checkpoint(folder) or (
@@ -66,11 +66,14 @@ def model_of(
     """Our configuration of a Hugging Face model.
 
     Args:
-        more: Tensors of the sidecar; without it there is no language-model head.
-        given: Fields that the user states; they must agree.
+        config: the folder's ``config.json``.
+        tensors: the folder's weights.
+        more: tensors of ``isthmus.safetensors``; without them there is no language-model head.
+        given: fields that the user states; they must agree with the folder's.
+        where: the folder, for messages.
 
     Raises:
-        ValueError: A field is one that our Q-Former cannot have, or ``given`` contradicts it.
+        ValueError: Our Q-Former cannot have a field's value, or ``given`` contradicts it.
     """
     instruct = config["model_type"] == "instructblip"
     name = (config.get("architectures") or [None])[0]
@@ -98,7 +101,7 @@ def model_of(
 
 
 def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
-    """The Q-Former's fields that have a meaning for us; older files hold generation's too."""
+    """The fields of the Q-Former that are needed here; older files hold generation's fields too."""
     own = config.get("qformer_config") or {}
     kept = {name: own.get(name, default) for name, default in _DEFAULTS.items()}
     vision = (config.get("vision_config") or {}).get("hidden_size", 1408)

@@ -1,14 +1,14 @@
-"""A new Hugging Face folder around weights that never were in one: configuration and processors.
+"""A new Hugging Face folder for weights that came from elsewhere: configuration and processors.
 
-One number has no exact place there. The reference's ``ln_vision`` has an eps of 1e-5 and the norms
-of the tower's blocks 1e-6; Hugging Face has one field for both. We keep the blocks' 1e-6, as the
-released folders do: with 39 random blocks (width 176, four scales of weights) the features are then
-0 to 2.3e-4 off, relative, against 2.6e-6 to 4.2e-4 with 1e-5, which moves 78 norms to mend one.
-Whoever wants the last digit sets ``model.vision_model.post_layernorm.eps = 1e-5`` after loading.
+One number has no exact place there. The reference's ``ln_vision`` has an eps of 1e-5, and the norms
+of the tower's blocks have 1e-6; Hugging Face has one field for both. It gets the blocks' 1e-6, as
+in the released folders. With 39 random blocks (width 176, four scales of weights) the features then
+have a relative error of 0 to 2.3e-4; with 1e-5, which changes 78 norms to correct one, the error is
+2.6e-6 to 4.2e-4. For exact features, set ``model.vision_model.post_layernorm.eps = 1e-5`` after
+loading.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,149 +27,19 @@ from jobs.interchange.parts import (
     Frozen,
     Options,
     Parts,
-    check_language,
-    check_tower,
     language_outline,
 )
-from jobs.interchange.towers import count_blocks, eva_to_huggingface
+from jobs.models.bert import load_reader
 from jobs.models.encoder_settings import pixels_of
-from jobs.models.encoders import load_encoder
-from jobs.models.files import find_folder, read_config
 from jobs.models.missing_parts import check_tokenizer
-from jobs.models.tensors import Lazy, Tensors, apply_table, open_folder, read_json
-from jobs.models.trained import load_reader
-from jobs.recipes.schema import EncoderChoice, LanguageChoice
+from jobs.models.tensors import read_json
+from jobs.recipes.schema import EncoderChoice, LanguageChoice, Stage1Recipe, Stage2Recipe
 from modeling.language.text import text_form
 from modeling.qformer import QFormerConfig
-from modeling.vision.encoders import resize_positions
 
-POSITIONS = "embeddings.position_embedding"
-# Of a configuration file, what is about the file and not about the model.
+# Fields of a configuration that describe the file and not the model.
 _ABOUT = ("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype")
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-
-
-# ------------------------------------------------------------------------------ frozen models
-
-
-def with_frozen(parts: Parts, options: Options) -> Parts:
-    """The checkpoint with the frozen models that its recipe (or the user) names.
-
-    Raises:
-        ValueError: One cannot be had, or does not fit the trained weights.
-    """
-    encoder, language = parts.encoder, parts.language
-    if encoder is None:
-        encoder = _named_encoder(options.encoder or parts.recipe.encoder.name, parts)
-    size = parts.recipe.encoder.image_size
-    if encoder.config.get("model_type") == "clip_vision_model":
-        raise ValueError(
-            f"encoder {parts.recipe.encoder.name!r} is a CLIP, which Hugging Face's BLIP-2 has no "
-            "place for (it lacks the norm before the first block); only EVA encoders can go there. "
-            "Use --to lavis, or keep the native folder"
-        )
-    if encoder.config["image_size"] != size:
-        encoder = _resized(encoder, size)
-    if parts.recipe.kind == "stage2" and language is None:
-        name = options.language or parts.recipe.language.name  # type: ignore[union-attr]
-        folder = find_folder("language model", name)
-        language = Frozen(read_config(folder), open_folder(folder), folder)
-        check_language(language, f"language model {name!r}")
-    parts = replace(parts, encoder=encoder, language=language)
-    _check_widths(parts)
-    return parts
-
-
-def _named_encoder(name: str, parts: Parts) -> Frozen:
-    if name.startswith("timm:") or name.endswith((".pth", ".pt")):
-        return _built_encoder(name, parts)
-    folder = find_folder("encoder", name)
-    config = read_config(folder)
-    tensors = open_folder(folder)
-    if "vision_config" in config:
-        config = {"model_type": f"{config['model_type']}_vision"} | config["vision_config"]
-        tower = "vision_model."
-        tensors = {n.removeprefix(tower): t for n, t in tensors.items() if n.startswith(tower)}
-    if "clip" in config.get("model_type", ""):
-        return Frozen(config | {"model_type": "clip_vision_model"}, tensors)
-    if config.get("model_type") != "blip_2_vision_model":
-        raise ValueError(
-            f"encoder {name!r} is a {config.get('model_type')!r} model, which Hugging Face's "
-            "BLIP-2 has no place for; only EVA encoders can go there"
-        )
-    frozen = Frozen(config, tensors, folder)
-    check_tower(frozen, f"encoder {name!r}")
-    return frozen
-
-
-def _built_encoder(name: str, parts: Parts) -> Frozen:
-    """An encoder that comes as a module."""
-    vit: Any = load_encoder(replace(parts.recipe.encoder, name=name)).vit
-    return eva_of(vit, {n: Lazy.of(t) for n, t in vit.state_dict().items()}, name)
-
-
-def eva_of(vit: Any, state: Tensors, name: str) -> Frozen:
-    """The tower of Hugging Face's BLIP-2 from timm's Eva.
-
-    Args:
-        vit: the module, for its sizes; may be on the meta device.
-        state: its weights by timm's names.
-        name: says in messages which encoder it is.
-
-    Raises:
-        ValueError: It is another architecture than EVA-CLIP's.
-    """
-    if "blocks.0.attn.q_bias" not in state:
-        raise ValueError(
-            f"encoder {name!r} has another form than EVA-CLIP's, and other formats have no place "
-            "for it; keep the native folder"
-        )
-    blocks = count_blocks(state, "blocks.")
-    config = {
-        "architectures": ["Blip2VisionModel"],
-        "model_type": "blip_2_vision_model",
-        "hidden_size": vit.embed_dim,
-        "intermediate_size": state["blocks.0.mlp.fc1.bias"].shape[0],
-        "num_hidden_layers": blocks,
-        "num_attention_heads": vit.blocks[0].attn.num_heads,
-        "image_size": vit.patch_embed.img_size[0],
-        "patch_size": vit.patch_embed.patch_size[0],
-        "layer_norm_eps": vit.blocks[0].norm1.eps,
-        "hidden_act": "gelu",
-    }
-    return Frozen(config, apply_table(eva_to_huggingface(blocks), state))
-
-
-def _resized(encoder: Frozen, size: int) -> Frozen:
-    """Position embeddings for the size that the recipe trained with."""
-    old = encoder.tensors[POSITIONS]
-    patches = (size // encoder.config["patch_size"]) ** 2
-    shape = (1, patches + 1, old.shape[-1])
-    lazy = Lazy(shape, old.dtype, lambda: resize_positions(old.read(), patches))
-    config = encoder.config | {"image_size": size}
-    return replace(encoder, config=config, tensors={**encoder.tensors, POSITIONS: lazy})
-
-
-def _check_widths(parts: Parts) -> None:
-    model = parts.recipe.model
-    assert parts.encoder is not None
-    width = parts.encoder.config["hidden_size"]
-    if width != model.qformer.encoder_width:
-        raise ValueError(
-            f"encoder {parts.recipe.encoder.name!r} has width {width}, but the weights were "
-            f"trained on one of {model.qformer.encoder_width}; name it with --encoder"
-        )
-    if parts.language is None:
-        return
-    embeds = language_outline(parts.language.config).get_input_embeddings().weight
-    if embeds.shape[1] != model.llm_width:  # type: ignore[union-attr]
-        raise ValueError(
-            f"language model of width {embeds.shape[1]}, but the weights were trained on one of "
-            f"{model.llm_width}; name it with --language"  # type: ignore[union-attr]
-        )
-
-
-# ------------------------------------------------------------------------------ small files
 
 
 def prepare_folder(parts: Parts, options: Options, folder: Path) -> tuple[dict[str, Any], int]:
@@ -179,31 +49,31 @@ def prepare_folder(parts: Parts, options: Options, folder: Path) -> tuple[dict[s
         The configuration written, and how many words the language model lacks for ``<image>``.
 
     Raises:
-        ValueError: A tokenizer cannot be had.
+        ValueError: A tokenizer cannot be loaded.
     """
-    qformer, encoder = parts.recipe.model.qformer, parts.encoder
+    recipe, encoder, language = parts.recipe, parts.encoder, parts.language
     assert encoder is not None
-    instruct = parts.recipe.kind == "stage2" and qformer.text
+    qformer = recipe.model.qformer
+    instruct = isinstance(recipe, Stage2Recipe) and qformer.text
     vision = _clean(encoder.config)
     fields: dict[str, Any] = {
         "qformer_config": _qformer_config(qformer, instruct),
         "num_query_tokens": qformer.queries,
     }
-    pictures = _image_processor(parts.recipe.encoder)
-    if parts.recipe.kind == "stage1":
-        tokenizer = load_reader(_reader_name(parts, options), parts.recipe.model)
+    pictures = _image_processor(recipe.encoder)
+    if isinstance(recipe, Stage1Recipe):
+        tokenizer = load_reader(_reader_name(parts, options), recipe.model)
         # No image tokens in front of the text: the model joins queries and text itself.
         Blip2Processor(pictures, tokenizer, num_query_tokens=None).save_pretrained(folder)
-        fields["image_text_hidden_size"] = parts.recipe.model.embed  # type: ignore[union-attr]
+        fields["image_text_hidden_size"] = recipe.model.embed
         config: Any = Blip2Config(vision_config=vision, **fields)
         return _save_config(config, "Blip2ForImageTextRetrieval", _dtype(encoder), folder), 0
-    language = parts.language
     assert language is not None and language.files is not None
     check_tokenizer("language model", language.files)
     tokenizer = AutoTokenizer.from_pretrained(language.files)
-    text = _text_config(language, tokenizer, parts.recipe.language)  # type: ignore[union-attr]
+    text = _text_config(language, tokenizer, recipe.language)
     if instruct:
-        reader = load_reader(_reader_name(parts, options), parts.recipe.model)
+        reader = load_reader(_reader_name(parts, options), recipe.model)
         processor: Any = InstructBlipProcessor(pictures, tokenizer, reader, qformer.queries)
         vision["model_type"] = "instructblip_vision_model"
     else:
@@ -227,7 +97,7 @@ def _save_config(config: Any, architecture: str, dtype: str, folder: Path) -> di
 
 
 def _dtype(frozen: Frozen) -> str:
-    """What most of a frozen model's weights are; transformers loads the whole model in it."""
+    """The number format of most of a model's bytes; transformers loads the whole model in it."""
     sizes: dict[torch.dtype, int] = {}
     for lazy in frozen.tensors.values():
         sizes[lazy.dtype] = sizes.get(lazy.dtype, 0) + lazy.nbytes
@@ -259,11 +129,12 @@ def _qformer_config(qformer: QFormerConfig, instruct: bool) -> dict[str, Any]:
 def _text_config(language: Frozen, tokenizer: Any, choice: LanguageChoice) -> dict[str, Any]:
     """The language model's configuration with the token ids that generation needs.
 
-    ``generate`` of BLIP-2 takes them from here. A causal model ends a caption as it was taught to
-    (``modeling.language.text``): OPT with the end of the line, as in the released folders.
+    BLIP-2's ``generate`` reads them from there. A decoder ends a caption with the token that it was
+    trained to end it with (``modeling.language.text``): OPT with the end of the line, as in the
+    released folders.
 
     Raises:
-        ValueError: the tokenizer does not fit the model.
+        ValueError: The tokenizer does not fit the model.
     """
     config = _clean(language.config)
     generation = (language.files or Path()) / "generation_config.json"
@@ -280,7 +151,7 @@ def _text_config(language: Frozen, tokenizer: Any, choice: LanguageChoice) -> di
 
 
 def _image_processor(choice: EncoderChoice) -> Any:
-    """The encoder's own square and normalisation, as Hugging Face's processor takes them."""
+    """Hugging Face's image processor with the encoder's own size and normalisation."""
     pixels, size = pixels_of(choice), choice.image_size
     square = {"height": size, "width": size}
     side = pixels.resize_to or size

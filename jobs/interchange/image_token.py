@@ -1,4 +1,4 @@
-"""A language model with a few words more or less: rows for Hugging Face's ``<image>`` token."""
+"""Rows for Hugging Face's ``<image>`` token in a language model's word matrices."""
 
 from dataclasses import replace
 
@@ -10,11 +10,11 @@ from jobs.models.tensors import Lazy, Tensors
 
 
 def add_rows(language: Frozen, rows: int) -> Frozen:
-    """A language model with more words, for the ``<image>`` token.
+    """The language model with rows added to its word matrices, for the ``<image>`` token.
 
     An added input row is zero: the visual prompts take its place. An added output row is the mean
-    of the others, whose logit is never the largest, so that greedy decoding does not change; where
-    both are one matrix, it is the mean too.
+    of the others. Its logit is never the largest, so that greedy decoding does not change. Where
+    input and output are one matrix, the row is the mean too.
     """
     given, said = _word_matrices(language)
     tensors: Tensors = dict(language.tensors)
@@ -26,7 +26,7 @@ def add_rows(language: Frozen, rows: int) -> Frozen:
 
 
 def strip_rows(language: Frozen, rows: int) -> Frozen:
-    """The way back of ``add_rows``."""
+    """The language model without the rows that ``add_rows`` added."""
     given, said = _word_matrices(language)
     tensors: Tensors = dict(language.tensors)
     for name in given | said:
@@ -37,7 +37,7 @@ def strip_rows(language: Frozen, rows: int) -> Frozen:
 
 
 def _word_matrices(language: Frozen) -> tuple[set[str], set[str]]:
-    """Names of the input and of the output matrix (and bias) under all their tied names."""
+    """All names of the input matrix and of the output matrix (and bias), tied names included."""
     model = language_outline(language.config)
     names: dict[int, set[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

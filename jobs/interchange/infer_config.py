@@ -1,8 +1,8 @@
-"""A model's configuration from the shapes of its weights, and from other people's config files.
+"""A model's configuration from the shapes of its weights and from other projects' config files.
 
-Everything but the number of heads and the dropout shows in the shapes. Every size is read from all
-the weights that show it, and the most frequent answer counts, so that one misshapen weight is
-found out by the others.
+Shapes show everything except the number of heads and the dropout. Each size is read from all
+weights that show it, and the most frequent value counts, so that a single misshapen weight is
+recognised by comparison with the others.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ from modeling.qformer import QFormerConfig
 HEAD_WIDTH = 64
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Fields of BERT's, LAVIS's and Hugging Face's configuration files -> ours.
+# Our names of the fields in configuration files of BERT, LAVIS and Hugging Face.
 SYNONYMS = {
     "hidden_size": "width",
     "num_hidden_layers": "layers",
@@ -43,7 +43,7 @@ SYNONYMS = {
     "image_text_hidden_size": "embed",
     "temp": "temperature",
 }
-# What the Q-Former can only be, and what says nothing about it.
+# Fields with the only values that a Q-Former can have; IGNORED: fields without a meaning for it.
 ONLY = {
     "hidden_act": ("gelu",),
     "position_embedding_type": ("absolute",),
@@ -60,15 +60,16 @@ _STAGE2 = {field.name for field in fields(Stage2Config)} - {"qformer"}
 
 
 def infer_stage1(shapes: Shapes, given: Mapping[str, Any], where: str) -> Stage1Config:
-    """Stage 1's configuration from shapes under our names, and from `given` where they are silent.
+    """Stage 1's configuration from the shapes of its weights.
 
     Args:
         shapes: Shapes by our parameter names.
-        given: Fields of a configuration, ours or BERT's (`settle`).
-        where: Names the file in messages.
+        given: Fields of a configuration, ours or BERT's (`settle`), for values that shapes do not
+            show.
+        where: The file, for messages.
 
     Raises:
-        ValueError: A field is unknown or contradicts the file, or the heads cannot be known.
+        ValueError: A field is unknown or contradicts the file, or the number of heads is unknown.
     """
     own, seen = settle(given, where), _qformer_sizes(shapes, where)
     stage = {name: own.pop(name) for name in _STAGE1 & own.keys()}
@@ -86,10 +87,10 @@ def infer_stage1(shapes: Shapes, given: Mapping[str, Any], where: str) -> Stage1
 
 
 def infer_stage2(shapes: Shapes, given: Mapping[str, Any], where: str) -> Stage2Config:
-    """Stage 2's configuration, as `infer_stage1`."""
+    """Stage 2's configuration from the shapes of its weights; like `infer_stage1`."""
     own, seen = settle(given, where), _qformer_sizes(shapes, where)
     stage = {name: own.pop(name) for name in _STAGE2 & own.keys()}
-    # A stage-1 configuration describes the same Q-Former; what it says of the heads is not asked.
+    # A stage-1 configuration describes the same Q-Former; its fields for stage 1 are left out.
     own = {name: value for name, value in own.items() if name not in _STAGE1}
     qformer = _qformer(seen, own, where)
     measured = {"llm_width": _vote(shapes, (f"language_proj.{kind}" for kind in _KINDS))}
@@ -98,11 +99,16 @@ def infer_stage2(shapes: Shapes, given: Mapping[str, Any], where: str) -> Stage2
 
 
 def settle(given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A configuration's fields under our names; parts of it may be nested in `qformer`.
+    """The fields of a configuration under our names.
+
+    Args:
+        given: Fields, ours or another project's; those under `qformer`, `qformer_config` or
+            `model` are taken as if they stood at the top.
+        where: The file, for messages.
 
     Raises:
-        ValueError: A field that no Q-Former has, one given twice with different values, or a
-            value that BLIP-2 does not know.
+        ValueError: No Q-Former has such a field, a field is given twice with different values, or
+            BLIP-2 cannot have its value.
     """
     result: dict[str, Any] = {}
     for key, value in _flat(given):
@@ -166,11 +172,11 @@ def _qformer_sizes(shapes: Shapes, where: str) -> dict[str, Any]:
 
 
 def _qformer(seen: dict[str, Any], given: dict[str, Any], where: str) -> QFormerConfig:
-    """Shapes and statements together."""
+    """The Q-Former's configuration from the sizes seen in shapes and from the fields given."""
     given = dict(given)
     if given.get("vocab") == seen.get("vocab", 0) - 1:
         given["vocab"] = seen["vocab"]  # BERT's own, before [DEC] was added
-    if not seen["text"]:  # these two have no weights there
+    if not seen["text"]:  # it has no weights that these two fields could describe
         given = {name: v for name, v in given.items() if name not in ("vocab", "max_positions")}
         given.pop("text", None) if given.get("text") is True else None
     _agree(seen, given, where)
@@ -201,7 +207,7 @@ def _refuse(given: Mapping[str, Any], others: set[str], stage: str, where: str) 
 
 
 def _vote(shapes: Shapes, names: Iterable[str], axis: int = 0) -> int | None:
-    """The most frequent size of an axis over the weights that are there."""
+    """The most frequent size of an axis, over those of the named weights that there are."""
     sizes = Counter(shapes[n][axis] for n in names if n in shapes and len(shapes[n]) > axis)
     return sizes.most_common(1)[0][0] if sizes else None
 

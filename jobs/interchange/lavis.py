@@ -1,7 +1,7 @@
 """Checkpoints of salesforce/LAVIS: ``.pth`` files with ``{"model": {name: tensor}}``.
 
-Training there drops what is frozen before saving, so the image encoder and the language model may
-be missing; nothing else may, but for copies of what is there (``jobs.interchange.lavis_names``).
+LAVIS leaves frozen weights out when it saves, so that the image encoder and the language model may
+be missing. No other weight may, except copies of weights (``jobs.interchange.lavis_names``).
 """
 
 from collections.abc import Mapping
@@ -21,14 +21,14 @@ from jobs.interchange.parts import (
     Frozen,
     Options,
     Parts,
-    build_recipe,
     check_dtypes,
     check_language,
     check_tower,
     module_shapes,
-    run_fields,
 )
+from jobs.interchange.recipe import build_recipe, run_fields
 from jobs.interchange.towers import (
+    apply_table,
     count_blocks,
     eva_to_huggingface,
     huggingface_to_eva,
@@ -36,7 +36,8 @@ from jobs.interchange.towers import (
     openai_to_huggingface,
 )
 from jobs.models.files import find_folder, local_folder, read_config
-from jobs.models.tensors import Lazy, apply_table, open_pth, published, shapes
+from jobs.models.tensors import Lazy, open_pth, published, shapes
+from jobs.recipes.schema import Stage1Recipe
 from modeling.blip2 import Stage1Config, Stage2Config
 from modeling.names import compare_shapes
 from pipeline.pixels import CLIP_PIXELS
@@ -49,11 +50,12 @@ def read_lavis(path: Path, options: Options | None = None) -> Parts:
     """Read a LAVIS checkpoint of stage 1, stage 2 or InstructBLIP.
 
     Sizes are read from the weights; the number of heads is width / 64 unless ``options.config``
-    says otherwise.
+    gives another.
 
     Raises:
-        ValueError: A file that is damaged, holds objects, or has a weight missing, unknown or
-            misshapen; a configuration that contradicts it; a frozen model neither there nor named.
+        ValueError: The file is damaged or holds objects, a weight is missing, unknown or
+            misshapen, the configuration contradicts the file, or a frozen model is neither in the
+            file nor named.
     """
     options = options or Options()
     state, others = open_pth(path)
@@ -78,10 +80,12 @@ def trainable_of(
 
     Args:
         state: All of the file's tensors.
-        given: Fields of a Q-Former's configuration for what the shapes do not show.
+        given: Fields of a Q-Former's configuration, for values that shapes do not show.
+        where: The file, for messages.
 
     Raises:
-        ValueError: A weight is missing, unknown, misshapen, or not equal to what it is tied to.
+        ValueError: A weight is missing, unknown or misshapen, or differs from the weight that it
+            is a copy of.
     """
     stage = lavis_names.stage_of(state, where)
     table = lavis_names.lavis_names(state)
@@ -95,7 +99,7 @@ def trainable_of(
     model = infer(shapes(trainable), given, where)
     expected = module_shapes(model)
     back = {ours: theirs for theirs, ours in table.items()}
-    # Compared under the file's own names, so that a message says what is in the file.
+    # Compared by the file's own names, so that a message names what is in the file.
     found = {back[name]: tuple(tensor.shape) for name, tensor in trainable.items()}
     found |= {name: tuple(state[name].shape) for name in unknown}
     compare_shapes({back[name]: shape for name, shape in expected.items()}, found, where)
@@ -108,14 +112,14 @@ def trainable_of(
 def write_lavis(parts: Parts, out: Path, frozen: bool = False) -> list[str]:
     """Write a LAVIS checkpoint.
 
-    A checkpoint that came from LAVIS gets the very keys it had. Another one gets LAVIS's usual
-    ones: without the frozen models unless ``frozen`` asks for those it holds.
+    A checkpoint that came from LAVIS gets exactly the keys that it had. Another one gets LAVIS's
+    usual keys, without the frozen models unless ``frozen`` asks for those that it holds.
 
     Returns:
-        Notes for the user.
+        Notes for the user, one line each.
 
     Raises:
-        ValueError: Something is at ``out`` already, or a frozen model has no place in LAVIS.
+        ValueError: ``out`` exists already, or LAVIS has no place for a frozen model.
     """
     record = parts.lavis
     projection = record["projection"] if record else _projection(parts)
@@ -127,7 +131,7 @@ def write_lavis(parts: Parts, out: Path, frozen: bool = False) -> list[str]:
     state = lavis_names.with_copies(state, positions)
     notes = []
     held = any(name.startswith(VISION) for name in (record or {"keys": ()})["keys"])
-    if frozen or held or parts.recipe.encoder.train:  # a finetuned one is nowhere else
+    if frozen or held or parts.recipe.encoder.train:  # a finetuned encoder exists only here
         state |= _own_encoder(parts)
     prefix = record["language"] if record else f"{projection.removesuffix('proj')}model."
     if parts.language is not None and prefix and (frozen or (record and record["language"])):
@@ -149,13 +153,13 @@ def write_lavis(parts: Parts, out: Path, frozen: bool = False) -> list[str]:
 
 
 def _alone(tensor: Tensor) -> Tensor:
-    """A tensor whose storage holds nothing else; a view would bring all of it into the file."""
+    """The tensor with a storage of its own: torch saves the whole storage of a view."""
     whole = tensor.untyped_storage().nbytes() == tensor.nbytes
     return tensor.detach() if whole and tensor.is_contiguous() else tensor.detach().clone()
 
 
 def _record(state: Mapping[str, Tensor], dropped: set[str]) -> dict[str, Any]:
-    """What only the way back to LAVIS needs to know."""
+    """The record of a LAVIS file that converting back to LAVIS needs."""
     ids = state.get(lavis_names.POSITION_IDS)
     return {
         "keys": [name for name in state if name not in dropped],
@@ -171,14 +175,16 @@ def _record(state: Mapping[str, Tensor], dropped: set[str]) -> dict[str, Any]:
 
 
 def _projection(parts: Parts) -> str:
-    if parts.recipe.kind == "stage1":
+    """LAVIS's name for our ``language_proj``, which depends on the language model's family."""
+    recipe = parts.recipe
+    if isinstance(recipe, Stage1Recipe):
         return "opt_proj"
     if parts.language is not None:
         kind = parts.language.config.get("model_type", "")
     else:
-        folder = local_folder(parts.recipe.language.name)  # type: ignore[union-attr]
+        folder = local_folder(recipe.language.name)
         config = read_config(folder) if folder else {}
-        kind = config.get("model_type") or parts.recipe.language.name  # type: ignore[union-attr]
+        kind = config.get("model_type") or recipe.language.name
     kind = kind.lower()
     return "opt_proj" if "opt" in kind else "t5_proj" if "t5" in kind else "llm_proj"
 
@@ -234,13 +240,13 @@ def _read_openai(tower: dict[str, Lazy], heads: int | None, where: str) -> Froze
 
 
 def _check_sources(sources: set[str], tower: dict[str, Lazy], where: str) -> None:
-    """All names of a tower and no others; the shapes are compared after renaming."""
+    """Check the names of a tower's weights; their shapes are compared after renaming."""
     every = {VISION + name: (0,) for name in sorted(sources)}
     compare_shapes(every, {VISION + name: (0,) for name in tower}, where)
 
 
 def _heads(width: int, head_widths: tuple[int, ...], where: str) -> int:
-    """ViT-g has heads of 88, ViT-L of 64."""
+    """The number of heads from their width, which is 88 in ViT-g and 64 in ViT-L."""
     for size in head_widths:
         if width % size == 0:
             return width // size
@@ -257,7 +263,7 @@ def _side(positions: int) -> int:
 def _read_language(
     state: Mapping[str, Tensor], options: Options, where: str
 ) -> tuple[Frozen | None, list[str]]:
-    """The language model in the file, and the names of computed tables that are left out."""
+    """The language model in the file, and the names of its computed tables, which are left out."""
     found = {n: t for n, t in state.items() if n.startswith(tuple(LANGUAGES))}
     tables = [name for name in found if name.endswith(ROTARY)]
     weights = {n: t for n, t in found.items() if n not in tables}
@@ -280,7 +286,7 @@ def _read_language(
 
 
 def _own_encoder(parts: Parts) -> dict[str, Tensor]:
-    """The encoder under LAVIS's names."""
+    """The image encoder by LAVIS's names; empty where the checkpoint does not hold it."""
     if parts.encoder is None:
         return {}
     blocks = parts.encoder.config["num_hidden_layers"]

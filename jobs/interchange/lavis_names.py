@@ -1,8 +1,9 @@
-"""LAVIS's names for the parts that BLIP-2 trains, both ways. Tensors in, tensors out.
+"""LAVIS's names of the parameters that BLIP-2 trains, translated both ways; no file is read here.
 
-A LAVIS checkpoint says some things twice: the output matrix and bias of its language-model head are
-the word embeddings and `cls.predictions.bias`, and `position_ids` counts from 0. Such copies must
-agree with what they copy; they are dropped on the way in and made again on the way out.
+A LAVIS checkpoint stores some values twice. The output matrix and bias of its language-model head
+repeat the word embeddings and `cls.predictions.bias`, and `position_ids` counts from 0. Such copies
+must equal their originals. They are left out when a file is read, and made again when one is
+written.
 """
 
 import re
@@ -17,7 +18,7 @@ from modeling.names import all_names, layer_part
 PROJECTIONS = ("opt_proj", "t5_proj", "llm_proj")
 FROZEN = ("visual_encoder.", "opt_model.", "t5_model.", "llm_model.")
 POSITION_IDS = "Qformer.bert.embeddings.position_ids"
-COPIES = {  # copy: what it copies
+COPIES = {  # copy: its original
     "Qformer.cls.predictions.decoder.weight": "Qformer.bert.embeddings.word_embeddings.weight",
     "Qformer.cls.predictions.decoder.bias": "Qformer.cls.predictions.bias",
 }
@@ -26,10 +27,10 @@ _SELF = re.compile(r"attention\.(query|key|value)$")
 
 
 def stage_of(names: Mapping[str, object], where: str) -> str:
-    """`stage1` or `stage2`, by the heads that only one of them has.
+    """`stage1` or `stage2`, recognised by the heads that only one of them has.
 
     Raises:
-        ValueError: It has the heads of neither or of both.
+        ValueError: The file has the heads of neither stage, or of both.
     """
     first = any(name == "temp" or name.startswith(("vision_proj.", "itm_head.")) for name in names)
     second = [name for name in PROJECTIONS if any(key.startswith(f"{name}.") for key in names)]
@@ -44,7 +45,7 @@ def stage_of(names: Mapping[str, object], where: str) -> str:
 
 
 def lavis_names(names: Mapping[str, object]) -> dict[str, str]:
-    """LAVIS's name → ours, for every weight that a checkpoint with these names can hold."""
+    """Our names by LAVIS's, for all weights that a checkpoint with these names can hold."""
     rows = Counter(match[1] for name in names if (match := _LAYER.match(name)))
     layers = sum(count > 4 for count in rows.values())  # not those of a single mistyped key
     projection = next(
@@ -58,7 +59,7 @@ def to_lavis(name: str, projection: str = "opt_proj") -> str:
     """LAVIS's name of one of our stage-1 or stage-2 parameters.
 
     Args:
-        projection: What stage 2's `language_proj` is called: `opt_proj`, `t5_proj` or `llm_proj`.
+        projection: Name of stage 2's `language_proj`: `opt_proj`, `t5_proj` or `llm_proj`.
     """
     whole = {
         "qformer.query_tokens": "query_tokens",
@@ -86,10 +87,10 @@ def to_lavis(name: str, projection: str = "opt_proj") -> str:
 
 
 def check_copies(state: Mapping[str, Tensor], where: str) -> None:
-    """Checks that what a checkpoint says twice it says alike.
+    """Check that the copies in a checkpoint equal their originals.
 
     Raises:
-        ValueError: A copy differs from its original; names both.
+        ValueError: A copy differs from its original; the message names both.
     """
     for copy, original in COPIES.items():
         if copy not in state or original not in state:
@@ -109,7 +110,7 @@ def check_copies(state: Mapping[str, Tensor], where: str) -> None:
 
 
 def without_copies(names: Mapping[str, object]) -> list[str]:
-    """The names that are neither copies nor of a frozen model."""
+    """The names of trained weights: neither copies nor parts of a frozen model."""
     return [
         name
         for name in names
@@ -118,7 +119,7 @@ def without_copies(names: Mapping[str, object]) -> list[str]:
 
 
 def with_copies(state: Mapping[str, Tensor], positions: int) -> dict[str, Tensor]:
-    """LAVIS-named weights with the copies that LAVIS writes.
+    """Weights by LAVIS's names, with the copies that LAVIS writes.
 
     Args:
         positions: Length of `position_ids`.

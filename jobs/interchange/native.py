@@ -1,9 +1,9 @@
-"""Checkpoint folders of our own, with the frozen models that came along.
+"""Checkpoint folders of our own, with the frozen models that a conversion brought.
 
-OUT/trainable.safetensors, recipe.json, state.json   as ``cluster.checkpoint.load`` has them, step 0
-OUT/encoder/, language/, tokenizer/                  Hugging Face folders, where there are such
+OUT/trainable.safetensors, recipe.json, state.json   a checkpoint at step 0 (cluster.checkpoint)
+OUT/encoder/, language/, tokenizer/                  Hugging Face folders, where it has them
 OUT/huggingface/                                     small files of the folder it came from
-OUT/interchange.json                                 dtypes and LAVIS keys, for the way back
+OUT/interchange.json                                 dtypes and LAVIS keys, to convert it back
 """
 
 import json
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from cluster import checkpoint
+from jobs.interchange.frozen_models import eva_of
 from jobs.interchange.huggingface import FILES, NOTE
-from jobs.interchange.huggingface_folder import eva_of
 from jobs.interchange.parts import Frozen, Parts, module_shapes
 from jobs.models import trained
 from jobs.models.encoders import load_encoder
@@ -32,20 +32,23 @@ from jobs.models.tensors import (
     write_folder,
     write_json,
 )
-from jobs.recipes.schema import EncoderChoice
+from jobs.recipes.schema import EncoderChoice, Stage2Recipe
 from modeling.blip2 import stage_weights
 from modeling.names import compare_shapes
 
 RECORD, HUGGINGFACE = "interchange.json", "huggingface"
-# Files of a BLIP-2 folder that are not its language model's or tokenizer's.
+# Files of a BLIP-2 folder that belong to neither its language model nor its tokenizer.
 _OF_THE_WHOLE = ("config.json", "preprocessor_config.json", "processor_config.json", "README.md")
 
 
 def read_native(path: Path) -> Parts:
-    """Read a checkpoint (a run's folder for its latest), with the frozen models that lie in it.
+    """Read a checkpoint, with the frozen models that lie in its folder.
+
+    Args:
+        path: a run, for its latest checkpoint, or one checkpoint's folder.
 
     Raises:
-        ValueError: No checkpoint there, a damaged one, or weights that are not its recipe's.
+        ValueError: No checkpoint is there, it is damaged, or its weights do not fit its recipe.
     """
     found = find_checkpoint(path)
     found.verify()
@@ -62,12 +65,15 @@ def read_native(path: Path) -> Parts:
     encoder = _own(found.folder / "encoder", recipe.encoder.name)
     if recipe.encoder.train:
         encoder = _finetuned(recipe.encoder, whole)
+    language = None
+    if isinstance(recipe, Stage2Recipe):
+        language = _own(found.folder / "language", recipe.language.name)
     tokenizer, small = found.folder / "tokenizer", found.folder / HUGGINGFACE
     return Parts(
         recipe,
         trainable,
         encoder,
-        _own(found.folder / "language", recipe.language.name) if recipe.kind == "stage2" else None,
+        language,
         tokenizer if tokenizer.is_dir() else None,
         record.get("lavis"),
         small if small.is_dir() else None,
@@ -76,10 +82,10 @@ def read_native(path: Path) -> Parts:
 
 
 def write_native(parts: Parts, out: Path) -> None:
-    """Write a checkpoint folder that training, prediction and evaluation take as it is.
+    """Write a checkpoint folder that training, prediction and evaluation load.
 
     Raises:
-        ValueError: Something is at ``out`` already.
+        ValueError: ``out`` exists already.
     """
     masters = {name: _master(tensor) for name, tensor in parts.trainable.items()}
     dtypes = {
@@ -105,14 +111,14 @@ def write_native(parts: Parts, out: Path) -> None:
 
 
 def _own(folder: Path, name: str) -> Frozen | None:
-    """A frozen model that lies in the checkpoint, if it is the one the recipe means."""
+    """A frozen model inside the checkpoint's folder, if the recipe names that one."""
     if not folder.is_dir() or Path(name) != folder:
         return None
     return Frozen(read_json(folder / "config.json", "config"), open_folder(folder), folder)
 
 
 def _finetuned(choice: EncoderChoice, state: dict[str, Tensor]) -> Frozen:
-    """The encoder that trained with a stage (``WithEncoder``)."""
+    """The image encoder that was finetuned with a stage (``WithEncoder``)."""
     with torch.device("meta"):
         vit: Any = load_encoder(choice, weights=False).vit
     prefix = "encoder.vit."

@@ -1,17 +1,20 @@
-"""Frozen vision towers under other people's names, as tables that say how each tensor is made.
+"""Frozen vision towers converted between LAVIS, timm and Hugging Face by tables.
 
-A table can be applied one tensor at a time, so that no tower need stand in memory. The common form
-is Hugging Face's, without an outer `vision_model.`: `Blip2VisionModel` for EVA-CLIP, and
-`CLIPVisionModel` for CLIP.
+A table says how each tensor of the new form is made of tensors of the old one (`Made`). It is
+applied one tensor at a time, so that no tower has to fit into memory. The common form is Hugging
+Face's, without the prefix `vision_model.`: `Blip2VisionModel` for EVA-CLIP, `CLIPVisionModel` for
+CLIP.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from modeling.names import BLIP2_BLOCK_TO_TIMM, CLIP_BLOCK_TO_TIMM
+from jobs.models.tensors import Lazy, Tensors
+from modeling.names import BLIP2_BLOCK_TO_TIMM, CLIP_BLOCK_TO_TIMM, EVA_TO_TIMM
 
 KINDS = ("weight", "bias")
 CLIP_BLOCK_TO_OPENAI = {
@@ -20,12 +23,6 @@ CLIP_BLOCK_TO_OPENAI = {
     "attn.proj": "attn.out_proj",
     "mlp.fc1": "mlp.c_fc",
     "mlp.fc2": "mlp.c_proj",
-}
-_EVA_EMBEDDINGS = {
-    "embeddings.class_embedding": "cls_token",
-    "embeddings.position_embedding": "pos_embed",
-    "embeddings.patch_embedding.weight": "patch_embed.proj.weight",
-    "embeddings.patch_embedding.bias": "patch_embed.proj.bias",
 }
 _CLIP_EMBEDDINGS = {
     "embeddings.class_embedding": "class_embedding",
@@ -38,17 +35,45 @@ _CLIP_EMBEDDINGS = {
 
 @dataclass(frozen=True)
 class Made:
-    """How one tensor is made: `make` of the tensors called `sources`."""
+    """The making of one tensor.
+
+    Attributes:
+        sources: names of the tensors that it is made of.
+        make: function of these tensors, in this order.
+    """
 
     sources: tuple[str, ...]
     make: Callable[..., Tensor]
 
 
 Table = dict[str, Made]
+"""How each tensor of a tower is made, by the name that it gets."""
+
+
+def apply_table(table: Table, tensors: Mapping[str, Lazy]) -> Tensors:
+    """The tensors that a table makes of others; each is made when it is read.
+
+    Raises:
+        ValueError: A source is missing; the message names the first one.
+    """
+    result = {}
+    for name, made in table.items():
+        gone = [source for source in made.sources if source not in tensors]
+        if gone:
+            raise ValueError(f"weights lack {gone[0]!r}: is this the right model, and is it whole?")
+        sources = [tensors[source] for source in made.sources]
+        outline = made.make(*(torch.empty(s.shape, dtype=s.dtype, device="meta") for s in sources))
+        read = partial(_make, made.make, sources)
+        result[name] = Lazy(tuple(outline.shape), outline.dtype, read)
+    return result
+
+
+def _make(make: Callable[..., Tensor], sources: list[Lazy]) -> Tensor:
+    return make(*(source.read() for source in sources))
 
 
 def count_blocks(names: Iterable[str], prefix: str) -> int:
-    """How many blocks a tower has: the numbers that follow `prefix`, at least five names each."""
+    """The number of a tower's blocks: numbers behind `prefix` that at least five names share."""
     numbers: dict[str, int] = {}
     for name in names:
         if name.startswith(prefix):
@@ -60,9 +85,9 @@ def count_blocks(names: Iterable[str], prefix: str) -> int:
 def eva_to_huggingface(blocks: int) -> Table:
     """`Blip2VisionModel` from LAVIS's or timm's EVA: query and value bias around a zero key bias.
 
-    `post_layernorm`, our trainable `ln_vision`, is not in it.
+    `post_layernorm` is left out: it is our trainable `ln_vision`.
     """
-    table = {theirs: Made((eva,), _same) for theirs, eva in _EVA_EMBEDDINGS.items()}
+    table = {theirs: Made((eva,), _same) for theirs, eva in EVA_TO_TIMM.items()}
     for theirs, eva in _eva_blocks(blocks):
         table[theirs] = Made((eva,), _same)
     for index in range(blocks):
@@ -74,8 +99,11 @@ def eva_to_huggingface(blocks: int) -> Table:
 
 
 def huggingface_to_eva(blocks: int) -> Table:
-    """LAVIS's EVA from `Blip2VisionModel`; making it raises where a key bias is not zero."""
-    table = {eva: Made((theirs,), _same) for theirs, eva in _EVA_EMBEDDINGS.items()}
+    """LAVIS's EVA from `Blip2VisionModel`.
+
+    Reading a bias raises a ValueError where its key part, for which EVA has no place, is not zero.
+    """
+    table = {eva: Made((theirs,), _same) for theirs, eva in EVA_TO_TIMM.items()}
     for theirs, eva in _eva_blocks(blocks):
         table[eva] = Made((theirs,), _same)
     for index in range(blocks):
@@ -86,11 +114,11 @@ def huggingface_to_eva(blocks: int) -> Table:
 
 
 def openai_to_huggingface(blocks: int) -> Table:
-    """`CLIPVisionModel` from LAVIS's CLIP ViT-L, whose last block was left out before.
+    """`CLIPVisionModel` from LAVIS's CLIP ViT-L, which lacks the last block and the final norm.
 
-    A Hugging Face CLIP has all its blocks and a final norm, and readers drop the last block
-    (``modeling.vision.encoders``). Zeros fill them in: a block that adds nothing, so that the last
-    hidden states are the features too.
+    A Hugging Face CLIP has both, and our encoders drop the last block when they load it
+    (``modeling.vision.encoders``). They are filled with zeros here: such a block adds nothing to
+    its input, so that the last hidden states are the features too.
     """
     table = {theirs: Made((openai,), _same) for theirs, openai in _CLIP_EMBEDDINGS.items()}
     for theirs, openai in _clip_blocks(blocks):
@@ -105,7 +133,7 @@ def openai_to_huggingface(blocks: int) -> Table:
 
 
 def huggingface_to_openai(blocks: int) -> Table:
-    """LAVIS's CLIP ViT-L of that many blocks from a `CLIPVisionModel` of one more."""
+    """LAVIS's CLIP ViT-L with that many blocks, from a `CLIPVisionModel` with one block more."""
     table = {openai: Made((theirs,), _same) for theirs, openai in _CLIP_EMBEDDINGS.items()}
     for theirs, openai in _clip_blocks(blocks):
         table[openai] = Made((theirs,), _same)
@@ -117,7 +145,7 @@ def huggingface_to_openai(blocks: int) -> Table:
 
 
 def _filler(table: Table, blocks: int) -> Table:
-    """A last block of zeros, and the final norm, in the shapes of the first block's."""
+    """A last block and a final norm of zeros, in the shapes of the first block's tensors."""
     first, last = "encoder.layers.0.", f"encoder.layers.{blocks}."
     filled = {}
     for name, made in table.items():
@@ -182,7 +210,7 @@ class _Third:
 
 @dataclass(frozen=True)
 class _Zeros:
-    """Zeros in the shape of what `inner` makes."""
+    """Zeros in the shape of the tensor that `inner` makes."""
 
     inner: Callable[..., Tensor]
 

@@ -1,1 +1,1 @@
-"""From folders, files and hub ids to modules."""
+"""Frozen models and trained checkpoints: from folders, files and hub ids to modules."""

@@ -1,13 +1,13 @@
-"""What an encoder's own files decide: size, pixels, and the features that are taken of it.
+"""Settings that an encoder's own files decide: image size, preparation of pixels, features.
 
-The recipe leaves them open; they are settled before a run starts and are part of its checkpoints.
+A recipe leaves them open. They are settled before a run starts, and its checkpoints hold them.
 docs/encoders.md has the table.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 from transformers import AutoConfig
@@ -17,27 +17,30 @@ from jobs import recipes
 from jobs.models import image_processors
 from jobs.models.files import find_folder, is_hub_id, local_folder, readable
 from jobs.models.image_processors import ImageProcessor
-from jobs.recipes.schema import EncoderChoice
+from jobs.recipes.schema import EncoderChoice, TrainRecipe
 from modeling.vision import features
 from modeling.vision.features import PAPER, FeatureConfig
 from pipeline.pixels import CLIP_PIXELS, PixelConfig
 
 OF_BLIP2 = ("clip_vision_model", "blip_2_vision_model")
-"""Towers of the paper, which the reference shows whole images squashed to a square."""
+"""Types of the paper's towers: the reference squashes a whole image to a square for them."""
+RecipeT = TypeVar("RecipeT", bound=TrainRecipe)
 
 
-def settled(recipe: Any, before: Mapping[str, Any] | None = None, fetch: bool = True) -> Any:
+def settled(
+    recipe: RecipeT, before: Mapping[str, Any] | None = None, fetch: bool = True
+) -> RecipeT:
     """The recipe with its encoder's pixels and features settled.
 
     Args:
-        before: the recipe in a checkpoint that the run goes on from: what it had stands, where
-            nothing else is asked for.
-        fetch: False leaves an encoder alone that is yet to be fetched from the hub.
+        before: recipe, as JSON has it, of the checkpoint that the run starts from or resumes; its
+            settings stand where the command gives no others.
+        fetch: False: leave an encoder unsettled that is yet to be fetched from the hub.
 
     Raises:
-        ValueError: the encoder is not there, or does not say its pixels.
+        ValueError: There is no such encoder, or its files do not state its pixels.
     """
-    choice: EncoderChoice = recipe.encoder
+    choice = recipe.encoder
     if not fetch and not is_here(choice.name):
         return recipe
     if before is not None:
@@ -49,7 +52,7 @@ def settled(recipe: Any, before: Mapping[str, Any] | None = None, fetch: bool = 
 
 
 def describe(choice: EncoderChoice) -> str:
-    """A line on an encoder's settings, for who starts a run; its choice is settled."""
+    """A line about an encoder's settled settings, for the person who starts a run."""
     pixels, taken = choice.pixels, choice.features
     mean, std = (", ".join(f"{value:g}" for value in three) for three in (pixels.mean, pixels.std))
     margin = f" of {pixels.resize_to}" if pixels.resize_to else ""
@@ -69,8 +72,8 @@ def is_here(name: str) -> bool:
 
 
 def with_older(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint's ``recipe.json`` with the encoder settings that older versions had fixed:
-    CLIP's pixels, and all tokens before the last block.
+    """A checkpoint's ``recipe.json``, with the encoder settings of older versions where it has
+    none: CLIP's pixels, and all tokens before the last block.
     """
     encoder = dict(recipe.get("encoder", {}))
     if not encoder:
@@ -81,8 +84,8 @@ def with_older(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def of_init(init: str) -> dict[str, Any] | None:
-    """The recipe of the last checkpoint that ``--init`` names, where it is one of ours. LAVIS's and
-    Hugging Face's have none, and a path that is no checkpoint is refused by who reads its weights.
+    """The recipe, as JSON has it, of the last checkpoint that ``--init`` names; None where that is
+    not one of ours. A path without any checkpoint is refused later, where its weights are read.
     """
     path = init.rpartition(",")[2]
     if not path:
@@ -94,7 +97,7 @@ def of_init(init: str) -> dict[str, Any] | None:
 
 
 def _as_before(choice: EncoderChoice, before: Mapping[str, Any]) -> EncoderChoice:
-    """What is left open takes the value of the checkpoint."""
+    """The choice with the checkpoint's values for its open settings."""
     if not before:
         return choice
     then = recipes.from_dict(EncoderChoice, dict(before), "checkpoint")
@@ -113,10 +116,10 @@ def _as_before(choice: EncoderChoice, before: Mapping[str, Any]) -> EncoderChoic
 
 
 def pixels_of(choice: EncoderChoice) -> PixelConfig:
-    """How an encoder's images are prepared: as the recipe says, else as the model's files do.
+    """The preparation of an encoder's images: the recipe's, else the one in the model's files.
 
     Raises:
-        ValueError: neither says it; the message has the way to give it by hand.
+        ValueError: Neither states it; the message names the options that do.
     """
     given = choice.pixels
     if given.settled:
@@ -140,7 +143,9 @@ def pixels_of(choice: EncoderChoice) -> PixelConfig:
 
 
 def _merge(given: PixelConfig, own: PixelConfig) -> PixelConfig:
-    """What is given, the rest the model's own; its margin belongs to its geometry."""
+    """The given settings, and the model's own for the open ones; its margin belongs to its
+    geometry.
+    """
     geometry = own.geometry if given.geometry == "auto" else given.geometry
     margin = own.resize_to if geometry == own.geometry else 0
     return PixelConfig(
@@ -154,13 +159,13 @@ def _merge(given: PixelConfig, own: PixelConfig) -> PixelConfig:
 
 
 def own_processor(choice: EncoderChoice) -> ImageProcessor | None:
-    """The preparation that the model's own files name; None where they name none.
+    """The preparation that the model's own files state; None where they state none.
 
-    CLIP, EVA-CLIP and BLIP-2 get the reference's geometry, and CLIP's constants where a folder or
-    the reference's ``.pth`` says none: their processors' defaults.
+    CLIP, EVA-CLIP and BLIP-2 get the reference's geometry; and CLIP's constants, their processors'
+    defaults, where a folder or the reference's ``.pth`` states none.
 
     Raises:
-        ValueError: no such encoder, or a preparation that is not supported.
+        ValueError: There is no such encoder, or its preparation is not supported.
     """
     name = choice.name
     if name.startswith("timm:"):
@@ -193,10 +198,10 @@ def _as_reference(processor: ImageProcessor) -> ImageProcessor:
 
 
 def own_size(choice: EncoderChoice) -> int:
-    """Side in pixels of the images that an encoder was made for.
+    """Side in pixels of the images that an encoder was trained on.
 
     Raises:
-        ValueError: no such encoder, or it does not say its size.
+        ValueError: There is no such encoder, or its files do not state the size.
     """
     processor = own_processor(choice)
     if processor is not None:
@@ -213,10 +218,10 @@ def own_size(choice: EncoderChoice) -> int:
 
 
 def features_of(choice: EncoderChoice) -> FeatureConfig:
-    """Which tokens are taken: as the recipe says, else the default of the encoder's family.
+    """Block, norm and tokens of the features: the recipe's, else its encoder family's.
 
     Raises:
-        ValueError: no such encoder.
+        ValueError: There is no such encoder.
     """
     name = choice.name
     if name.startswith("timm:"):
@@ -233,7 +238,7 @@ def vision_config(folder: Path, name: str) -> Any:
     """The configuration of a Hugging Face folder's vision tower.
 
     Raises:
-        ValueError: there is none, or transformers does not know the model.
+        ValueError: There is none, or transformers does not know the model.
     """
     with readable("encoder", name):
         config = AutoConfig.from_pretrained(folder)

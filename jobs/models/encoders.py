@@ -1,5 +1,8 @@
-"""Image encoders from every kind of file: timm, Hugging Face folders, ``eva_vit_g.pth``."""
+"""Image encoders built and loaded: timm's, Hugging Face folders, the reference's
+``eva_vit_g.pth``.
+"""
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,17 +39,16 @@ from modeling.vision.families import FAMILIES, build_huggingface_encoder
 def load_encoder(choice: EncoderChoice, weights: bool = True) -> ImageEncoder:
     """An image encoder, frozen in ``choice.dtype``, or trainable in fp32 with ``choice.train``.
 
-    ``choice.name`` is ``timm:NAME``, the reference's ``eva_vit_g.pth``, or a Hugging Face folder or
-    hub id of CLIP, BLIP-2, SigLIP, SigLIP-2, DINOv2, DINOv3 or a timm model (the whole model or its
-    vision tower).
-
     Args:
-        weights: False makes the tower only, on torch's current device, for weights that come from
-            a checkpoint (or for counting them).
+        choice: ``name`` is ``timm:NAME``, the reference's ``eva_vit_g.pth``, or a Hugging Face
+            folder or hub id of CLIP, BLIP-2, SigLIP, SigLIP-2, DINOv2, DINOv3 or a timm model (the
+            whole model or its vision tower).
+        weights: False: build the tower without weights, on torch's current device, for weights
+            that come from a checkpoint, or to count them.
 
     Raises:
-        ValueError: no such file, folder or model, another architecture, damaged or misshapen
-            weights, or an image size that the encoder cannot take.
+        ValueError: There is no such file, folder or model, it has another architecture, its
+            weights are damaged or misshapen, or it cannot take the image size.
     """
     name = choice.name
     if name.startswith("timm:"):
@@ -64,7 +66,7 @@ def load_encoder(choice: EncoderChoice, weights: bool = True) -> ImageEncoder:
 
 
 def _options(choice: EncoderChoice) -> dict[str, Any]:
-    """What every builder of an encoder takes."""
+    """The arguments that every builder of an encoder takes."""
     return {
         "image_size": choice.image_size or own_size(choice),
         "drop_path": choice.drop_path if choice.train else 0.0,
@@ -107,22 +109,27 @@ def _huggingface_encoder(choice: EncoderChoice, weights: bool) -> ImageEncoder:
             f"encoder {choice.name!r}: vision_config.hidden_act = {vision.hidden_act!r}; "
             "a BLIP-2 tower with 'gelu' is needed"
         )
-    sizes = EvaConfig(
-        vision.hidden_size,
-        vision.num_hidden_layers,
-        vision.num_attention_heads,
-        vision.intermediate_size,
-        vision.patch_size,
-        vision.layer_norm_eps,
-    )
+    sizes = eva_sizes(vision.to_dict())
     state = blip2_vision_to_eva(_read_tower(folder), sizes.blocks) if weights else None
     return build_eva_encoder(sizes, state=state, **_options(choice))
+
+
+def eva_sizes(config: Mapping[str, Any]) -> EvaConfig:
+    """Sizes of an EVA-CLIP tower from the configuration of Hugging Face's ``Blip2VisionModel``."""
+    return EvaConfig(
+        width=config["hidden_size"],
+        blocks=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        mlp=config["intermediate_size"],
+        patch=config["patch_size"],
+        eps=config["layer_norm_eps"],
+    )
 
 
 def _timm_folder(
     config: Any, state: dict[str, Tensor] | None, choice: EncoderChoice
 ) -> ImageEncoder:
-    """A timm model in a Hugging Face folder, with timm's names or behind a ``timm_model.``."""
+    """A timm model in a Hugging Face folder, by timm's names or with the prefix ``timm_model.``."""
     if state is not None:
         state = {name.removeprefix("timm_model."): tensor for name, tensor in state.items()}
     options = {**_options(choice), "sizes": config.model_args}
@@ -130,21 +137,23 @@ def _timm_folder(
 
 
 def _read_tower(folder: Path) -> dict[str, Tensor]:
-    """The vision tower of a BLIP-2 folder, without reading its language model."""
+    """The weights of a BLIP-2 folder's vision tower; its language model is not read."""
     tensors = {name: t for name, t in open_folder(folder).items() if _of_tower(name)}
     return {name.removeprefix("vision_model."): t.read() for name, t in tensors.items()}
 
 
 def _of_tower(key: str) -> bool:
-    """In a whole BLIP-2 the tower's names have a prefix, in a tower alone they have none."""
+    """Whether a weight is the tower's: its name has a prefix in a whole BLIP-2, none in a tower
+    alone.
+    """
     return key.startswith(("vision_model.", "embeddings.", "encoder.layers.", "post_layernorm."))
 
 
 def encoder_width(choice: EncoderChoice) -> int | None:
-    """Width of an encoder that can be looked at here; None for one that is yet to be fetched.
+    """Width of an encoder's features; None for an encoder that is yet to be fetched.
 
     Raises:
-        ValueError: no such encoder.
+        ValueError: There is no such encoder.
     """
     if choice.name.startswith("timm:"):
         return _timm_width(choice.name.removeprefix("timm:"))

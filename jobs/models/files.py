@@ -1,4 +1,4 @@
-"""Where the files of models are: local folders, hub ids, safetensors, and what can go wrong."""
+"""Files of models: found in local folders, in the clone or on the hub, and read."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -20,38 +20,46 @@ SAFETENSORS, PICKLES = "*.safetensors", "pytorch_model*.bin"
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """The number format of a name; ``auto`` is settled by this process's device."""
+    """The number format of a name; ``auto`` is the one for this process's device."""
     return DTYPES[chosen(name, multiplies_bf16(this_process().device))]
 
 
 def local_path(name: str) -> Path | None:
-    """A model's folder or file, seen from the clone or from here; None where there is none."""
+    """A model's folder or file, relative to the clone or to the working directory; None where
+    there is none.
+    """
     return next((path for path in (ROOT / name, Path(name)) if path.exists()), None)
 
 
 def local_folder(name: str) -> Path | None:
-    """The folder behind a name, seen from the clone or from here; None where there is none."""
+    """A model's folder, relative to the clone or to the working directory; None where there is
+    none.
+    """
     return next((path for path in (ROOT / name, Path(name)) if path.is_dir()), None)
 
 
-def find_folder(what: str, name: str, weights: bool = True) -> Path:
+def find_folder(what: str, name: str, weights: bool = True, fetch: bool = True) -> Path:
     """The local folder of a model, fetched from the hub where ``name`` is a hub id.
 
     Args:
-        what: says in messages what is missing.
-        weights: whether a model is wanted, which a folder must then hold. False fetches
-            configuration and tokenizer alone. Otherwise safetensors are fetched, or torch's
+        what: the model's part in the job (``encoder``, ``captioner``), for messages.
+        name: a folder, relative to the clone or to the working directory, or a hub id.
+        weights: True: the folder must hold a whole model, and safetensors are fetched, or torch's
             ``.bin`` files where the hub has no others (OPT); those are read with
-            ``weights_only=True`` like everything else.
+            ``weights_only=True`` like all others. False: configuration and tokenizer are enough.
+        fetch: False: a hub id is looked up in the hub's cache on this machine alone, so that the
+            many processes of a job do not ask the hub.
 
     Raises:
-        ValueError: no such folder, one that lacks a part, and no such model that could be reached.
+        ValueError: There is no such folder, it lacks a part, or the model cannot be fetched.
     """
     folder = local_folder(name)
     if folder is not None:
         if weights:
             check_model(what, folder)
         return folder
+    if not fetch:
+        return _cached_folder(what, name)
     if not is_hub_id(name):
         raise ValueError(f"{what} {name!r}: no such folder, and it is no hub id (owner/name)")
     from huggingface_hub import snapshot_download
@@ -65,11 +73,25 @@ def find_folder(what: str, name: str, weights: bool = True) -> Path:
     return folder
 
 
+def _cached_folder(what: str, name: str) -> Path:
+    """The folder of a hub id in the hub's cache on this machine."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    remedy = f"give a Hugging Face folder, or fetch it once with: hf download {name}"
+    if name.startswith("modeling/zoo/"):
+        remedy = "train it with: python jobs/zoo.py"
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError) as missing:
+        raise ValueError(f"{what} {name!r}: no model there (no config.json); {remedy}") from missing
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """A Hugging Face folder's ``config.json``.
 
     Raises:
-        ValueError: there is none, or it is damaged.
+        ValueError: There is none, or it is damaged.
     """
     path = folder / "config.json"
     try:
@@ -84,7 +106,7 @@ def read_state(folder: Path) -> dict[str, Tensor]:
     """All tensors of a Hugging Face folder's safetensors files.
 
     Raises:
-        ValueError: no such file, or a damaged one.
+        ValueError: There is no such file, or it is damaged.
     """
     return {name: tensor.read() for name, tensor in open_folder(folder).items()}
 
@@ -93,7 +115,7 @@ def read_pth(what: str, name: str) -> dict[str, Tensor]:
     """A plain state dict from a ``.pth`` file, memory-mapped; nothing in it is executed.
 
     Raises:
-        ValueError: no such file, a damaged one, or one that holds more than tensors.
+        ValueError: There is no such file, it is damaged, or it holds more than tensors.
     """
     path = local_path(name)
     if path is None:
@@ -109,7 +131,7 @@ def read_pth(what: str, name: str) -> dict[str, Tensor]:
 
 @contextmanager
 def readable(what: str, name: str) -> Iterator[None]:
-    """Turn a library's complaint about a model that cannot be had into one line that names it."""
+    """Turn a library's error about a model that cannot be loaded into one line that names it."""
     try:
         yield
     except (OSError, RuntimeError, ValueError, KeyError) as broken:

@@ -1,4 +1,4 @@
-"""How a model's own files say its images are prepared: Hugging Face's and timm's forms."""
+"""Image preparation of a model as its own files state it, in Hugging Face's form and in timm's."""
 
 import json
 import math
@@ -11,6 +11,7 @@ from pipeline.pixels import PixelConfig
 
 FILES = ("preprocessor_config.json", "processor_config.json")
 _FILTERS: dict[int, Any] = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+# Complaint about a field of ``PixelConfig`` that a model's files leave at "auto".
 UNSUPPORTED = {
     "interpolation": "the filter that its images are resized with is neither bilinear nor bicubic",
     "geometry": "its images are padded to a square, which is not supported",
@@ -20,12 +21,13 @@ _BILINEAR = ("DINOv3ViT", "Siglip2")  # classes whose filter is bilinear where t
 
 @dataclass(frozen=True, slots=True)
 class ImageProcessor:
-    """What a model's own preparation makes of an image.
+    """The preparation of images that a model was trained with.
 
     Attributes:
-        size: side of the square in pixels.
-        pixels: its interpolation or geometry is left open where it is none that is supported.
-        where: file or model that says so, for messages.
+        size: side in pixels of the square that the model is shown.
+        pixels: normalisation and resize; interpolation or geometry is "auto" where the model's own
+            is not supported.
+        where: file or model that states it, for messages.
     """
 
     size: int
@@ -33,10 +35,10 @@ class ImageProcessor:
     where: str = field(default="", compare=False)
 
     def checked(self) -> "ImageProcessor":
-        """The same.
+        """This processor, if it is supported.
 
         Raises:
-            ValueError: its filter or geometry is not supported.
+            ValueError: Its interpolation or geometry is not supported.
         """
         for name in ("interpolation", "geometry"):
             if getattr(self.pixels, name) == "auto":
@@ -44,7 +46,7 @@ class ImageProcessor:
         return self
 
     def at(self, size: int) -> PixelConfig:
-        """The same preparation for another size: a margin that is cut off keeps its share."""
+        """The preparation at another size; a cropped margin keeps its share of the image."""
         if not self.pixels.resize_to or size == self.size:
             return self.pixels
         side = max(size, round(self.pixels.resize_to * size / self.size))
@@ -54,11 +56,11 @@ class ImageProcessor:
 def read_huggingface(folder: Path) -> ImageProcessor | None:
     """The image processor in a Hugging Face folder; None where there is none.
 
-    It is ``preprocessor_config.json``, or part of ``processor_config.json``, where newer versions
-    of transformers put it.
+    It is ``preprocessor_config.json``, or a part of ``processor_config.json`` where a newer version
+    of transformers saved it.
 
     Raises:
-        ValueError: a file is damaged, or its preparation is one that is not supported.
+        ValueError: A file is damaged, or its preparation is not supported.
     """
     for name in FILES:
         path = folder / name
@@ -77,8 +79,11 @@ def read_huggingface(folder: Path) -> ImageProcessor | None:
 def of_huggingface(config: Mapping[str, Any], where: str) -> ImageProcessor:
     """An image processor from the fields that Hugging Face saves.
 
+    Args:
+        where: the file, for messages.
+
     Raises:
-        ValueError: a preparation that is not supported; names ``where``, field and value.
+        ValueError: The preparation is not supported; the message names file, field and value.
     """
     kind = str(config.get("image_processor_type", config.get("feature_extractor_type", "")))
     crop = bool(config.get("do_center_crop"))
@@ -101,11 +106,11 @@ def of_huggingface(config: Mapping[str, Any], where: str) -> ImageProcessor:
 
 
 def _huggingface_size(config: Mapping[str, Any], where: str) -> tuple[int, bool]:
-    """Side in pixels after the resize, and whether it is the short side's alone."""
+    """Side in pixels after the resize, and whether only the short side gets that length."""
     size = config.get("size")
     if isinstance(size, Mapping) and "shortest_edge" in size and "longest_edge" not in size:
         return _side(size["shortest_edge"], where), True
-    if size is None and "max_num_patches" in config:  # NaFlex: its squares
+    if size is None and "max_num_patches" in config:  # NaFlex: the square of that many patches
         patches = int(config["max_num_patches"])
         return int(config.get("patch_size", 16)) * math.isqrt(patches), False
     if isinstance(size, int):  # older files: the short side where a crop follows
@@ -122,7 +127,7 @@ def _side(size: Any, where: str) -> int:
 
 
 def _normalisation(config: Mapping[str, Any], where: str) -> tuple[tuple[float, ...], ...]:
-    """Mean and deviation of pixels in [0, 1], whatever the file scales bytes by."""
+    """Mean and deviation for pixels in [0, 1], whatever range the file scales bytes to."""
     if not config.get("do_rescale", True):
         raise ValueError(
             f"{where}: do_rescale is false, so that the range of its pixels is unknown"
@@ -144,11 +149,14 @@ def _three(values: Any) -> list[float]:
 
 
 def of_timm(config: Mapping[str, Any], where: str) -> ImageProcessor:
-    """An image processor from timm's ``pretrained_cfg``, as ``timm.data.create_transform`` reads
-    it for evaluation.
+    """An image processor from timm's ``pretrained_cfg``, read as ``timm.data.create_transform``
+    reads it for evaluation.
+
+    Args:
+        where: the model, for messages.
 
     Raises:
-        ValueError: a preparation that is not supported; names ``where``, field and value.
+        ValueError: The preparation is not supported; the message names model, field and value.
     """
     mean, std = config.get("mean"), config.get("std")
     filters: Any = config.get("interpolation")

@@ -1,7 +1,8 @@
-"""Frozen language models from their folders, and one copy of their weights a node.
+"""Frozen language models loaded from their folders, with one copy of their weights on each node.
 
-Weights that are stored in the wanted type are memory-mapped: all processes of a node share the
-pages. Any others are rewritten once into the node's cache, tensor by tensor, and mapped from there.
+Weights that are stored in the wanted number format are memory-mapped, so that all processes of a
+node share the pages. Others are rewritten once into the node's cache, tensor by tensor, and mapped
+from there.
 """
 
 import os
@@ -9,7 +10,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,20 +21,21 @@ from jobs import recipes
 from jobs.models.files import PICKLES, dtype_of, find_folder, local_folder, read_pth, readable
 from jobs.models.missing_parts import check_tokenizer
 from jobs.models.tensors import Lazy, Tensors, open_folder, write_folder
-from jobs.recipes.schema import LanguageChoice
+from jobs.recipes.schema import LanguageChoice, Stage2Recipe, TrainRecipe
 from modeling.language.adapters import DecoderLM, EncoderDecoderLM
 from modeling.language.text import settle_rules
 
+RecipeT = TypeVar("RecipeT", bound=TrainRecipe)
 Language = DecoderLM | EncoderDecoderLM
 WORTH_REWRITING = 1 << 30  # bytes; smaller models are cast in memory
 
 
 def load_language(choice: LanguageChoice) -> Language:
-    """A frozen language model and its tokenizer behind the adapter of its family.
+    """A frozen language model and its tokenizer, in the adapter of its family.
 
     Raises:
-        ValueError: no such folder or hub id, one without a language model, of another family than
-            the recipe's, or T5 in fp16, which overflows there.
+        ValueError: There is no such folder or hub id, it holds no language model or one of another
+            family than the recipe's, or it is a T5 in fp16, which overflows.
     """
     folder = find_folder("language model", choice.name)
     check_tokenizer("language model", folder)
@@ -47,10 +49,11 @@ def load_language(choice: LanguageChoice) -> Language:
 
 
 def adapter(choice: LanguageChoice, model: Any, tokenizer: Any) -> Language:
-    """A loaded language model behind the adapter of its family, with the recipe's text rules.
+    """A loaded language model in the adapter of its family, with the recipe's text rules.
 
     Raises:
-        ValueError: the tokenizer does not fit the model, or lacks what the recipe asks for.
+        ValueError: The tokenizer does not fit the model, or lacks a token or chat template that
+            the recipe asks for.
     """
     family = EncoderDecoderLM if model.config.is_encoder_decoder else DecoderLM
     try:
@@ -59,17 +62,17 @@ def adapter(choice: LanguageChoice, model: Any, tokenizer: Any) -> Language:
         raise ValueError(f"language model {choice.name!r}: {broken}") from broken
 
 
-def settle_text(recipe: Any, before: Mapping[str, Any] | None) -> Any:
-    """A recipe with the rules of its language model's texts settled, where the model is here.
+def settle_text(recipe: RecipeT, before: Mapping[str, Any] | None) -> RecipeT:
+    """The recipe with text rules in place of ``auto``; a model that is yet to be fetched keeps it.
 
     Args:
-        before: the recipe of the run that is resumed. It keeps the rules it began with, where
-            nobody asks for others.
+        before: recipe of the run that is resumed, as JSON has it; its rules stand where the
+            command gives no others.
 
     Raises:
-        ValueError: the language model is of another family than the recipe's.
+        ValueError: The language model is of another family than the recipe's.
     """
-    if recipe.kind != "stage2" or recipe.language.text_rules != "auto":
+    if not isinstance(recipe, Stage2Recipe) or recipe.language.text_rules != "auto":
         return recipe
     choice = recipe.language
     folder = local_folder(choice.name)
@@ -83,10 +86,11 @@ def settle_text(recipe: Any, before: Mapping[str, Any] | None) -> Any:
 
 
 def checked_config(choice: LanguageChoice, folder: Path) -> Any:
-    """A folder's configuration, held against the recipe's choice.
+    """A folder's configuration, checked against the recipe.
 
     Raises:
-        ValueError: another family, or T5 in fp16; names the field and the remedy.
+        ValueError: The model is of another family than the recipe's, or a T5 in fp16; the message
+            names the field and the remedy.
     """
     with readable("language model", choice.name):
         config: Any = AutoConfig.from_pretrained(folder)
@@ -104,10 +108,10 @@ def checked_config(choice: LanguageChoice, folder: Path) -> Any:
 
 
 def language_width(choice: LanguageChoice) -> int | None:
-    """Width of a local model's embeddings; None for one that is yet to be fetched.
+    """Width of a local model's embeddings; None for a model that is yet to be fetched.
 
     Raises:
-        ValueError: a folder of another family than the recipe's.
+        ValueError: The model is of another family than the recipe's.
     """
     folder = local_folder(choice.name)
     if folder is None:
@@ -117,13 +121,14 @@ def language_width(choice: LanguageChoice) -> int | None:
 
 
 def stored_as(folder: Path, dtype: torch.dtype, least: int = WORTH_REWRITING) -> Path:
-    """A folder with the same model whose weights are safetensors of ``dtype``.
+    """A folder with the same model whose weights are safetensors in ``dtype``.
 
-    The folder itself where they are so already, or where they have less than ``least`` bytes; else
-    a copy in the node's cache, made by the first process that asks while the others wait.
+    It is the folder itself where its weights are of that form already, or have less than ``least``
+    bytes. Else it is a copy in the node's cache, which the first process writes while the others
+    wait.
 
     Raises:
-        ValueError: weights that cannot be read.
+        ValueError: The weights cannot be read.
     """
     tensors = _open(folder)
     floats = [tensor for tensor in tensors.values() if tensor.dtype.is_floating_point]
@@ -161,7 +166,7 @@ def _is_safe(folder: Path) -> bool:
 
 
 def _open(folder: Path) -> Tensors:
-    """The weights, not read yet: safetensors, or torch's files as tensors and nothing else."""
+    """The weights of a folder of safetensors or of torch's ``.bin`` files, not read yet."""
     if _is_safe(folder):
         return open_folder(folder)
     found: dict[str, Tensor] = {}

@@ -1,7 +1,7 @@
-"""What a model's folder lacks, and where that comes from: one sentence instead of a library's list.
+"""Checks that a model's folder is complete. One sentence names the missing part and its origin.
 
-People give folders that hold a part of a model: weights without a tokenizer, a tokenizer without
-its configuration, a LoRA adapter without its base model, a hub id in place of a folder.
+Users give folders that hold only a part of a model: weights without a tokenizer, a tokenizer
+without its configuration, a LoRA adapter without its base model, a hub id in place of a folder.
 """
 
 import json
@@ -11,7 +11,7 @@ from cluster import checkpoint
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 ADAPTER = "adapter_config.json"
-# Files any one of which is a whole tokenizer, but for its special tokens.
+# Patterns of files each of which alone is a whole tokenizer, except for its special tokens.
 _WORDS = ("tokenizer.json", "*.model", "*.tiktoken", "tekken.json")
 
 
@@ -24,10 +24,10 @@ def check_model(what: str, folder: Path) -> None:
     """Check that a folder holds a whole model: configuration and weights.
 
     Args:
-        what: says in the message what the folder should be.
+        what: the model's part in the job (``encoder``), for the message.
 
     Raises:
-        ValueError: a part is missing; names it, and where it comes from.
+        ValueError: A part is missing; the message names it and where it comes from.
     """
     lacking = _of_model(folder)
     if lacking:
@@ -38,10 +38,10 @@ def check_tokenizer(what: str, folder: Path) -> None:
     """Check that a folder holds a whole tokenizer.
 
     Args:
-        what: says in the message what the folder should be.
+        what: the tokenizer's part in the job, for the message.
 
     Raises:
-        ValueError: a part is missing; names it, and where it comes from.
+        ValueError: A part is missing; the message names it and where it comes from.
     """
     if any(any(folder.glob(pattern)) for pattern in _WORDS):
         return
@@ -66,7 +66,7 @@ def find_checkpoint(path: str | Path) -> checkpoint.Checkpoint:
     """The checkpoint of ours behind a path or ``s3://`` URL.
 
     Raises:
-        ValueError: there is none; says what is there instead, and what to do with it.
+        ValueError: There is none; the message says what is there instead, and what to do with it.
     """
     try:
         return checkpoint.find(path)
@@ -78,7 +78,7 @@ def find_checkpoint(path: str | Path) -> checkpoint.Checkpoint:
 
 
 def why_no_checkpoint(path: str | Path) -> str:
-    """Why nothing at a path can be taken for a trained model, as the end of a sentence.
+    """The reason why a path holds no trained model, as the end of a sentence.
 
     Returns:
         "" where the path looks like a run of ours.
@@ -115,7 +115,9 @@ def _of_file(path: Path) -> str:
 
 
 def _of_model(folder: Path) -> str:
-    """What a Hugging Face folder lacks; "" where it has configuration and weights."""
+    """The part that a Hugging Face folder lacks, as the end of a sentence; "" where it has
+    configuration and weights.
+    """
     weights = [pattern for pattern in WEIGHTS if any(folder.glob(pattern))]
     if (folder / ADAPTER).is_file() and not (folder / "config.json").is_file():
         return (

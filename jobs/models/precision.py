@@ -1,58 +1,61 @@
-"""Which number formats a run computes in: where ``auto`` in a recipe becomes a format."""
+"""Number formats that a run computes in: ``auto`` in a recipe becomes bf16 or fp32 here."""
 
 import platform
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from cluster.ranks import dist
+from jobs.recipes.schema import Stage2Recipe, TrainRecipe
 from modeling.precision import chosen, multiplies_bf16
 
+RecipeT = TypeVar("RecipeT", bound=TrainRecipe)
 
-def resolve(recipe: Any, fast_bf16: bool) -> Any:
-    """A training recipe whose ``auto`` formats are settled; those given by name stay.
+
+def resolve(recipe: RecipeT, fast_bf16: bool) -> RecipeT:
+    """The recipe with a format in place of each ``auto``; formats given by name stay.
 
     Args:
-        fast_bf16: whether every device of the run multiplies bf16 in hardware.
+        fast_bf16: whether all devices of the run multiply bf16 in hardware.
     """
     return _each_format(recipe, recipe, lambda now, _: chosen(now, fast_bf16))
 
 
-def keep(recipe: Any, before: Any) -> Any:
-    """A recipe whose ``auto`` formats are those of the checkpoint that it goes on from.
+def keep(recipe: RecipeT, before: RecipeT) -> RecipeT:
+    """The recipe with the format of an earlier one in place of each ``auto``.
 
     Args:
-        before: the checkpoint's recipe, of the same kind.
+        before: recipe of the checkpoint that the run resumes from.
     """
     return _each_format(recipe, before, lambda now, then: then if now == "auto" else now)
 
 
-def _each_format(recipe: Any, other: Any, choose: Callable[[str, str], str]) -> Any:
+def _each_format(recipe: RecipeT, other: RecipeT, choose: Callable[[str, str], Any]) -> RecipeT:
     """The recipe with each format chosen from its own and another recipe's."""
     run, then = recipe.run, other.run
     zero = replace(run.zero, precision=choose(run.zero.precision, then.zero.precision))
     encoder = replace(recipe.encoder, dtype=choose(recipe.encoder.dtype, other.encoder.dtype))
     recipe = replace(recipe, run=replace(run, zero=zero), encoder=encoder)
-    if recipe.kind == "stage1":
-        return recipe
-    dtype = choose(recipe.language.dtype, other.language.dtype)
-    return replace(recipe, language=replace(recipe.language, dtype=dtype))
+    if isinstance(recipe, Stage2Recipe) and isinstance(other, Stage2Recipe):
+        dtype = choose(recipe.language.dtype, other.language.dtype)
+        return replace(recipe, language=replace(recipe.language, dtype=dtype))
+    return recipe
 
 
-def formats(recipe: Any) -> dict[str, str]:
-    """The formats of a recipe by what computes in them."""
-    found = {"training": recipe.run.zero.precision}
+def formats(recipe: TrainRecipe) -> dict[str, str]:
+    """The formats of a recipe, by the part that computes in them."""
+    found: dict[str, str] = {"training": recipe.run.zero.precision}
     if not recipe.encoder.train:
         found["encoder"] = recipe.encoder.dtype
-    if recipe.kind != "stage1":
+    if isinstance(recipe, Stage2Recipe):
         found["language model"] = recipe.language.dtype
     return found
 
 
-def described(recipe: Any) -> str:
-    """The formats in words: one where all are the same, else each part's."""
+def described(recipe: TrainRecipe) -> str:
+    """The formats in words: one name where all parts have the same, else each part's."""
     found = formats(recipe)
     if len(set(found.values())) == 1:
         return recipe.run.zero.precision
@@ -60,12 +63,12 @@ def described(recipe: Any) -> str:
 
 
 def agreed(device: torch.device) -> bool:
-    """Whether the devices of all ranks multiply bf16 in hardware; every rank gets one answer."""
+    """Whether the devices of all ranks multiply bf16 in hardware; all ranks get the same answer."""
     return bool(dist.all_reduce([float(multiplies_bf16(device))], "min")[0])
 
 
-def slow_word(recipe: Any, device: torch.device, resumed: bool) -> str:
-    """A warning where a run computes in bf16 on a device that multiplies it in software."""
+def slow_word(recipe: TrainRecipe, device: torch.device, resumed: bool) -> str:
+    """A warning where a run computes in bf16 but its device emulates it in software; else ""."""
     if "bf16" not in formats(recipe).values() or multiplies_bf16(device):
         return ""
     begun = (
@@ -78,7 +81,7 @@ def slow_word(recipe: Any, device: torch.device, resumed: bool) -> str:
 
 
 def processor(device: torch.device) -> str:
-    """The device in words: a GPU's name, or the kind of CPU and its widest instructions."""
+    """The device in words: a GPU's name, or a CPU's architecture and its widest instructions."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"

@@ -1,7 +1,7 @@
-"""Files of checkpoints: weights read one tensor at a time, written in shards, published whole.
+"""Weights in files: read one tensor at a time, written in shards, and published only when complete.
 
-A weight is described before it is read (`Lazy`), so that renaming, checking and joining a model of
-any size costs memory for one shard of what is written.
+`Lazy` stands for a tensor that is still in its file: its shape and dtype are known. A model of any
+size can so be renamed, checked and rewritten in the memory of one shard.
 """
 
 import contextlib
@@ -24,24 +24,27 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cluster.storage.local import sync_path
-from jobs.interchange.towers import Table
+from modeling.precision import DTYPES
 
 SHARD_BYTES = 1 << 30
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-# What stands beside the weights in a folder: configurations, tokenizers, notes.
+# Suffixes of the files beside the weights: configurations, tokenizers, notes.
 SMALL = frozenset({".json", ".txt", ".model", ".jinja", ".md"})
-FLOATS = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
+FLOATS = {str(dtype).removeprefix("torch."): dtype for dtype in reversed(DTYPES.values())}
+"""Number formats of weights by torch's names."""
 _SAFE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 _SAFE |= {"I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}
 
 
 @dataclass(frozen=True)
 class Lazy:
-    """A tensor that is still in its file."""
+    """A tensor that is still in its file.
+
+    Attributes:
+        shape: its shape.
+        dtype: its number format.
+        read: reads it into memory.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -54,7 +57,7 @@ class Lazy:
 
     @staticmethod
     def of(tensor: Tensor) -> "Lazy":
-        """A tensor that is in memory (or mapped into it) already."""
+        """The same for a tensor that is in memory already, or mapped into it."""
         return Lazy(tuple(tensor.shape), tensor.dtype, lambda: tensor)
 
 
@@ -66,28 +69,6 @@ def shapes(tensors: Mapping[str, Lazy | Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def apply_table(table: Table, tensors: Mapping[str, Lazy]) -> Tensors:
-    """The tensors that a table makes of others, each when it is read.
-
-    Raises:
-        ValueError: A source is missing; names the first.
-    """
-    result = {}
-    for name, made in table.items():
-        gone = [source for source in made.sources if source not in tensors]
-        if gone:
-            raise ValueError(f"weights lack {gone[0]!r}: is this the right model, and is it whole?")
-        sources = [tensors[source] for source in made.sources]
-        outline = made.make(*(torch.empty(s.shape, dtype=s.dtype, device="meta") for s in sources))
-        read = partial(_make, made.make, sources)
-        result[name] = Lazy(tuple(outline.shape), outline.dtype, read)
-    return result
-
-
-def _make(make: Callable[..., Tensor], sources: list[Lazy]) -> Tensor:
-    return make(*(source.read() for source in sources))
-
-
 # ------------------------------------------------------------------------------------ reading
 
 
@@ -95,7 +76,8 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-        ValueError: No such file, or no JSON object; `what` says what it should be.
+        ValueError: There is no such file, or it holds no JSON object; `what` names the file's
+            part in the message.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -107,10 +89,10 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 
 def open_folder(folder: Path) -> Tensors:
-    """The weights of a Hugging Face folder, in one safetensors file or in shards.
+    """The weights of a Hugging Face folder, in one safetensors file or in shards, not read yet.
 
     Raises:
-        ValueError: No safetensors there, a shard is missing or damaged, or the index names a
+        ValueError: There are no safetensors, a shard is missing or damaged, or the index names a
             weight that is in no shard.
     """
     if (folder / INDEX).is_file():
@@ -140,7 +122,8 @@ def open_safetensors(path: Path) -> Tensors:
     """The tensors of one safetensors file, not read yet.
 
     Raises:
-        ValueError: The file is missing, cut short or damaged, or holds tensors of another kind.
+        ValueError: The file is missing, cut short or damaged, or holds a tensor of a type that is
+            not supported.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -169,19 +152,20 @@ def _read(path: Path, name: str) -> Tensor:
 
 
 def first_line(error: Exception) -> str:
-    """What a library's error says, without its explanations."""
+    """The first line of an error's message; explanations follow it in many libraries."""
     said = str(error).strip()
     return said.splitlines()[0] if said else repr(error)
 
 
 def open_tensors(what: str, path: Path) -> Any:
-    """What torch saved, memory-mapped: tensors and plain values; nothing in it is executed.
+    """The content of a file that torch saved, memory-mapped; nothing in it is executed.
 
     Args:
-        what: says in messages what the file should be.
+        what: the file's part in the job, for messages.
 
     Raises:
-        ValueError: No such file, a damaged one, or one that holds anything else.
+        ValueError: There is no such file, it is damaged, or it holds objects other than tensors
+            and plain values.
     """
     if not path.is_file():
         raise ValueError(f"{what} {str(path)!r}: no such file")
@@ -204,7 +188,8 @@ def open_pth(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors of a LAVIS ``.pth``, memory-mapped, and the names of its other entries.
 
     Raises:
-        ValueError: No such file, no LAVIS checkpoint, or one with objects in it.
+        ValueError: There is no such file, it is no LAVIS checkpoint, or it holds objects other
+            than tensors and plain values.
     """
     content = open_tensors("LAVIS checkpoint", path)
     state = content.get("model") if isinstance(content, dict) else None
@@ -220,10 +205,10 @@ def open_pth(path: Path) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def write_folder(folder: Path, tensors: Mapping[str, Lazy], what: str) -> None:
-    """Weights into a Hugging Face folder: one safetensors file, or shards of at most 1 GB.
+    """Write weights into a Hugging Face folder: one safetensors file, or shards of at most 1 GiB.
 
     Args:
-        what: Says on the progress bar what is written.
+        what: the label of the progress bar.
     """
     folder.mkdir(parents=True, exist_ok=True)
     groups = _groups(tensors)
@@ -261,7 +246,9 @@ def _groups(tensors: Mapping[str, Lazy]) -> list[list[str]]:
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of tensors that share their storage with an earlier one; the format has no sharing."""
+    """The tensors, with a copy of each that shares its storage with an earlier one: the format
+    has no sharing.
+    """
     seen: set[int] = set()
     result = {}
     for name, tensor in tensors.items():
@@ -272,13 +259,17 @@ def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """JSON with an indentation, on disk when this returns."""
+    """Write indented JSON; it is on the disk, and not in a cache, when this returns."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     sync_path(path)
 
 
 def copy_small(source: Path, target: Path, skip: tuple[str, ...] = ()) -> None:
-    """Copy a folder's small files (configurations, tokenizers) and those of its subfolders."""
+    """Copy a folder's small files (configurations, tokenizers) and those of its subfolders.
+
+    Args:
+        skip: names of files and subfolders that are left out.
+    """
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.rglob("*")):
         place = path.relative_to(source)
@@ -292,10 +283,10 @@ def copy_small(source: Path, target: Path, skip: tuple[str, ...] = ()) -> None:
 
 
 def check_new(out: Path) -> None:
-    """Check that nothing stands where a result is to go.
+    """Check that a result can be written to ``out``.
 
     Raises:
-        ValueError: Something does, or the folder above it is missing.
+        ValueError: ``out`` exists already, or the folder above it is missing.
     """
     if out.exists() or out.is_symlink():
         raise ValueError(f"OUT {out} exists already; remove it, or give another name")
@@ -305,10 +296,11 @@ def check_new(out: Path) -> None:
 
 @contextlib.contextmanager
 def published(out: Path) -> Iterator[Path]:
-    """A place aside to write a file or folder to; it becomes `out` when the block ends well.
+    """A temporary path for a file or folder, which is renamed to `out` when the block ends without
+    an error.
 
     Raises:
-        ValueError: Something is at `out` already.
+        ValueError: `out` exists already.
     """
     check_new(out)
     aside = Path(

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from jobs.models.trained import tokenise
+from jobs.models.bert import tokenise
 from jobs.prediction.pictures import Picture, check_pairs, distinct
 from jobs.prediction.predictor import Predictor
 from modeling.blip2 import TEMPERATURE_BOUNDS, Stage1

@@ -10,8 +10,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from jobs.models.bert import tokenise
 from jobs.models.languages import Language
-from jobs.models.trained import tokenise
 from jobs.prediction.pictures import Picture, check_pairs, distinct
 from jobs.prediction.predictor import Predictor
 from modeling.blip2 import Stage2

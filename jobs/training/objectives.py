@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.ranks.sharding import shard_frozen
-from jobs.models import trained
+from jobs.models.bert import load_reader, text_reader, tokenise
 from jobs.models.encoder_settings import pixels_of
 from jobs.models.encoders import load_encoder
 from jobs.models.languages import load_language
@@ -47,7 +47,7 @@ def representation(recipe: Stage1Recipe, module: nn.Module, device: torch.device
         frozen = not recipe.encoder.train
         return contrast.losses_in_turn(engine, [pairs(micro) for micro in micros], frozen)
 
-    return Objective(module, losses, trained.text_reader(recipe))
+    return Objective(module, losses, text_reader(recipe))
 
 
 def captions(recipe: Stage2Recipe, module: nn.Module, device: torch.device) -> Objective:
@@ -69,10 +69,10 @@ def answers(recipe: Stage2Recipe, module: nn.Module, device: torch.device) -> Ob
     into the language model (table 8).
     """
     images = image_input(recipe, device)
-    reader = trained.load_reader(recipe.tokenizer, recipe.model)
+    reader = load_reader(recipe.tokenizer, recipe.model)
 
     def shown(batch: Batch) -> tuple[Tensor, ...]:
-        read = trained.tokenise(reader, batch.questions, recipe.max_question)
+        read = tokenise(reader, batch.questions, recipe.max_question)
         return images(batch), read["ids"].to(device), read["mask"].to(device)
 
     def prompts(batch: Batch) -> list[str]:

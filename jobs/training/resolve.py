@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from jobs.models import encoder_settings, languages
-from jobs.models.trained import fit
+from jobs.models.resolve import with_model_sizes
 from jobs.recipes.schema import RunConfig, TrainRecipe
 
 RecipeT = TypeVar("RecipeT", bound=TrainRecipe)
@@ -39,7 +39,7 @@ def resolve(
     Raises:
         ValueError: a model is missing or of another family, or the ranks cannot share the batch.
     """
-    recipe = fit(recipe)  # type: ignore[type-var]
+    recipe = with_model_sizes(recipe)
     if epochs and samples:
         recipe = with_steps(recipe, math.ceil(epochs * samples / recipe.run.global_batch))
     recipe = encoder_settings.settled(recipe, before, fetch)

@@ -7,12 +7,13 @@ from torch import nn
 
 from cluster import checkpoint
 from cluster.ranks.dist import derive_seed, this_process
-from jobs.models import trained
+from jobs.interchange.trained_weights import Kind, TrainedWeights, trained_weights
+from jobs.models.bert import start_from_bert
 from jobs.models.encoders import load_encoder
 from jobs.recipes.schema import Stage1Recipe, Stage2Recipe, TrainRecipe
 from jobs.training.command import Given
 from jobs.training.plan import Plan
-from modeling.blip2 import Stage1, Stage2, WithEncoder
+from modeling.blip2 import Stage1, Stage2, WithEncoder, stage2_from_stage1
 
 Stage = TypeVar("Stage", Stage1, Stage2)
 
@@ -52,8 +53,9 @@ def load_pretrained(stage: Stage1 | Stage2, path: str) -> None:
     Raises:
         ValueError: no such checkpoint, one of another kind or of other sizes.
     """
-    kind = "stage1" if isinstance(stage, Stage1) else "stage2"
-    found, weights = trained.weights_of(path, kind, stage.config.qformer.heads)
+    kind: Kind = "stage1" if isinstance(stage, Stage1) else "stage2"
+    found = trained_weights(path, kind, stage.config.qformer.heads)
+    weights = found.weights
     if found.recipe.get("encoder", {}).get("train"):
         raise ValueError(
             f"--init {path}: its image encoder was finetuned, and this run would start from "
@@ -64,7 +66,7 @@ def load_pretrained(stage: Stage1 | Stage2, path: str) -> None:
     if isinstance(stage, Stage2) and stage.config.qformer.text:
         own = {name: parameter.detach() for name, parameter in stage.named_parameters()}
         weights = {k: v for k, v in own.items() if _of_text(k)} | weights
-    checkpoint.load_weights(stage, weights, f"--init {found.folder}")
+    checkpoint.load_weights(stage, weights, f"--init {found.where}")
     _tell(found)
 
 
@@ -74,7 +76,12 @@ def load_stage1(stage: Stage2, path: str) -> None:
     Raises:
         ValueError: no stage-1 checkpoint at ``path``, or one of other sizes.
     """
-    _tell(trained.start_from_stage1(stage, path))
+    found = trained_weights(path, "stage1", stage.config.qformer.heads)
+    taken = stage2_from_stage1(found.weights, stage.config.qformer.text)
+    own = dict(stage.named_parameters())
+    fresh = {name: p.detach() for name, p in own.items() if name.startswith("language_proj.")}
+    checkpoint.load_weights(stage, taken | fresh, f"--init {found.where}")
+    _tell(found)
 
 
 def with_encoder(recipe: TrainRecipe, stage: Stage1 | Stage2, fresh: bool) -> nn.Module:
@@ -95,14 +102,14 @@ def _seeded(recipe: TrainRecipe, stage: type[Stage], config: Any) -> Stage:
 
 def _with_bert(recipe: TrainRecipe, stage: Stage, bert: bool) -> Stage:
     if bert and recipe.bert:
-        trained.start_from_bert(stage, recipe.bert)
+        start_from_bert(stage, recipe.bert)
     return stage
 
 
-def _tell(found: checkpoint.Checkpoint) -> None:
+def _tell(found: TrainedWeights) -> None:
     """Print once where the weights come from."""
     if this_process().rank == 0:
-        print(f"starting from {found.folder}", flush=True)
+        print(f"starting from {found.where}", flush=True)
 
 
 def _of_text(name: str) -> bool:

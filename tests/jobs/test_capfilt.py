@@ -16,10 +16,11 @@ import webdataset
 from cluster.storage.open import open_storage
 from jobs.capfilt import run_capfilt
 from jobs.captioning.arguments import CapFiltArgs, parse
-from jobs.captioning.models import find_folder, read_processor
+from jobs.captioning.models import read_processor
 from jobs.captioning.run import commit_described, prepare_shard
 from jobs.captioning.summary import Tally
 from jobs.captioning.work import Work
+from jobs.models.files import find_folder
 from pipeline.capfilt.filters import FilterConfig
 from pipeline.shards.manifest import committed, manifest_hash
 from pipeline.shards.parquet import read_parquet
@@ -337,7 +338,7 @@ def test_image_processors_are_understood(tmp_path: Path):
     assert (clip.spec.size, clip.spec.crop) == (24, True)
     assert blip.mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
     with pytest.raises(ValueError, match=r"python jobs/zoo\.py"):
-        find_folder("captioner", "modeling/zoo/nothing")
+        find_folder("captioner", "modeling/zoo/nothing", fetch=False)
 
 
 @pytest.mark.skipif(not STAMPS.is_dir(), reason="the stamps are not here")

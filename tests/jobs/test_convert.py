@@ -24,7 +24,8 @@ from transformers import (
 
 from jobs import convert, predict
 from jobs.models import encoders, trained
-from jobs.models.trained import tokenise
+from jobs.models.bert import tokenise
+from jobs.training import start
 from modeling.blip2 import Stage2, stage2_config
 from modeling.language.adapters import EncoderDecoderLM, GenerationSettings
 from tests.jobs import foreign
@@ -273,11 +274,11 @@ def test_huggingface_to_lavis_and_in_memory(retrieval: Any, tmp_path: Path):
     for path in (folder, file, tmp_path / "native"):
         torch.manual_seed(1)
         module = Stage2(target)
-        trained.start_from_stage1(module, str(path))
+        start.start_from_stage1(module, str(path))
         assert torch.equal(module.qformer.query_tokens, model.query_tokens)
     wrong = Stage2(replace(target, qformer=replace(target.qformer, heads=2)))
     with pytest.raises(ValueError, match="4 heads, the recipe's 2"):
-        trained.start_from_stage1(wrong, str(folder))
+        start.start_from_stage1(wrong, str(folder))
 
 
 # ------------------------------------------------------------------------------ equal outputs

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs.models.trained import load_bert_tokenizer, tokenise
+from jobs.models.bert import load_bert_tokenizer, tokenise
 from jobs.predict import CAPTION, VQA, Embedder, Writer, load, read_picture
 from modeling.language.adapters import GenerationSettings
 from pipeline.images import decode

@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 
 from jobs import predict, recipes
 from jobs.evaluate import EvaluateArgs, FurtherArgs, evaluate
-from jobs.models import languages, trained
+from jobs.models import languages
+from jobs.models.resolve import with_model_sizes
 from jobs.recipes.schema import EncoderChoice, LanguageChoice
 from modeling.blip2 import Stage2
 from modeling.prompts import VQA_CHAT
@@ -38,7 +39,7 @@ def phi(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def chat_run(phi: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("chat")
     base = recipes.recipe("stage2", "tinyworld-opt")
-    recipe = trained.fit(
+    recipe = with_model_sizes(
         replace(
             base,
             encoder=EncoderChoice(str(save_clip(root / "clip")), image_size=32),

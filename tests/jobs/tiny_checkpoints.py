@@ -16,7 +16,7 @@ from transformers import (
 
 from cluster import checkpoint
 from jobs import recipes
-from jobs.models import trained
+from jobs.models.resolve import with_model_sizes
 from jobs.recipes.schema import EncoderChoice
 from modeling.blip2 import Stage1, Stage2
 from tests.tiny_models import save_clip
@@ -57,7 +57,7 @@ def save_stage1(root: Path) -> Path:
     """A stage-1 run with one checkpoint."""
     encoder = EncoderChoice(str(save_clip(root / "clip")), image_size=32)
     base = replace(recipes.recipe("stage1", "tinyworld"), encoder=encoder)
-    recipe = trained.fit(replace(base, model=_small(base.model)))
+    recipe = with_model_sizes(replace(base, model=_small(base.model)))
     torch.manual_seed(3)
     return _publish(root / "stage1", Stage1(recipe.model), recipe)
 
@@ -68,7 +68,7 @@ def save_stage2(root: Path, family: str) -> Path:
     base = recipes.recipe("stage2", f"tinyworld-{family}")
     language = replace(base.language, name=str(save_language(root / family, family)))
     base = replace(base, encoder=encoder, language=language, model=_small(base.model))
-    recipe = trained.fit(base)
+    recipe = with_model_sizes(base)
     torch.manual_seed(4)
     return _publish(root / f"stage2-{family}", Stage2(recipe.model), recipe)
 

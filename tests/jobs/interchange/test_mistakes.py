@@ -15,6 +15,7 @@ from transformers import BlipConfig
 
 from jobs import cli, convert, predict
 from jobs.models import trained
+from jobs.training import start
 from modeling.blip2 import Stage2, stage2_config
 from tests.jobs import foreign
 from tests.jobs.test_convert import run
@@ -246,7 +247,7 @@ def test_stage2_where_stage1_is_needed(itr: Path, state: dict[str, Tensor], tmp_
     module = Stage2(stage2_config(recipe.model, 20))
     for path in (folder, file):
         with pytest.raises(ValueError, match="stage 2; give one of stage 1"):
-            trained.start_from_stage1(module, str(path))
+            start.start_from_stage1(module, str(path))
     with pytest.raises(ValueError, match="no language model"):
         predict.load(itr).caption(["a.png"])
 
@@ -267,7 +268,7 @@ def test_a_failure_leaves_nothing(
     def full(*_: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("cluster.checkpoint.load.fill", full)
+    monkeypatch.setattr("cluster.checkpoint.fill", full)
     with pytest.raises(OSError, match="No space"):
         run("hf", "native", itr, tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -10,8 +10,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from jobs import predict
-from jobs.models import trained
+from jobs.models import bert, trained
 from jobs.models.languages import load_language
+from jobs.models.missing_parts import find_checkpoint
 from jobs.recipes.schema import LanguageChoice
 from tests.jobs import foreign
 from tests.jobs.test_convert import run
@@ -67,10 +68,10 @@ def test_loading_a_checkpoint_that_names_another_tokenizer(stage1_run: Path, wro
     recipe = json.loads(file.read_text())
     file.write_text(json.dumps(recipe | {"tokenizer": str(wrong)}))
     refused(wrong, lambda: predict.load(tmp_path / "run"))
-    found = trained.find_checkpoint(stage1_run)
+    found = find_checkpoint(stage1_run)
     refused(
         wrong,
-        lambda: trained.text_reader(replace(trained.read_recipe(found), tokenizer=str(wrong))),
+        lambda: bert.text_reader(replace(trained.read_recipe(found), tokenizer=str(wrong))),
     )
 
 
@@ -89,11 +90,11 @@ def test_a_folder_whose_tokenizer_was_changed(retrieval: Path, wrong: Path, tmp_
 
 def test_without_generation_dec_needs_no_row(stage1_run: Path, tmp_path: Path):
     """InstructBLIP from Hugging Face's own configuration has as many rows as BERT has words."""
-    model = trained.read_recipe(trained.find_checkpoint(stage1_run)).model
+    model = trained.read_recipe(find_checkpoint(stage1_run)).model
     longer = str(reader(tmp_path / "284", ROWS))
-    assert len(trained.load_reader(longer, replace(model, itg=False))) == ROWS + 1
+    assert len(bert.load_reader(longer, replace(model, itg=False))) == ROWS + 1
     with pytest.raises(ValueError, match="285 words with"):
-        trained.load_reader(longer, model)
+        bert.load_reader(longer, model)
 
 
 def test_a_language_model_with_too_few_rows(tmp_path: Path):
@@ -122,7 +123,7 @@ def test_a_blip2_whose_language_model_has_too_few_rows(tmp_path: Path):
 def test_bert_with_fewer_words_than_the_tokenizer(stage1_run: Path, tmp_path: Path):
     from transformers import BertConfig, BertModel
 
-    recipe = trained.read_recipe(trained.find_checkpoint(stage1_run))
+    recipe = trained.read_recipe(find_checkpoint(stage1_run))
     sizes = recipe.model.qformer
     config = BertConfig(
         vocab_size=200, hidden_size=sizes.width, num_hidden_layers=sizes.layers,
@@ -133,4 +134,4 @@ def test_bert_with_fewer_words_than_the_tokenizer(stage1_run: Path, tmp_path: Pa
     from modeling.blip2 import Stage1
 
     with pytest.raises(ValueError, match=r"has shape \(200, 32\), .*give a BERT of its size and"):
-        trained.start_from_bert(Stage1(recipe.model), str(tmp_path / "bert"))
+        bert.start_from_bert(Stage1(recipe.model), str(tmp_path / "bert"))

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from jobs.models.encoders import load_encoder
-from jobs.models.trained import fit
+from jobs.models.resolve import with_model_sizes
 from jobs.recipes import recipe
 from jobs.recipes.schema import EncoderChoice
 from modeling.vision.encoders import EvaConfig, build_eva_encoder
@@ -99,7 +99,7 @@ def test_the_references_file(pth):
     assert torch.equal(encoder.vit.blocks[1].attn.q_bias, state["blocks.1.attn.q_bias"].float())
     assert load_encoder(choose(path, 48, heads=2)).num_tokens == 37
     made = recipe("stage1", "vit-g")
-    fitted = fit(_with_encoder(made, choose(path, heads=2)))
+    fitted = with_model_sizes(_with_encoder(made, choose(path, heads=2)))
     assert fitted.model.qformer.encoder_width == 24
 
 
@@ -111,7 +111,8 @@ def _with_encoder(made, choice):
 
 def test_any_timm_vit_by_name():
     name = EncoderChoice("timm:vit_tiny_patch16_224", 32)
-    assert fit(_with_encoder(recipe("stage1", "vit-g"), name)).model.qformer.encoder_width == 192
+    sized = with_model_sizes(_with_encoder(recipe("stage1", "vit-g"), name))
+    assert sized.model.qformer.encoder_width == 192
     with torch.device("meta"):
         assert len(load_encoder(name, weights=False).vit.blocks) == 11
 

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from jobs.models.languages import load_language, stored_as
-from jobs.models.trained import fit
+from jobs.models.resolve import with_model_sizes
 from jobs.recipes import recipe
 from jobs.recipes.schema import LanguageChoice
 from modeling.language.adapters import DecoderLM, EncoderDecoderLM
@@ -42,7 +42,7 @@ def test_a_model_of_the_other_family_is_refused_before_anything_is_loaded(tmp_pa
     base = recipe("stage2", "vit-g-opt-2.7b")
     wrong = replace(base, language=replace(base.language, name=str(t5)))
     with pytest.raises(ValueError, match="take a recipe for a encoder-decoder"):
-        fit(wrong)
+        with_model_sizes(wrong)
     assert isinstance(load_language(LanguageChoice(str(t5))), EncoderDecoderLM)
     assert isinstance(load_language(LanguageChoice(str(opt), "decoder", "fp16")), DecoderLM)
     with pytest.raises(ValueError, match="T5 overflows in fp16"):

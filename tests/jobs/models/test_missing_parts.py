@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from jobs import predict
-from jobs.models import trained
+from jobs.interchange.trained_weights import trained_weights
+from jobs.models.bert import load_bert_tokenizer
 from jobs.models.encoders import load_encoder
 from jobs.models.languages import load_language
 from jobs.recipes.schema import EncoderChoice, LanguageChoice
@@ -120,7 +121,7 @@ def test_an_adapter_is_no_model(adapter: Path, tmp_path: Path):
     told(match, lambda: language(adapter))
     told(match, lambda: load_encoder(EncoderChoice(str(adapter))))
     told(match, lambda: run("hf", "native", adapter, tmp_path / "out"))
-    told(match, lambda: trained.weights_of(str(adapter), "stage2", 4))
+    told(match, lambda: trained_weights(str(adapter), "stage2", 4))
     (adapter / "adapter_config.json").write_text("{")
     told("was added to its base model", lambda: language(adapter))
 
@@ -175,12 +176,12 @@ def test_a_vocabulary_alone_is_no_tokenizer(retrieval: Path, tmp_path: Path):
     words.mkdir()
     shutil.copy(ZOO / "bert" / "vocab.txt", words)
     match = rf"{words} has vocab.txt, but neither tokenizer.json nor tokenizer_config.json"
-    told(match, lambda: trained.load_bert_tokenizer(str(words)))
+    told(match, lambda: load_bert_tokenizer(str(words)))
     bare = without(retrieval, tmp_path / "bare", *TOKENIZER)
     told(match, lambda: run("hf", "native", bare, tmp_path / "out", "--tokenizer", words))
     shutil.copy(ZOO / "bert" / "tokenizer_config.json", words)
-    assert len(trained.load_bert_tokenizer(str(words))) == 284
+    assert len(load_bert_tokenizer(str(words))) == 284
 
 
 def test_an_empty_folder_is_no_tokenizer(tmp_path: Path):
-    told("has no tokenizer files", lambda: trained.load_bert_tokenizer(str(tmp_path)))
+    told("has no tokenizer files", lambda: load_bert_tokenizer(str(tmp_path)))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.models import trained
+from jobs.models.resolve import with_model_sizes
 from jobs.training import budget
 from jobs.training.command import parse
 from tests.jobs.training.test_training import ENV, ROOT
@@ -59,7 +59,7 @@ def test_the_estimate_is_within_15_percent(tmp_path, stage, zero, precision):
         given += ["--language.name", str(tmp_path / "t5"), "--model.qformer.layers", "12"]
     given += ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
     parsed = parse(stage, given).config
-    fitted = trained.fit(parsed)
+    fitted = with_model_sizes(parsed)
     planned = budget.plan_memory(fitted, budget.sketch(fitted), world=1, micro=8)
     used = peak_of([sys.executable, f"jobs/{stage}.py", *given])
     assert used > 2 * budget.LIBRARIES  # half of it and more is the model's
