@@ -84,16 +84,11 @@ def make_data(args: TourArgs, data: Path) -> None:
 def capfilt(tour: Tour, data: Path, out: Path) -> None:
     """Caption, rank and filter the web pairs; pass the human-captioned ones through unchanged."""
     common = ["jobs/capfilt.py", "--recipe", "tinyworld"]
-    tour.command(*common, "--input", data / "web", "--output", out / "web")
-    coco = data / "coco"
-    tour.command(
-        *common,
-        "--input",
-        coco / "annotations" / "captions_train.json",
-        "--images",
-        coco / "images" / "train",
-        "--output",
-        out / "coco",
+    annotations, images = data / "coco/annotations/captions_train.json", data / "coco/images/train"
+    tour.commands(
+        [*common, "--input", data / "web", "--output", out / "web"],
+        [*common, "--input", annotations, "--images", images, "--output", out / "coco"],
+        live=True,
     )
 
 

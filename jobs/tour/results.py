@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from evaluation.report.evaluations import read_evaluation
 from evaluation.report.page import Facts, Report, Result, Results, write_report
-from jobs.report import hardware, read_evaluation, sections_of
+from evaluation.report.sections import hardware, sections_of
 from pipeline.tinyworld.scene import Scene
 
 FAMILIES = ("t5", "opt")
