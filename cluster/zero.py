@@ -137,6 +137,7 @@ def to_deepspeed(
         },
         "zero_allow_untested_optimizer": True,  # torch's AdamW: no compiler at start
         "steps_per_print": 1_000_000_000,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the device twice a step
     }
     if config.precision == "bf16" and config.stage == 0:
         settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}

@@ -6,6 +6,7 @@
     python jobs/benchmark.py data                                     bookkeeping of 129M samples
     python jobs/benchmark.py train [--size full --device cuda ...]      training steps
     python jobs/benchmark.py scale                                    cost by batch, text and ranks
+    python jobs/benchmark.py gpu [--page docs/measurements/gpu.md]    all of the above on a GPU
     python jobs/benchmark.py NAME --help
 
 A table for people, and a last line of JSON for programs.
@@ -28,6 +29,7 @@ BENCHMARKS = {
     "data": "jobs.bench_data",
     "train": "jobs.bench_train",
     "scale": "jobs.bench_scale",
+    "gpu": "jobs.benchmarks.gpu",
 }
 
 

@@ -1,0 +1,364 @@
+"""What `benchmark.py gpu` measures: each part is a function that returns one record of numbers."""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from cluster.runlog import read_log
+from jobs import bench_capfilt, bench_train, dry_run, hardware
+from jobs import bench_common as bench
+from jobs.benchmarks import gpu_cases
+from jobs.encoder_settings import pixels_of
+from jobs.hardware import GIB
+from modeling import flops
+
+TOP = 8
+WARM, EVERY, INTERVALS = {"full": 4, "tiny": 1}, {"full": 4, "tiny": 1}, {"full": 3, "tiny": 2}
+"""Steps before the first that counts, steps between two log lines, and intervals that count."""
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+
+
+class LeftOut(Exception):
+    """A part that this device or this run has no room for; the message says why."""
+
+
+def ceiling(args: Any, device: torch.device) -> dict[str, Any]:
+    """FLOP/s of a large product and bytes/s of a large copy: what nothing here can exceed."""
+    size = 256 if args.size == "tiny" else 8192
+    products = {
+        name: round(bench.matmul_peak(device.type, dtype, size) / 1e12, 3)
+        for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32))
+    }
+    source = torch.empty(size * size * 16, dtype=torch.bfloat16, device=device).normal_()
+    target = torch.empty_like(source)
+    seconds = min(bench.clock(lambda: target.copy_(source), device.type) for _ in range(5))
+    moved = 2 * source.numel() * source.element_size()
+    gpu = hardware.this_gpu()
+    return {
+        "product_tflops": products,
+        "copy_tb_per_s": round(moved / seconds / 1e12, 3),
+        "data_sheet_tflops": gpu.tflops if gpu else None,
+    }
+
+
+# -------------------------------------------------------------------------------- training
+
+
+def training(args: Any, device: torch.device, part: str, peak: float) -> dict[str, Any]:
+    """Steps of the project's own loop: speed, MFU by part, memory and kernels.
+
+    Args:
+        part: one of ``gpu_cases.RECIPES``.
+        peak: FLOP/s that were reached by a large product of the recipe's format.
+
+    Raises:
+        LeftOut: the dry run says that it does not fit.
+    """
+    batch = args.batch or gpu_cases.share_of(args.size, part)
+    recipe = gpu_cases.settled_recipe(args.size, part, batch, device)
+    sketched = dry_run.sketch(recipe)
+    planned = dry_run.plan_memory(recipe, sketched, 1, batch).total
+    room, on_cpu = hardware.room(1)
+    if planned > room and not on_cpu:
+        raise LeftOut(f"memory: {planned / GIB:.0f} GiB by the dry run, {room / GIB:.0f} are there")
+    warm, every = WARM[args.size], EVERY[args.size]
+    counted = every * INTERVALS[args.size]
+    with tempfile.TemporaryDirectory() as folder:
+        begun = time.perf_counter()
+        run = gpu_cases.make_training(recipe, device, Path(folder), every=every, steps=1000)
+        made_in = time.perf_counter() - begun
+        run.steps(warm)
+        first = memory_held(device)
+        run.steps(counted)
+        held = memory_held(device)
+        log = [record for record in read_log(run.folder) if record["step"] > warm]
+        speeds = [record["images_per_s"] for record in log]
+        seconds = batch / statistics.median(speeds)
+        work = dry_run.sample_flops(recipe, sketched, 1)
+        parts = seconds_by_part(run, device)
+        kernels = profiled(lambda: run.steps(2), device)
+        run.close()
+    return {
+        "recipe": recipe.name,
+        "batch": batch,
+        "precision": recipe.run.zero.precision,
+        "compile": recipe.encoder.compile,
+        "engine": f"DeepSpeed ZeRO-{recipe.run.zero.stage}",
+        "images_per_s": round(statistics.median(speeds), 2),
+        "images_per_s_of_intervals": speeds,
+        "step_ms": round(1e3 * seconds, 2),
+        "loss": log[-1]["loss"],
+        "made_in_s": round(made_in, 1),
+        "gflop_per_sample": {name: round(value / 1e9, 1) for name, value in work.items()},
+        "mfu": mfu(sum(work.values()) * batch, seconds, peak),
+        "parts": by_part(recipe, work, parts, seconds, batch, peak),
+        "memory_gib": {"planned": round(planned / GIB, 2), "after_warm_up": first, **held},
+        **kernels,
+    }
+
+
+def mfu(work: float, seconds: float, peak: float) -> dict[str, float]:
+    """The share of the data sheet's peak and of a measured product's that ``work`` FLOPs reach."""
+    gpu = hardware.this_gpu()
+    shares = {"of_product": round(work / seconds / peak, 4)}
+    if gpu:
+        shares["of_data_sheet"] = round(work / seconds / gpu.tflops / 1e12, 4)
+    return shares
+
+
+def seconds_by_part(run: gpu_cases.Training, device: torch.device) -> dict[str, float]:
+    """Seconds of the frozen encoder and of the language model (forward and backward) alone."""
+    batch, recipe, made = run.batches[0], run.recipe, run.made
+    found: dict[str, float] = {}
+    encoder = made.encoder
+    assert encoder is not None
+    images = batch.pixels_B3HW(device, pixels_of(recipe.encoder))
+    with torch.no_grad():
+        found["encoder"] = median_seconds(lambda: encoder(images), device)
+    if made.language is not None:
+        model, width = recipe.model, made.language.width
+        prompts = torch.randn(
+            len(batch.texts), model.qformer.queries, width, device=device, dtype=made.language.dtype
+        )
+        prompts.requires_grad_()
+
+        def speak() -> None:
+            made.language.loss(prompts, batch.texts, batch.draws_B2[:, 0]).backward()
+
+        found["language model"] = median_seconds(speak, device)
+    return found
+
+
+def by_part(
+    recipe: Any,
+    work: Mapping[str, float],
+    seconds: Mapping[str, float],
+    step: float,
+    batch: int,
+    peak: float,
+) -> dict[str, dict[str, float]]:
+    """Milliseconds and share of the measured product of each part; what the frozen models leave of
+    a step is the Q-Former's, with the update.
+    """
+    rest = {name: value for name, value in work.items() if name not in seconds}
+    times = {**seconds, "Q-Former and update": max(1e-9, step - sum(seconds.values()))}
+    counts = {**{name: work.get(name, 0.0) for name in seconds}}
+    counts["Q-Former and update"] = sum(rest.values())
+    return {
+        name: {
+            "ms": round(1e3 * spent, 2),
+            "of_product": round(counts[name] * batch / spent / peak, 4),
+        }
+        for name, spent in times.items()
+    }
+
+
+def median_seconds(work: Callable[[], Any], device: torch.device, repeats: int = 5) -> float:
+    """The median of several runs, after two to warm up; events time a GPU."""
+    for _ in range(2):
+        work()
+    if device.type != "cuda":
+        return statistics.median(bench.clock(work, device.type) for _ in range(repeats))
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        work()
+        mark.record()
+    torch.cuda.synchronize()
+    return statistics.median(
+        1e-3 * a.elapsed_time(b) for a, b in zip(marks[:-1], marks[1:], strict=True)
+    )
+
+
+def memory_held(device: torch.device) -> dict[str, float]:
+    """GiB at most so far: in tensors, and taken from the device by torch."""
+    if device.type != "cuda":
+        return {"peak": round(bench.resident("VmHWM") / GIB, 2)}
+    free, total = torch.cuda.mem_get_info()
+    return {
+        "peak": round(torch.cuda.max_memory_allocated() / GIB, 2),
+        "reserved": round(torch.cuda.max_memory_reserved() / GIB, 2),
+        "device_used": round((total - free) / GIB, 2),
+    }
+
+
+def profiled(work: Callable[[], Any], device: torch.device) -> dict[str, Any]:
+    """The kernels of some work by their share of the device's time, how busy the device was, and
+    how often the host waited for it. On a CPU: operators instead of kernels.
+    """
+    cuda = device.type == "cuda"
+    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
+    with profile(activities=kinds) as recorded:
+        begun = time.perf_counter()
+        work()
+        bench.settle(device.type)
+        elapsed = time.perf_counter() - begun
+    events = recorded.key_averages()
+    if not cuda:
+        spent = {event.key: event.self_cpu_time_total for event in events}
+    else:
+        spent = {
+            event.key: event.self_device_time_total
+            for event in events
+            if event.device_type == DeviceType.CUDA
+        }
+    total = sum(spent.values()) or 1.0
+    largest = sorted(spent, key=spent.__getitem__, reverse=True)[:TOP]
+    return {
+        "kernels": {key[:90]: round(spent[key] / total, 4) for key in largest},
+        "device_busy": round(1e-6 * total / elapsed, 4) if cuda else None,
+        "waits": {event.key: event.count for event in events if event.key in WAITS},
+    }
+
+
+# --------------------------------------------------------------------------------- CapFilt
+
+
+def capfilt(args: Any, device: torch.device, peak: float) -> dict[str, Any]:
+    """Captions and scores by BLIP-large and CLIP ViT-L, beside the plain Hugging Face loop."""
+    tiny = args.size == "tiny"
+    sizes = bench_capfilt.CapFiltBench(
+        size="small" if tiny else "full",
+        device=device.type,
+        dtype="fp32" if tiny else "bf16",
+        images=2 if tiny else 256,
+        batch=2 if tiny else 64,
+        captions=2 if tiny else 10,
+        tokens=4 if tiny else 20,
+        rounds=1,
+        peer=not tiny,
+    )
+    captioner, scorer, plain = bench_capfilt.contenders(sizes)
+    large, small = bench_capfilt.random_images(sizes)
+    batches = list(zip(large.split(sizes.batch), small.split(sizes.batch), strict=True))
+    ours = bench_capfilt.Ours(captioner, scorer)
+    work = bench_capfilt.count_flops(ours, batches[0])
+    ours.run(batches[:1] * 2)  # a step is recorded when it is met for the second time
+    seconds = min(bench.clock(lambda: ours.run(batches), device.type) for _ in range(2))
+    stages = {name: round(spent, 4) for name, spent in ours.seconds.items()}
+    found: dict[str, Any] = {
+        "batch": sizes.batch,
+        "captions": sizes.captions,
+        "tokens": sizes.tokens,
+        "precision": sizes.dtype,
+        "images_per_s": round(sizes.images / seconds, 2),
+        "seconds_by_stage": stages,
+        "gflop_per_image": round(work / 1e9, 1),
+        "mfu": mfu(work * sizes.images, seconds, peak),
+        "graphs": captioner.steps.replays,
+        "memory_gib": memory_held(device),
+        **profiled(lambda: ours.run(batches[:1]), device),
+    }
+    if sizes.peer:
+        plain(batches[0])
+        theirs = bench.clock(lambda: plain(batches[0]), device.type)
+        found["peer"] = {
+            "name": "plain Hugging Face loop",
+            "images_per_s": round(sizes.batch / theirs, 2),
+            "ratio": round(theirs / sizes.batch * sizes.images / seconds, 2),
+        }
+    return found
+
+
+# ------------------------------------------------------------------------------------ peers
+
+
+def vit_beside_huggingface(args: Any, device: torch.device, peak: float) -> dict[str, Any]:
+    """The frozen tower's forward pass, ours beside Hugging Face's BLIP-2 vision model."""
+    from transformers import Blip2VisionConfig, Blip2VisionModel
+
+    from modeling.vision import EvaConfig, build_eva_encoder, freeze
+
+    tiny = args.size == "tiny"
+    sizes = EvaConfig(width=48, blocks=2, heads=4, mlp=96) if tiny else EvaConfig()
+    batch = args.batch or (2 if tiny else gpu_cases.share_of("full", "stage1"))
+    dtype, side = torch.bfloat16, 28 if tiny else 224
+    with torch.device(device):
+        mine = freeze(build_eva_encoder(sizes, side), dtype)
+        config = Blip2VisionConfig(
+            hidden_size=sizes.width,
+            intermediate_size=sizes.mlp,
+            num_hidden_layers=sizes.blocks,
+            num_attention_heads=sizes.heads,
+            image_size=side,
+            patch_size=sizes.patch,
+        )
+        theirs = freeze(Blip2VisionModel(config), dtype)
+        images = torch.randn(batch, 3, side, side).to(dtype)
+    towers = {"ours": mine, "Hugging Face": theirs}
+    if device.type == "cuda":
+        begun = time.perf_counter()
+        towers["ours, compiled by block"] = compiled_by_block(
+            build_eva_encoder, sizes, side, device
+        )
+        towers["ours, compiled by block"](images)
+        torch.cuda.synchronize()
+        compiled_in = round(time.perf_counter() - begun, 1)
+    else:
+        compiled_in = None
+    work = flops.vit_flops(flops.vit_sizes(mine.vit), trained=False) * batch
+    with torch.no_grad():
+        seconds = {
+            name: median_seconds(lambda tower=tower: tower(images), device)  # type: ignore[misc]
+            for name, tower in towers.items()
+        }
+    return compared(seconds, batch, work, peak) | {"compiled_in_s": compiled_in}
+
+
+def compiled_by_block(
+    build: Callable[..., Any], sizes: Any, side: int, device: torch.device
+) -> nn.Module:
+    """A frozen bf16 tower whose blocks, which are all alike, are one compiled program."""
+    from modeling.vision import freeze
+
+    with torch.device(device):
+        tower: Any = freeze(build(sizes, side), torch.bfloat16)
+    for block in tower.vit.blocks:
+        block.compile(dynamic=False)
+    return tower.requires_grad_(False)
+
+
+def qformer_beside_huggingface(args: Any, device: torch.device, peak: float) -> dict[str, Any]:
+    """Stage 1's objectives, forward and backward, beside the reference's algorithm made of Hugging
+    Face's modules: same weights, same image tokens, texts of full length.
+    """
+    tiny = args.size == "tiny"
+    batch = args.batch or (3 if tiny else gpu_cases.share_of("full", "stage1"))
+    options = bench_train.TrainBench(
+        size="tiny" if tiny else "base",
+        device=device.type,
+        dtype="fp32" if tiny else "bf16",
+        cases="stage1",
+        batch=batch,
+        memory=False,
+    )
+    case = bench_train.make_case(options, "stage1")
+    made = {"ours": case.make["ours"](), "Hugging Face": case.make["reference"]()}
+    losses = {who: bench_train.loss_without_dropout(one) for who, one in made.items()}
+    seconds = {who: median_seconds(one.step, device) for who, one in made.items()}
+    found = compared(seconds, batch, case.gflop * 1e9 * batch, peak)
+    return found | {"loss": losses, "precision": options.dtype}
+
+
+def compared(seconds: Mapping[str, float], batch: int, work: float, peak: float) -> dict[str, Any]:
+    """A record of contenders that did the same, one of them Hugging Face's."""
+    return {
+        "batch": batch,
+        "images_per_s": round(batch / seconds["ours"], 2),
+        "step_ms": round(1e3 * seconds["ours"], 2),
+        "contenders_ms": {name: round(1e3 * spent, 2) for name, spent in seconds.items()},
+        "mfu": mfu(work, seconds["ours"], peak),
+        "peer": {
+            "name": "Hugging Face",
+            "images_per_s": round(batch / seconds["Hugging Face"], 2),
+            "ratio": round(seconds["Hugging Face"] / seconds["ours"], 2),
+        },
+    }
