@@ -1,5 +1,6 @@
 """What `benchmark.py gpu` measures: each part is a function that returns one record of numbers."""
 
+import itertools
 import statistics
 import tempfile
 import time
@@ -84,7 +85,7 @@ def training(args: Any, device: torch.device, part: str, peak: float) -> dict[st
         seconds = batch / statistics.median(speeds)
         work = dry_run.sample_flops(recipe, sketched, 1)
         parts = seconds_by_part(run, device)
-        kernels = profiled(lambda: run.steps(2), device)
+        kernels = profiled(lambda: run.steps(2), device, 2 * seconds, told(args, part))
         run.close()
     return {
         "recipe": recipe.name,
@@ -99,10 +100,16 @@ def training(args: Any, device: torch.device, part: str, peak: float) -> dict[st
         "made_in_s": round(made_in, 1),
         "gflop_per_sample": {name: round(value / 1e9, 1) for name, value in work.items()},
         "mfu": mfu(sum(work.values()) * batch, seconds, peak),
-        "parts": by_part(recipe, work, parts, seconds, batch, peak),
+        "parts": by_part(work, parts, seconds, batch, peak),
         "memory_gib": {"planned": round(planned / GIB, 2), "after_warm_up": first, **held},
         **kernels,
     }
+
+
+def told(args: Any, part: str) -> Path:
+    """Where a part's profile is written."""
+    where: Path = args.out / f"profile-{part}.txt"
+    return where
 
 
 def mfu(work: float, seconds: float, peak: float) -> dict[str, float]:
@@ -138,7 +145,6 @@ def seconds_by_part(run: gpu_cases.Training, device: torch.device) -> dict[str, 
 
 
 def by_part(
-    recipe: Any,
     work: Mapping[str, float],
     seconds: Mapping[str, float],
     step: float,
@@ -174,7 +180,7 @@ def median_seconds(work: Callable[[], Any], device: torch.device, repeats: int =
         mark.record()
     torch.cuda.synchronize()
     return statistics.median(
-        1e-3 * a.elapsed_time(b) for a, b in zip(marks[:-1], marks[1:], strict=True)
+        1e-3 * one.elapsed_time(next_one) for one, next_one in itertools.pairwise(marks)
     )
 
 
@@ -190,17 +196,21 @@ def memory_held(device: torch.device) -> dict[str, float]:
     }
 
 
-def profiled(work: Callable[[], Any], device: torch.device) -> dict[str, Any]:
-    """The kernels of some work by their share of the device's time, how busy the device was, and
-    how often the host waited for it. On a CPU: operators instead of kernels.
+def profiled(
+    work: Callable[[], Any], device: torch.device, seconds: float, told: Path
+) -> dict[str, Any]:
+    """The kernels of some work by their share of the device's time, how busy the device is with it,
+    and how often the host waits for it. On a CPU: operators instead of kernels.
+
+    Args:
+        seconds: that the work takes without a profiler.
+        told: a text file that gets the profiler's tables.
     """
     cuda = device.type == "cuda"
     kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
     with profile(activities=kinds) as recorded:
-        begun = time.perf_counter()
         work()
         bench.settle(device.type)
-        elapsed = time.perf_counter() - begun
     events = recorded.key_averages()
     if not cuda:
         spent = {event.key: event.self_cpu_time_total for event in events}
@@ -212,9 +222,15 @@ def profiled(work: Callable[[], Any], device: torch.device) -> dict[str, Any]:
         }
     total = sum(spent.values()) or 1.0
     largest = sorted(spent, key=spent.__getitem__, reverse=True)[:TOP]
+    orders = ["self_cuda_time_total"] * cuda + ["self_cpu_time_total"]
+    tables = [events.table(sort_by=order, row_limit=60) for order in orders]
+    told.write_text("\n".join(tables))
+    launches = {event.key: event.count for event in events if "Launch" in event.key}
     return {
         "kernels": {key[:90]: round(spent[key] / total, 4) for key in largest},
-        "device_busy": round(1e-6 * total / elapsed, 4) if cuda else None,
+        "device_ms": round(1e-3 * total, 2) if cuda else None,
+        "device_busy": round(1e-6 * total / seconds, 4) if cuda else None,
+        "launches": sum(launches.values()),
         "waits": {event.key: event.count for event in events if event.key in WAITS},
     }
 
@@ -255,7 +271,12 @@ def capfilt(args: Any, device: torch.device, peak: float) -> dict[str, Any]:
         "mfu": mfu(work * sizes.images, seconds, peak),
         "graphs": captioner.steps.replays,
         "memory_gib": memory_held(device),
-        **profiled(lambda: ours.run(batches[:1]), device),
+        **profiled(
+            lambda: ours.run(batches[:1]),
+            device,
+            seconds * sizes.batch / sizes.images,
+            told(args, "capfilt"),
+        ),
     }
     if sizes.peer:
         plain(batches[0])
