@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import NewGELUActivation
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from modeling import gather, losses
 from modeling.language_head import plain_body
@@ -79,6 +80,26 @@ def fused_gelu(model: Any) -> Any:
     return model
 
 
+class _T5Attention(T5Attention):
+    """T5's attention, whose relative position bias lies in memory as fused kernels want it.
+
+    transformers makes the bias by a permutation. Before 5.23 it stays one, and a GPU then writes
+    attention out; since then it is copied in every block.
+    """
+
+    def compute_bias(self, *given: Any, **more: Any) -> Tensor:
+        bias: Tensor = super().compute_bias(*given, **more)
+        return bias.contiguous()
+
+
+def fused_attention(model: Any) -> Any:
+    """Gives a T5's attention a bias that lets fused kernels run."""
+    for part in model.modules():
+        if type(part) is T5Attention:
+            part.__class__ = _T5Attention
+    return model
+
+
 class _Frozen:
     """What both families share: the frozen model, its embeddings, tokens in and text out."""
 
@@ -102,7 +123,7 @@ class _Frozen:
                 need.
         """
         self.form = text_form(tokenizer, model, rules, template)
-        self.model = fused_gelu(faster_products(freeze(model)))
+        self.model = fused_attention(fused_gelu(faster_products(freeze(model))))
         self.tokenizer = tokenizer
         self.max_text = max_text
         self.embed = model.get_input_embeddings()

@@ -98,7 +98,7 @@ def test_one_image_that_does_not_fit_is_one_clear_error(describer):
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() - 1) / total)
     try:
         with pytest.raises(ValueError, match="does not hold one image at a time"):
-            describer.captioner(pictures(64, 384), uids(64))
+            describer.captioner(pictures(64, 64), uids(64))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         describer.captioner.size = 0
