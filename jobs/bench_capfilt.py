@@ -39,7 +39,7 @@ from pipeline.transforms import CLIP_MEAN as MEAN
 from pipeline.transforms import CLIP_STD as STD
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-WORDS = 30_000
+WORDS = 30_519  # with the special ones as many as BLIP has
 PROMPT = "a picture of "
 
 

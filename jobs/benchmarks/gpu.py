@@ -96,7 +96,7 @@ def main(arguments: Sequence[str]) -> int:
     begun, budget = time.monotonic(), 60 * args.minutes
     lacking = [name for name in asked if name not in rows.done(kept, args.size, args.commit)]
     for number, name in enumerate(lacking):
-        left = budget - (time.monotonic() - begun)
+        left = max(0.0, budget - (time.monotonic() - begun))
         expected = 5 if args.size == "tiny" else SECONDS[name]
         rest = sum(5 if args.size == "tiny" else SECONDS[later] for later in lacking[number:])
         print(

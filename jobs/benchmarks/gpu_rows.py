@@ -18,9 +18,14 @@ the matrix products of `modeling/flops.py`, nothing that is recomputed.
 
 
 def append(path: Path, record: dict[str, Any]) -> None:
-    """Add a record; it is on the disk when this returns."""
-    with open(path, "a") as file:
-        file.write(json.dumps(record) + "\n")
+    """Add a record, in place of half a line that a killed run left; it is on the disk when this
+    returns.
+    """
+    with open(path, "a+b") as file:
+        file.seek(0)
+        written = file.read()
+        file.truncate(written.rfind(b"\n") + 1)
+        file.write(json.dumps(record).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
