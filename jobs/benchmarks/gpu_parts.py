@@ -168,11 +168,13 @@ def by_part(
     }
 
 
-def median_seconds(work: Callable[[], Any], device: torch.device, repeats: int = 5) -> float:
-    """The median of several runs, after two to warm up; events time a GPU."""
-    for _ in range(2):
+def median_seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """The median of several runs, after some to warm up; events time a GPU."""
+    cuda = device.type == "cuda"
+    warm, repeats = (5, 10) if cuda else (1, 3)
+    for _ in range(warm):
         work()
-    if device.type != "cuda":
+    if not cuda:
         return statistics.median(bench.clock(work, device.type) for _ in range(repeats))
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
     marks[0].record()

@@ -190,7 +190,11 @@ def _capfilt(records: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _peers(records: Sequence[dict[str, Any]]) -> list[str]:
-    names = {"vit-g": "ViT-g, forward", "q-former": "Q-Former's stage 1, forward and backward"}
+    names = {
+        "vit-g": "ViT-g, forward",
+        "q-former": "Q-Former's stage 1, forward and backward",
+        "capfilt": "CapFilt's models and a plain loop",
+    }
     body = [
         [
             names.get(found["part"], found["part"]),

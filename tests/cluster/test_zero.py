@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from cluster import zero
 from cluster.zero import ZeroConfig, _check, to_deepspeed
 
 
@@ -36,3 +37,24 @@ def test_what_deepspeed_would_choke_on_is_named():
     frozen = nn.Linear(2, 2).requires_grad_(False)
     with pytest.raises(ValueError, match="weight is frozen"):
         _check(frozen)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_a_step_does_not_wait_for_the_accelerator(stage, monkeypatch):
+    """DeepSpeed's throughput timer would, twice a step from the third on."""
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    zero.start()
+    try:
+        from deepspeed.accelerator import get_accelerator
+
+        waits: list[int] = []
+        module = nn.Linear(8, 8)
+        optimizer = torch.optim.AdamW(module.parameters(), fused=True)
+        engine = zero.engine(module, optimizer, ZeroConfig(stage=stage, precision="fp32"), 2)
+        monkeypatch.setattr(get_accelerator(), "synchronize", lambda *_: waits.append(1))
+        for _ in range(6):
+            engine.backward(engine(torch.ones(2, 8)).square().mean())
+            engine.step()
+        assert not waits
+    finally:
+        zero.stop()
