@@ -91,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import deepspeed  # noqa: F401  the slowest import, once for all parts
 
-    from jobs.benchmarks import gpu_parts  # noqa: F401
+    from jobs.benchmarks import gpu_parts, gpu_peers  # noqa: F401
 
     begun, budget = time.monotonic(), 60 * args.minutes
     lacking = [name for name in asked if name not in rows.done(kept, args.size, args.commit)]
@@ -205,13 +205,15 @@ def _measure(args: GpuBench, name: str) -> None:
 def measure(args: GpuBench, name: str, device: torch.device) -> dict[str, Any]:
     """One part's numbers."""
     from jobs.benchmarks import gpu_parts as parts
+    from jobs.benchmarks import gpu_peers
 
     if name == "ceiling":
         return parts.ceiling(args, device)
     peak = rows.measured_peak(args.out / rows.RECORDS, args.size) or PEAK_OF_CPU
-    peers = {"vit-g": parts.vit_beside_huggingface, "q-former": parts.qformer_beside_huggingface}
-    if name in peers:
-        return peers[name](args, device, peak)
+    if name == "vit-g":
+        return gpu_peers.vit_beside_huggingface(args, device, peak)
+    if name == "q-former":
+        return gpu_peers.qformer_beside_huggingface(args, device, peak)
     if name == "capfilt":
         return parts.capfilt(args, device, peak)
     return parts.training(args, device, name, peak)
