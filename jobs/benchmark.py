@@ -65,6 +65,11 @@ BENCHMARKS = {
         "the cost of a stage-1 step by batch, text length and ranks",
         "5 minutes",
     ),
+    "gpu": Benchmark(
+        "jobs.benchmarks.gpu.run",
+        "all of the above on a CUDA device, at full size, and the tests marked gpu",
+        "9 minutes on a GPU",
+    ),
 }
 
 

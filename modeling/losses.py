@@ -123,6 +123,9 @@ def token_loss(logits_NV: Tensor, targets_N: Tensor, smoothing: float = 0.0) -> 
     return F.cross_entropy(logits_NV.float(), targets_N, reduction="sum", label_smoothing=smoothing)
 
 
+ALIGNED, ALIGNED_ON = 8, ("cuda",)  # words, and the devices that want them so
+
+
 def head_loss(
     hidden_ND: Tensor,
     weight_VD: Tensor,
@@ -167,16 +170,19 @@ class _HeadLoss(torch.autograd.Function):
         total = hidden_ND.new_zeros((), dtype=torch.float32)
         sums: list[Tensor | None] = [None, None]  # of the weight and the bias
         parts = []
+        words, aligned = len(weight_VD), _aligned(weight_VD)
         for hidden, targets in zip(hidden_ND.split(rows), targets_N.split(rows), strict=True):
-            logits = product(hidden, weight_VD).float()
+            logits = product(hidden, aligned)[:, :words].float()
             if bias_V is not None:
                 logits += bias_V
             total += _loss_then_gradient(logits, targets, smoothing)
             grad = logits.to(hidden.dtype)
+            if len(aligned) > words:
+                grad = F.pad(grad, (0, len(aligned) - words))
             if wanted[0]:
-                parts.append(input_product(grad, weight_VD))
+                parts.append(input_product(grad, aligned))
             if wanted[1]:
-                sums[0] = _add(sums[0], weight_product(grad, hidden))
+                sums[0] = _add(sums[0], weight_product(grad, hidden)[:words])
             if wanted[2]:
                 sums[1] = _add(sums[1], logits.sum(0))
         ctx.gradients = (torch.cat(parts) if parts else None, *sums)
@@ -194,6 +200,15 @@ class _HeadLoss(torch.autograd.Function):
             for found, dtype in zip(gradients, ctx.dtypes, strict=True)
         ]
         return (*scaled, None, None)
+
+
+def _aligned(weight_VD: Tensor) -> Tensor:
+    """The matrix with rows of zeros up to a multiple of eight, where a GPU multiplies: with BERT's
+    30,523 words no row of logits begins on 16 bytes, and the products take kernels for unaligned
+    memory (on an H200 in bf16, 30,005 words took 2.5 times as long as 30,524).
+    """
+    lacking = -len(weight_VD) % ALIGNED if weight_VD.device.type in ALIGNED_ON else 0
+    return F.pad(weight_VD, (0, 0, 0, lacking)) if lacking else weight_VD
 
 
 def _loss_then_gradient(logits_NV: Tensor, targets_N: Tensor, smoothing: float) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import Optimizer
 
+ALIGNED = 64  # elements: 128 bytes of bf16
 NO_DECAY = ("query_tokens", "temperature", "cls_token", "pos_embed")
 
 
@@ -88,13 +89,18 @@ def parameter_groups(
         config: Settings of the optimizer.
         encoder_prefix: Prefix of the names of the encoder's parameters.
 
+    In a group, parameters whose number of elements is no multiple of `ALIGNED` come last. DeepSpeed
+    lays a group's weights one behind the other: with the temperature's single element in front,
+    every bias of the model began at an odd place, and a GPU's products took kernels for unaligned
+    memory (a quarter of the device's time in stage 1 on an H200).
+
     Returns:
         Groups for torch or DeepSpeed optimizers with `params`, `lr`, `lr_scale`, `weight_decay`
         and `names`.
     """
     depth = _encoder_depth(model, encoder_prefix)
     groups: dict[tuple[float, float], dict] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in sorted(model.named_parameters(), key=_unaligned):
         if not parameter.requires_grad:
             continue
         decay = config.weight_decay if is_decayed(name, parameter.ndim) else 0.0
@@ -112,6 +118,14 @@ def parameter_groups(
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())
+
+
+def _unaligned(named: tuple[str, nn.Parameter]) -> tuple[bool, int]:
+    """Orders what leaves the next parameter aligned before the rest, of which the longest is first;
+    otherwise the order stays.
+    """
+    count = named[1].numel()
+    return (True, -count) if count % ALIGNED else (False, 0)
 
 
 def is_decayed(name: str, ndim: int) -> bool:

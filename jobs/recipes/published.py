@@ -44,6 +44,7 @@ def flan_t5(width: int) -> T5Config:
             "num_heads": width // 64,
             "feed_forward_proj": "gated-gelu",
             "tie_word_embeddings": False,
+            "decoder_start_token_id": 0,  # newer transformers take T5's pad token by themselves
         }
     )
 

@@ -1,7 +1,9 @@
 """Replay of steps that run the same kernels on the same memory, as CUDA graphs."""
 
 import warnings
+import weakref
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,11 +77,15 @@ class _CudaGraphs:
     """CUDA graphs that share one pool of memory, since they run one after the other."""
 
     def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
+        self._alive: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
+        self._pool: Any = None
 
     def record(self, function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         """Record a function on the current device; nothing runs yet."""
+        if not self._alive:  # torch gives a pool up with its last graph, and refuses it then
+            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             result = function()
+        self._alive.add(graph)
         return graph.replay, result

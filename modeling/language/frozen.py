@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import NewGELUActivation
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from modeling import gather, losses
 from modeling.language.head import plain_body
@@ -32,6 +33,26 @@ def fused_gelu(model: Any) -> Any:
         for name, child in part.named_children():
             if type(child) is NewGELUActivation:
                 setattr(part, name, nn.GELU(approximate="tanh"))
+    return model
+
+
+class _T5Attention(T5Attention):
+    """T5's attention, whose relative position bias lies in memory as fused kernels need it.
+
+    transformers makes the bias by a permutation. Before 5.23 it stays one, and a GPU then computes
+    attention in single operators; since then it is copied in every block.
+    """
+
+    def compute_bias(self, *given: Any, **more: Any) -> Tensor:
+        bias: Tensor = super().compute_bias(*given, **more)
+        return bias.contiguous()
+
+
+def fused_attention(model: Any) -> Any:
+    """Gives a T5's attention a bias that lets fused kernels run."""
+    for part in model.modules():
+        if type(part) is T5Attention:
+            part.__class__ = _T5Attention
     return model
 
 
@@ -58,7 +79,7 @@ class FrozenLM:
                 need.
         """
         self.form = text_form(tokenizer, model, rules, template)
-        self.model = fused_gelu(faster_products(freeze(model)))
+        self.model = fused_attention(fused_gelu(faster_products(freeze(model))))
         self.tokenizer = tokenizer
         self.max_text = max_text
         self.embed = model.get_input_embeddings()

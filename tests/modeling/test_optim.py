@@ -47,6 +47,20 @@ def test_biases_norms_queries_and_temperature_are_not_decayed():
     assert {"qformer.word_embeddings.weight", "vision_proj.weight", "itm_head.weight"} <= decayed
 
 
+def test_weights_laid_one_behind_the_other_begin_aligned():
+    """The vocabulary's 203 biases, two of the matching head and the temperature come last."""
+    model = Stage1(stage1_config())
+    for group in parameter_groups(model, CONFIG):
+        start, begins = 0, {}
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            begins[name] = start
+            start += parameter.numel()
+        odd = [n for n, p in zip(group["names"], group["params"], strict=True) if p.numel() % 64]
+        assert group["names"][len(begins) - len(odd) :] == odd
+        assert all(begins[name] % 64 == 0 for name in begins if name not in odd[1:])
+    assert odd[-1] == "temperature"
+
+
 class Finetuned(nn.Module):
     def __init__(self) -> None:
         super().__init__()

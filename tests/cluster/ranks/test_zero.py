@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -36,3 +41,38 @@ def test_what_deepspeed_would_choke_on_is_named():
     frozen = nn.Linear(2, 2).requires_grad_(False)
     with pytest.raises(ValueError, match="weight is frozen"):
         _check(frozen)
+
+
+COUNT_WAITS = """
+import torch
+from cluster import zero
+
+zero.start()
+from deepspeed.accelerator import get_accelerator
+
+waits = []
+for stage in (0, 1, 2):
+    module = torch.nn.Linear(8, 8)
+    optimizer = torch.optim.AdamW(module.parameters(), fused=True)
+    config = zero.ZeroConfig(stage=stage, precision="fp32")
+    engine = zero.engine(module, optimizer, config, 2)
+    get_accelerator().synchronize = lambda *_: waits.append(stage)
+    for _ in range(6):
+        engine.backward(engine(torch.ones(2, 8)).square().mean())
+        engine.step()
+print("waits:", waits)
+"""
+
+
+def test_a_step_does_not_wait_for_the_accelerator():
+    """DeepSpeed's throughput timer would, twice a step from the third on."""
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT_WAITS],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.stdout.splitlines()[-1:] == ["waits: []"], done.stdout + done.stderr

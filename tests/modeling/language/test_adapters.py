@@ -316,3 +316,13 @@ def test_stage2_loss_and_generation_equal_huggingface(family):
             texts = language.tokenizer.batch_decode(new, skip_special_tokens=True)
             assert any(found)
             assert found == [text.partition("\n")[0].strip() for text in texts]
+
+
+def test_t5s_position_bias_lies_in_memory_as_fused_attention_wants_it():
+    model = tiny.t5()
+    first = model.encoder.block[0].layer[0].SelfAttention
+    permuted = first.compute_bias(5, 5)
+    EncoderDecoderLM(model, tiny.tokenizer("$A </s>"))
+    bias = first.compute_bias(5, 5)
+    assert bias.is_contiguous() and not permuted.is_contiguous()
+    assert torch.equal(bias, permuted)
