@@ -9,7 +9,7 @@ from cluster.ranks.watchdog import EXIT_CODE
 ROOT = Path(__file__).parents[3]
 PROGRAM = """
 import sys, threading, time
-from cluster.watchdog import Watchdog
+from cluster.ranks.watchdog import Watchdog
 
 dog = Watchdog(1.0, rank=3)
 def stuck_in_a_collective():
