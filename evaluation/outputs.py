@@ -70,3 +70,11 @@ class Outputs:
                 print(f"note: what was predicted until here is in {path}", file=sys.stderr)
                 raise
         path.unlink()
+
+
+def read_output(path: Path) -> Any:
+    """The content of a file that ``Outputs`` wrote.
+
+    Infinite numbers stay what they are: the score of a pair that is no candidate is ``-inf``.
+    """
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.benchmarks.fields import read_json
 from evaluation.benchmarks.folder import read_captions, read_questions
 from evaluation.benchmarks.records import Question
+from evaluation.outputs import read_output
 from evaluation.report.page import (
     Answer,
     Answers,
@@ -50,7 +50,7 @@ class Evaluated:
     def read(self, name: str) -> Any:
         """The content of a file of predictions; None where the task was not run."""
         path = self.folder / name.format(split=self.split)
-        return read_json(path) if path.is_file() else None
+        return read_output(path) if path.is_file() else None
 
 
 def read_evaluation(folder: Path) -> Evaluated:
@@ -62,7 +62,7 @@ def read_evaluation(folder: Path) -> Evaluated:
     path = folder / "results.json"
     if not path.is_file():
         raise FileNotFoundError(f"--eval {folder} holds no results.json: not an evaluation")
-    return Evaluated(folder, read_json(path))
+    return Evaluated(folder, read_output(path))
 
 
 def caption_section(evaluations: Sequence[Evaluated]) -> list[Section]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.evaluate import EvaluateArgs, FurtherArgs, evaluate
+from jobs.evaluate import EvaluateArgs, FurtherArgs, RetrievalArgs, evaluate
 from jobs.predict import Predictor, load
 from jobs.report import ReportArgs, report
 
@@ -68,6 +68,15 @@ def test_both_rankings_are_shown(stage1_run: Path, benchmark_data: Path, tmp_pat
     assert results["retrieval"]["itc"].keys() == {
         f"{side}_r{cutoff}" for side in ("tr", "ir") for cutoff in (1, 5, 10)
     }
+
+
+def test_texts_that_are_no_candidates_have_no_finite_score(
+    stage1_run: Path, benchmark_data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "eval"
+    few = RetrievalArgs(k=3)
+    evaluate(EvaluateArgs(stage1_run, benchmark_data, ("retrieval",), out=out, retrieval=few))
+    assert "<small>-inf</small>" in page(tmp_path / "data", out)
 
 
 def test_the_papers_row_is_shown_beside_ours_where_it_was_asked_for(
