@@ -34,6 +34,7 @@ class TourArgs:
     out: Path = Path("runs/demo")
     """folder of everything that the tour makes"""
     seed: int = 0
+    """seed of the data"""
     web: int = 4608
     """number of noisy image-text pairs for CapFilt"""
     human: int = 3072

@@ -179,8 +179,9 @@ class Stage1(nn.Module):
         return logits_BC[:, 1] - logits_BC[:, 0]
 
     def project_image(self, tokens_BPD: Tensor) -> list[KeyValue]:
-        """Keys and values of images for `match_logits`; `qformer.select` picks some of them, so
-        that an image is projected once for many texts.
+        """Keys and values of images for `match_logits`.
+
+        `qformer.select` picks some of them, so that an image is projected once for many texts.
         """
         return self.qformer.project(tokens_BPD, self.ln_vision)
 

@@ -63,7 +63,7 @@ class World:
         return self.own.ids_SL.shape[0]
 
     def same(self, start: int, batch: int) -> Tensor:
-        """Which samples show the same image: bool (B, W), True for a sample and itself.
+        """Pairs of samples that show the same image: bool (B, W), True for a sample and itself.
 
         Args:
             start: Index of the first of B samples among this rank's.

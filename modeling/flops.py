@@ -7,7 +7,7 @@ sample.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from modeling.blip2 import Stage1Config, Stage2Config
@@ -119,7 +119,14 @@ def vit_sizes(vit: Any) -> VitSizes:
     # A SwiGLU's gate is a layer of its own, or the other half of the first one.
     gated = hasattr(mlp, "fc1_g") or mlp.fc1.out_features == 2 * mlp.fc2.in_features
     inner = vit.blocks[0].attn.proj.in_features
-    stack = Stack(vit.embed_dim, len(vit.blocks), mlp.fc2.in_features, inner, inner, gated)
+    stack = Stack(
+        width=vit.embed_dim,
+        blocks=len(vit.blocks),
+        mlp=mlp.fc2.in_features,
+        inner=inner,
+        shared=inner,
+        gated=gated,
+    )
     tokens = vit.patch_embed.num_patches + vit.num_prefix_tokens
     return VitSizes(stack, tokens, vit.patch_embed.patch_size[0])
 
@@ -275,8 +282,15 @@ def language_sizes(config: Any) -> LanguageSizes:
     if config.is_encoder_decoder and hasattr(config, "d_kv"):
         inner = config.num_heads * config.d_kv
         gated = bool(getattr(config, "is_gated_act", False))
-        encoder = Stack(config.d_model, config.num_layers, config.d_ff, inner, inner, gated)
-        decoder = Stack(config.d_model, config.num_decoder_layers, config.d_ff, inner, inner, gated)
+        encoder = Stack(
+            width=config.d_model,
+            blocks=config.num_layers,
+            mlp=config.d_ff,
+            inner=inner,
+            shared=inner,
+            gated=gated,
+        )
+        decoder = replace(encoder, blocks=config.num_decoder_layers)
         return LanguageSizes(decoder, config.vocab_size, config.d_model, encoder)
     width, heads = config.hidden_size, config.num_attention_heads
     mlp = getattr(config, "ffn_dim", None) or getattr(config, "intermediate_size", None)
@@ -284,7 +298,14 @@ def language_sizes(config: Any) -> LanguageSizes:
     shared = (getattr(config, "num_key_value_heads", None) or heads) * per_head
     gated = config.model_type in ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3")
     layers = config.num_hidden_layers
-    stack = Stack(width, layers, mlp or 4 * width, heads * per_head, shared, gated)
+    stack = Stack(
+        width=width,
+        blocks=layers,
+        mlp=mlp or 4 * width,
+        inner=heads * per_head,
+        shared=shared,
+        gated=gated,
+    )
     head = getattr(config, "word_embed_proj_dim", None) or width
     pair = stack if config.is_encoder_decoder else None
     return LanguageSizes(stack, config.vocab_size, head, pair)

@@ -121,7 +121,7 @@ def main(arguments: Sequence[str]) -> int:
     peak = bench.matmul_peak("cpu", torch.float32)
     by_batch = {size: step_seconds(args, size, text) for size in args.batches}
     by_text = {length: step_seconds(args, batch, length) for length in args.texts}
-    rows = [["", "ms/step", "ms/sample", "", "", ""]]
+    rows = [["", "ms/step", "ms/sample"]]
     for size, spent in by_batch.items():
         rows.append(_row(f"batch {size}, {text} tokens", spent, spent / size))
     for length, spent in by_text.items():
@@ -269,8 +269,9 @@ def _rank(args: ScaleBench, rank: int, world: int, folder: str, answers: Any) ->
 
 
 def reference_exchange(tokens: Tensor) -> None:
-    """The reference's messages for the negatives of image-text matching: every rank's normed image
-    tokens to all others in fp32, and in the backward pass the sum of all gradients.
+    """The reference's messages for the negatives of image-text matching.
+
+    They are every rank's normed image tokens to all others, and backward the sum of all gradients.
     """
     world = dist.get_world_size()
     everything = torch.empty(world * len(tokens), *tokens.shape[1:])
@@ -287,8 +288,9 @@ class Counted:
 
 @contextmanager
 def received() -> Iterator[Counted]:
-    """Inside, the bytes are counted that this rank receives: a ring's share of a sum, the other
-    ranks' parts of a gather, the messages to this rank of an exchange.
+    """Inside, the bytes are counted that this rank receives.
+
+    A sum brings a ring's share, a gather the others' parts, an exchange this rank's messages.
     """
     counted, world, rank = Counted(), dist.get_world_size(), dist.get_rank()
     whole, summed, exchanged = gather._all_gather, dist.all_reduce, dist.all_to_all_single
@@ -395,4 +397,4 @@ def assumptions(args: ScaleBench, share: float) -> str:
 
 
 def _row(name: str, seconds: float, each: float) -> list[str]:
-    return [name, f"{1000 * seconds:.1f}", f"{1000 * each:.2f}", "", "", ""]
+    return [name, f"{1000 * seconds:.1f}", f"{1000 * each:.2f}"]

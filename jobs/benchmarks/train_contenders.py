@@ -1,4 +1,4 @@
-"""What the contenders of ``benchmark.py train`` share: sizes, batches, a step, a case.
+"""Parts that the contenders of ``benchmark.py train`` share: sizes, batches, a step, a case.
 
 Every contender of a case has the same weights, the same batch and its own dropout. Random weights
 are made on the device, in the benchmark's number format, so that the full-size models need no
@@ -148,8 +148,10 @@ class Case:
 
 
 def caption_lengths(count: int) -> list[int]:
-    """Tokens of captions as long as COCO's: normal around 13 with deviation 2.5 ([CLS] and [SEP]
-    included), rounded, kept between 8 and 20; always the same draw.
+    """Lengths of captions like COCO's, in tokens; always the same draw.
+
+    They are normal around 13 with deviation 2.5 ([CLS] and [SEP] included), rounded, and kept
+    between 8 and 20.
     """
     drawn = torch.randn(count, generator=torch.Generator().manual_seed(0)) * 2.5 + 13
     return [int(length) for length in drawn.round().clamp(8, 20)]

@@ -15,7 +15,7 @@ SECTIONS = ("capfilt", "retrieval", "caption", "vqa")
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """What an evaluation wrote."""
+    """Scores that an evaluation wrote to its folder."""
     return json.loads((folder / "results.json").read_text())
 
 

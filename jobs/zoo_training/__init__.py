@@ -1,1 +1,1 @@
-"""How the zoo's small models are trained and measured, behind ``jobs/zoo.py``."""
+"""Training and tests of the zoo's small models, behind ``jobs/zoo.py``."""

@@ -26,7 +26,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Plan:
+class LanguageTraining:
     """The training of one model.
 
     Attributes:
@@ -56,7 +56,7 @@ class Plan:
 
 LOOKUP = ("color", "shape")
 PLACES = ("color", "shape", "exists", "position", "count")
-T5_FIRST = Plan(
+T5_FIRST = LanguageTraining(
     phases=(
         Phase(400, Mix(1.0, 0.0, 0.0, plain=1.0, short=1.0, kinds=LOOKUP)),
         Phase(400, Mix(1.0, 0.0, 0.0, plain=1.0, short=0.3, kinds=PLACES)),
@@ -72,7 +72,7 @@ ONE_SIDED = (*READING_KINDS, *["one-sided relation"] * 7, "plain relation")
 BOTH = (*READING_KINDS, *["one-sided relation"] * 2, *["relation"] * 5, "compositional")
 LAST = (*["compositional"] * 6, "count", "count")
 HARD = (*READING_KINDS, "relation", "relation", "compositional")
-T5_SECOND = Plan(
+T5_SECOND = LanguageTraining(
     phases=(
         Phase(150, Mix(1.0, 0.0, 0.0, plain=1.0, kinds=PLAIN)),
         Phase(400, Mix(1.0, 0.0, 0.0, plain=1.0, kinds=ONE_SIDED)),
@@ -83,7 +83,7 @@ T5_SECOND = Plan(
     scaled=True,
     warmup=50,
 )
-T5_THIRD = Plan(
+T5_THIRD = LanguageTraining(
     phases=(
         Phase(600, Mix(0.4, 0.6, 0.1, plain=0.8, full=0.9, kinds=HARD)),
         Phase(1000, Mix(0.4, 0.5, 0.25, full=0.5, kinds=HARD)),
@@ -93,7 +93,7 @@ T5_THIRD = Plan(
     warmup=50,
     power=0.5,
 )
-OPT_FIRST = Plan(
+OPT_FIRST = LanguageTraining(
     phases=(
         Phase(400, Mix(1.0, 0.0, 0.0, plain=1.0, short=1.0, kinds=LOOKUP)),
         Phase(500, Mix(1.0, 0.0, 0.0, plain=1.0, kinds=(*LOOKUP, *["position"] * 4))),
@@ -106,7 +106,7 @@ OPT_FIRST = Plan(
     scaled=False,
     power=0.7,
 )
-OPT_SECOND = Plan(
+OPT_SECOND = LanguageTraining(
     phases=(
         Phase(500, Mix(0.9, 0.1, 0.1, plain=0.6, full=0.9, kinds=(*HARD, *LAST))),
         Phase(800, Mix(0.5, 0.4, 0.25, full=0.5, kinds=(*HARD, "compositional", "count"))),

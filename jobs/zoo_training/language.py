@@ -35,7 +35,7 @@ from jobs.zoo_training.curriculum import (
     T5_FIRST,
     T5_SECOND,
     T5_THIRD,
-    Plan,
+    LanguageTraining,
     initialise,
     opt_config,
     t5_config,
@@ -52,7 +52,7 @@ Progress = Callable[[str, int, int, float], None]  # name, steps done, steps in 
 __all__ = ["check", "train_opt", "train_t5", "write_tokenizers"]
 
 
-def _rate(plan: Plan, step: int) -> float:
+def _rate(plan: LanguageTraining, step: int) -> float:
     """Linear warm-up, then cosine to 2%."""
     if step < plan.warmup:
         return plan.rate * (step + 1) / plan.warmup
@@ -67,9 +67,10 @@ def _set_rates(optimizer: torch.optim.Optimizer, rate: float, scaled: bool) -> N
         group["lr"] = rate * scale
 
 
-def train_phases(  # noqa: PLR0917
+def train_phases(
     model: Any,
-    plan: Plan,
+    plan: LanguageTraining,
+    *,
     encode: Callable[[Sequence[Example]], list[Encoded]],
     loss_of: Callable[[Any, Sequence[Encoded], float], Tensor],
     seed: int,
@@ -100,8 +101,14 @@ def train_phases(  # noqa: PLR0917
     model.eval()
 
 
-def _train(  # noqa: PLR0917
-    name: str, model: Any, plans: Sequence[Plan], out: str | Path, seed: int, progress: Progress
+def _train(
+    name: str,
+    model: Any,
+    plans: Sequence[LanguageTraining],
+    *,
+    out: str | Path,
+    seed: int,
+    progress: Progress | None,
 ) -> dict[str, float]:
     """Train a model, save it in bf16 beside its tokenizer, measure it and hold it against the bar.
 
@@ -123,13 +130,16 @@ def _train(  # noqa: PLR0917
     def report(step: int, loss: float) -> None:
         recent.append(loss)
         del recent[:-50]
-        progress(name, done + step, steps, sum(recent) / len(recent))
+        show(name, done + step, steps, sum(recent) / len(recent))
 
+    show = progress or _Lines()
     steps = sum(plan.steps for plan in plans)
     done = 0
     for cycle, plan in enumerate(plans):
         encoder.rng.seed(seed + cycle)
-        train_phases(model.float(), plan, encode, loss_of, seed + cycle, report)
+        train_phases(
+            model.float(), plan, encode=encode, loss_of=loss_of, seed=seed + cycle, report=report
+        )
         model.to(torch.bfloat16)
         done += plan.steps
     model.save_pretrained(folder)
@@ -180,7 +190,8 @@ def train_t5(out: str | Path, seed: int = 0, progress: Progress | None = None) -
     tokenizer = _seeded_tokenizer(out, "t5", seed)
     model = T5ForConditionalGeneration(t5_config(tokenizer))
     initialise(model)
-    return _train("t5", model, (T5_FIRST, T5_SECOND, T5_THIRD), out, seed, progress or _Lines())
+    plans = (T5_FIRST, T5_SECOND, T5_THIRD)
+    return _train("t5", model, plans, out=out, seed=seed, progress=progress)
 
 
 def train_opt(out: str | Path, seed: int = 0, progress: Progress | None = None) -> dict[str, float]:
@@ -188,7 +199,8 @@ def train_opt(out: str | Path, seed: int = 0, progress: Progress | None = None) 
     tokenizer = _seeded_tokenizer(out, "opt", seed)
     model = OPTForCausalLM(opt_config(tokenizer))
     initialise(model)
-    return _train("opt", model, (OPT_FIRST, OPT_SECOND), out, seed, progress or _Lines())
+    plans = (OPT_FIRST, OPT_SECOND)
+    return _train("opt", model, plans, out=out, seed=seed, progress=progress)
 
 
 def _seeded_tokenizer(out: str | Path, name: str, seed: int) -> PreTrainedTokenizerBase:

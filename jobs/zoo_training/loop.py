@@ -26,8 +26,8 @@ def zoo_dtype() -> torch.dtype:
     return DTYPES[chosen("auto", multiplies_bf16("cpu"))]
 
 
-class Plan(Protocol):
-    """Fields of a model's training plan that the loop reads."""
+class Schedule(Protocol):
+    """Fields of ``ClipTraining`` and ``CaptionerTraining`` that the loop reads."""
 
     @property
     def seed(self) -> int: ...
@@ -82,7 +82,7 @@ def train(
     name: str,
     modules: Sequence[nn.Module],
     losses: Losses,
-    plan: Plan,
+    plan: Schedule,
     report: Report,
 ) -> None:
     """Train ``modules`` in `zoo_dtype`.

@@ -144,5 +144,10 @@ def pair_batch(rng: random.Random, groups: int, group: int, noise: int) -> PairB
     ]
     images_B3HW = pixels(scenes, rng)
     return PairBatch(
-        scenes, images_B3HW, texts, complete, _noise(scenes, noise, rng), _truths(scenes, texts)
+        scenes=scenes,
+        images_B3HW=images_B3HW,
+        texts=texts,
+        complete=complete,
+        noise=_noise(scenes, noise, rng),
+        true_BB=_truths(scenes, texts),
     )

@@ -146,14 +146,14 @@ def probe(
         torch.manual_seed(seed)
         reader = Surveyor(tokens_NPD.shape[-1], 4)
         optimizer = torch.optim.AdamW(reader.parameters(), lr=2e-3)
-        plan = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
         for _ in range(steps):
             pick = torch.randint(train, (128,))
             loss = F.cross_entropy(reader(tokens_NPD[pick]).flatten(0, 1), truth_NQ[pick].flatten())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            plan.step()
+            schedule.step()
     with torch.no_grad():
         return _read(reader(_tokens(encode, unseen, "test")), survey(unseen))
 

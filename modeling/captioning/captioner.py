@@ -214,7 +214,7 @@ class Captioner:
         return vision.post_layernorm(x_BPD)
 
     def _heads(self, x: Tensor) -> Tensor:
-        """(..., L, D) -> (..., H, L, D / H)"""
+        """Heads (..., H, L, K) of hidden states (..., L, D)."""
         return x.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
 
     def _advance(self, ids_BNL: Tensor, position: int, caches: list[_Cache]) -> Tensor:

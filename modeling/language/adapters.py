@@ -249,7 +249,7 @@ class EncoderDecoderLM(FrozenLM):
 
 
 def split_prefix(lengths_B: Tensor, uniform_B: Tensor | None = None) -> Tensor:
-    """Where to split each text of the prefix LM (section 3.3): uniform from 1 to the middle.
+    """Split points of the prefix LM's texts (section 3.3): uniform from 1 to the middle.
 
     Args:
         lengths_B: Tokens of each text, int64.

@@ -148,7 +148,7 @@ class FrozenLM:
     def _rows(
         self, texts: list[str], uniform_B: Tensor | None, prompt_texts: list[str] | None
     ) -> tuple[list[list[int]], list[list[int]]]:
-        """For each text the token ids that are given, and those to learn."""
+        """Token ids that are given, and token ids that are targets, of each text."""
         raise NotImplementedError
 
     def token_losses(

@@ -100,7 +100,14 @@ def text_form(tokenizer: Any, model: Any, rules: Rules, template: Template) -> T
             "with its line"
         )
     begin = [] if reference or chat is not None else _begin(tokenizer)
-    return TextForm(reference, begin, known[0], known, _pad(tokenizer, model, rows, known), chat)
+    return TextForm(
+        reference=reference,
+        begin=begin,
+        end=known[0],
+        stops=known,
+        pad=_pad(tokenizer, model, rows, known),
+        chat=chat,
+    )
 
 
 def check_words(tokenizer: Any, rows: int, what: str) -> None:

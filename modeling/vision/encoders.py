@@ -74,11 +74,10 @@ HEAD_WIDTH = 88
 
 
 def eva_config(state: Mapping[str, Tensor], heads: int = 0) -> EvaConfig:
-    """Sizes of an EVA-CLIP tower from its weights under timm's names (the reference's
-    `eva_vit_g.pth`).
+    """Sizes of an EVA-CLIP tower, from its weights under timm's names.
 
-    The last block is left out where the weights are a whole model's: 40 blocks, or (at sizes other
-    than ViT-g's) a final norm.
+    The reference's `eva_vit_g.pth` has these names. The last block is left out where the weights
+    are a whole model's: 40 blocks, or (at sizes other than ViT-g's) a final norm.
 
     Args:
         state: Weights, or tensors of their shapes.

@@ -180,13 +180,13 @@ def _of_block(tower: Names, index: int, name: str) -> Tensor:
 
 
 def _outside(tower: Names) -> dict[str, Tensor]:
-    """What is not in a block and has the same name in both kinds of towers."""
+    """Weights outside the blocks that have the same name in both kinds of towers."""
     result = {f"patch_embed.proj.{kind}": take(tower, f"patch.{kind}") for kind in KINDS}
     return result | {f"norm.{kind}": take(tower, f"norm.{kind}") for kind in KINDS}
 
 
 def _inside(get: Callable[[str], Tensor], ours: str, gated: bool) -> dict[str, Tensor]:
-    """What a block has in both kinds of towers; a SwiGLU's gate comes first."""
+    """Weights of a block that both kinds of towers have; a SwiGLU's gate comes first."""
     result = {}
     for kind in KINDS:
         for part, name in (

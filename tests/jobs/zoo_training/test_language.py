@@ -25,7 +25,7 @@ from jobs.zoo_training.corpus import (
     pool,
     text_context,
 )
-from jobs.zoo_training.curriculum import Phase, Plan, initialise, opt_config
+from jobs.zoo_training.curriculum import LanguageTraining, Phase, initialise, opt_config
 from jobs.zoo_training.encoding import IGNORE, ExampleEncoder
 from jobs.zoo_training.language import BAR, check
 from jobs.zoo_training.tokenizers import write_tokenizers
@@ -194,7 +194,8 @@ def test_rows_of_opt_learn_answers_and_line_ends_only():
 
 @pytest.mark.parametrize("name", ["t5", "opt"])
 def test_training_writes_a_loadable_model_and_stops_below_the_bar(name, tmp_path, monkeypatch):
-    plan = Plan((Phase(2, Mix(0.5, 0.4, 0.5, turns=2)),), rate=1e-3, scaled=name == "t5", batch=4)
+    phases = (Phase(2, Mix(0.5, 0.4, 0.5, turns=2)),)
+    plan = LanguageTraining(phases, rate=1e-3, scaled=name == "t5", batch=4)
     for known in ("T5_FIRST", "T5_SECOND", "T5_THIRD", "OPT_FIRST", "OPT_SECOND"):
         monkeypatch.setattr(language, known, plan)
     monkeypatch.setattr(language, "check", lambda folder: {"reading": 0.9})

@@ -21,6 +21,7 @@ from jobs.zoo_training import probes, vision
 from jobs.zoo_training.pictures import CLIP_MEAN, CLIP_STD, pair_batch, pixels, vary
 from jobs.zoo_training.probes import WORDS, demand, probe, rank, speak, survey
 from modeling.captioning.clip_scorer import ClipScorer
+from modeling.prompts import CAPFILT
 from pipeline.tinyworld.scene import Scene, Thing, domain_of, sample_scene, stream
 from pipeline.tinyworld.text import caption, is_true, web_caption
 
@@ -258,7 +259,7 @@ def test_huggingface_generates_from_the_shipped_captioner() -> None:
     tokenizer = AutoTokenizer.from_pretrained(ZOO / "captioner")
     rng = stream("huggingface")
     scenes = [sample_scene(rng, "eval") for _ in range(16)]
-    prompt = tokenizer([vision.PROMPT] * 16, return_tensors="pt").input_ids
+    prompt = tokenizer([CAPFILT] * 16, return_tensors="pt").input_ids
     ids = model.generate(pixel_values=pixels(scenes, rng), input_ids=prompt, max_new_tokens=40)
     said = tokenizer.batch_decode(ids, skip_special_tokens=True)
     assert sum(map(is_true, said, scenes)) >= 12, said
