@@ -29,7 +29,7 @@ from jobs.models.tensors import check_new, read_json
 
 @dataclass(frozen=True)
 class Arguments:
-    """Options of a conversion.
+    """Convert a checkpoint (IN) between the formats of LAVIS, Hugging Face and Isthmus.
 
     Attributes:
         source: format of IN: native (a folder of ours), hf (Hugging Face) or lavis.
