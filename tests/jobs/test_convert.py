@@ -274,11 +274,11 @@ def test_huggingface_to_lavis_and_in_memory(retrieval: Any, tmp_path: Path):
     for path in (folder, file, tmp_path / "native"):
         torch.manual_seed(1)
         module = Stage2(target)
-        start.start_from_stage1(module, str(path))
+        start.load_stage1(module, str(path))
         assert torch.equal(module.qformer.query_tokens, model.query_tokens)
     wrong = Stage2(replace(target, qformer=replace(target.qformer, heads=2)))
     with pytest.raises(ValueError, match="4 heads, the recipe's 2"):
-        start.start_from_stage1(wrong, str(folder))
+        start.load_stage1(wrong, str(folder))
 
 
 # ------------------------------------------------------------------------------ equal outputs

@@ -247,7 +247,7 @@ def test_stage2_where_stage1_is_needed(itr: Path, state: dict[str, Tensor], tmp_
     module = Stage2(stage2_config(recipe.model, 20))
     for path in (folder, file):
         with pytest.raises(ValueError, match="stage 2; give one of stage 1"):
-            start.start_from_stage1(module, str(path))
+            start.load_stage1(module, str(path))
     with pytest.raises(ValueError, match="no language model"):
         predict.load(itr).caption(["a.png"])
 
