@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from jobs.models import encoder_settings, languages
-from jobs.models.resolve import with_model_sizes
+from jobs.models.sizes import with_model_sizes
 from jobs.recipes.schema import RunConfig, TrainRecipe
 
 RecipeT = TypeVar("RecipeT", bound=TrainRecipe)

@@ -28,6 +28,7 @@ from jobs.training.loop import Loop
 from jobs.training.objective import Objective
 from jobs.training.plan import Plan, RecipeT
 from jobs.training.resolve import batch_arithmetic
+from jobs.training.sketch import sketch
 from jobs.training.validation import Validation
 from modeling import linear
 from modeling.optim import parameter_groups
@@ -152,7 +153,7 @@ def _log(plan: Plan[Any], here: Process) -> RunLog:
     run, gpu = plan.run, hardware.this_gpu()
     steps_per_s = 0.0
     if gpu is not None:
-        flops = budget.step_flops(plan.recipe, budget.sketch(plan.recipe), here.world)
+        flops = budget.step_flops(plan.recipe, sketch(plan.recipe), here.world)
         steps_per_s = gpu.tflops * 1e12 * here.world / flops if flops else 0.0
     return RunLog(
         plan.out,

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from jobs import predict, recipes
 from jobs.evaluate import EvaluateArgs, FurtherArgs, evaluate
 from jobs.models import languages
-from jobs.models.resolve import with_model_sizes
+from jobs.models.sizes import with_model_sizes
 from jobs.recipes.schema import EncoderChoice, LanguageChoice
 from modeling.blip2 import Stage2
 from modeling.prompts import VQA_CHAT

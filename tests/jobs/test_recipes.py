@@ -10,6 +10,8 @@ import pytest
 from jobs import recipes
 from jobs.recipes import finetune
 from jobs.training import budget
+from jobs.training.memory import LIBRARIES, plan_memory
+from jobs.training.sketch import frozen_models, sketch, trainable
 
 JOBS = ["stage1", "stage2", "finetune_caption", "finetune_retrieval", "finetune_vqa"]
 RECIPES = [(job, name) for job in JOBS for name in recipes.names(job)]
@@ -75,7 +77,7 @@ def test_help_of_every_job(job, capsys):
 )
 def test_the_papers_parameter_counts(job, name, parameters):
     made = recipes.recipe(job, name)
-    assert sum(budget.trainable(made, budget.sketch(made)).values()) == parameters
+    assert sum(trainable(made, sketch(made)).values()) == parameters
 
 
 @pytest.mark.parametrize(
@@ -89,7 +91,7 @@ def test_the_papers_parameter_counts(job, name, parameters):
 )
 def test_the_frozen_models_counts(name, encoder, language):
     made = recipes.recipe("stage2", name)
-    frozen = budget.frozen_models(made, budget.sketch(made))
+    frozen = frozen_models(made, sketch(made))
     assert frozen == {"encoder": encoder, "language model": language}
 
 
@@ -154,7 +156,7 @@ def test_every_row_of_the_paper_has_its_recipe():
 
 def test_memory_follows_the_zero_stage():
     made = recipes.recipe("finetune_caption", "caption-vit-g-opt-2.7b")
-    sketched, count = budget.sketch(made), 1_093_619_584
+    sketched, count = sketch(made), 1_093_619_584
     for stage, weights, gradients, state in (
         (1, 2, 4, 12 / 8),
         (2, 2, 0.5, 1.5),
@@ -162,7 +164,7 @@ def test_memory_follows_the_zero_stage():
     ):
         zero = dataclasses.replace(made.run.zero, stage=stage)
         recipe = dataclasses.replace(made, run=dataclasses.replace(made.run, zero=zero))
-        memory = budget.plan_memory(recipe, sketched, world=8, micro=16)
+        memory = plan_memory(recipe, sketched, world=8, micro=16)
         held = (memory.weights, memory.gradients, memory.optimizer)
         assert held == tuple(pytest.approx(n * count) for n in (weights, gradients, state))
         assert memory.frozen == 2 * 2_651_596_800
@@ -170,15 +172,15 @@ def test_memory_follows_the_zero_stage():
 
 def test_micro_batches_and_saves_have_their_memory():
     made = recipes.recipe("stage1", "vit-g")
-    sketched = budget.sketch(made)
+    sketched = sketch(made)
     count = 186_705_470
-    whole = budget.plan_memory(made, sketched, world=8, micro=210)
-    halves = budget.plan_memory(made, sketched, world=8, micro=105)
+    whole = plan_memory(made, sketched, world=8, micro=210)
+    halves = plan_memory(made, sketched, world=8, micro=105)
     kept = 210 * 257 * 1408 * 2  # bf16 tokens of both micro-batches
     assert halves.exchange - whole.exchange == kept and whole.exchange == 4 * count
     assert halves.activations < 0.6 * whole.activations
     assert whole.saving == 20 * count
-    assert whole.on_cpu == budget.LIBRARIES + whole.total > whole.states + whole.saving
+    assert whole.on_cpu == LIBRARIES + whole.total > whole.states + whole.saving
 
 
 def test_time_cost_and_room_on_a_gpu(capsys):
@@ -200,7 +202,7 @@ def test_time_cost_and_room_on_a_gpu(capsys):
 
 def test_too_little_memory_is_said_before_anything_is_loaded():
     made = recipes.recipe("stage1", "vit-g")
-    sketched = budget.sketch(made)
+    sketched = sketch(made)
     budget.check_room(made, sketched, 16, 40 * 2**30, on_cpu=False)
     with pytest.raises(ValueError, match=r"--micro-batch 1680: a rank needs about .* would"):
         budget.check_room(made, sketched, 1, 40 * 2**30, on_cpu=False)

@@ -16,7 +16,7 @@ from transformers import (
 
 from cluster import checkpoint
 from jobs import recipes
-from jobs.models.resolve import with_model_sizes
+from jobs.models.sizes import with_model_sizes
 from jobs.recipes.schema import EncoderChoice
 from modeling.blip2 import Stage1, Stage2
 from tests.tiny_models import save_clip

@@ -25,11 +25,12 @@ from jobs.benchmarks import train_contenders as contenders
 from jobs.models import precision
 from jobs.models.encoders import load_encoder
 from jobs.models.files import dtype_of, local_path
-from jobs.models.resolve import with_model_sizes
+from jobs.models.sizes import with_model_sizes
 from jobs.recipes import published
 from jobs.recipes.schema import Stage1Recipe
 from jobs.training import budget, hardware, objectives, start
 from jobs.training.loop import Loop
+from jobs.training.sketch import sketch
 from modeling.language.adapters import DecoderLM, EncoderDecoderLM
 from modeling.optim import parameter_groups
 from modeling.precision import multiplies_bf16
@@ -141,7 +142,7 @@ def make_training(
         fused=True,
     )
     engine = zero.engine(objective.module, optimizer, run.zero, batch)
-    gpu, sketched = hardware.this_gpu(), budget.sketch(recipe)
+    gpu, sketched = hardware.this_gpu(), sketch(recipe)
     peak = gpu.tflops * 1e12 / budget.step_flops(recipe, sketched, 1) if gpu else 0.0
     log = RunLog(
         folder, here, steps=steps, done=0, every=every, samples=batch, peak_steps_per_s=peak

@@ -20,6 +20,8 @@ from jobs.benchmarks.gpu import cases
 from jobs.models.encoder_settings import pixels_of
 from jobs.training import budget, hardware
 from jobs.training.hardware import GIB
+from jobs.training.memory import plan_memory
+from jobs.training.sketch import sketch
 
 TOP = 8
 WARM, EVERY, INTERVALS = {"full": 4, "tiny": 1}, {"full": 4, "tiny": 1}, {"full": 3, "tiny": 2}
@@ -65,8 +67,8 @@ def training(args: Any, device: torch.device, part: str, peak: float) -> dict[st
     """
     batch = args.batch or cases.share_of(args.size, part)
     recipe = cases.settled_recipe(args.size, part, batch, device)
-    sketched = budget.sketch(recipe)
-    planned = budget.plan_memory(recipe, sketched, 1, batch).total
+    sketched = sketch(recipe)
+    planned = plan_memory(recipe, sketched, 1, batch).total
     room, on_cpu = hardware.room(1)
     if planned > room and not on_cpu:
         raise LeftOut(f"memory: {planned / GIB:.0f} GiB by the dry run, {room / GIB:.0f} are there")

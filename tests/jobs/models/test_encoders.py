@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from jobs.models.encoders import load_encoder
-from jobs.models.resolve import with_model_sizes
+from jobs.models.sizes import with_model_sizes
 from jobs.recipes import recipe
 from jobs.recipes.schema import EncoderChoice
 from modeling.vision.encoders import EvaConfig, build_eva_encoder

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from jobs.models.languages import load_language, stored_as
-from jobs.models.resolve import with_model_sizes
+from jobs.models.sizes import with_model_sizes
 from jobs.recipes import recipe
 from jobs.recipes.schema import LanguageChoice
 from modeling.language.adapters import DecoderLM, EncoderDecoderLM

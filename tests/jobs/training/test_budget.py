@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.models.resolve import with_model_sizes
-from jobs.training import budget
+from jobs.models.sizes import with_model_sizes
+from jobs.training import memory
 from jobs.training.command import parse
+from jobs.training.sketch import sketch
 from tests.jobs.training.test_training import ENV, ROOT
 from tests.tiny_training import capfilt_output, tiny_clip, tiny_t5
 
@@ -60,8 +61,8 @@ def test_the_estimate_is_within_15_percent(tmp_path, stage, zero, precision):
     given += ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
     parsed = parse(stage, given).config
     fitted = with_model_sizes(parsed)
-    planned = budget.plan_memory(fitted, budget.sketch(fitted), world=1, micro=8)
+    planned = memory.plan_memory(fitted, sketch(fitted), world=1, micro=8)
     used = peak_of([sys.executable, f"jobs/{stage}.py", *given])
-    assert used > 2 * budget.LIBRARIES  # half of it and more is the model's
+    assert used > 2 * memory.LIBRARIES  # half of it and more is the model's
     print(f"planned {planned.on_cpu / 2**30:.2f} GiB, used {used / 2**30:.2f} GiB")
     assert planned.on_cpu == pytest.approx(used, rel=0.15)
