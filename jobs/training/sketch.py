@@ -34,7 +34,7 @@ class Sketch:
 def sketch(recipe: TrainRecipe) -> Sketch:
     """The recipe's models on the meta device."""
     with torch.device("meta"):
-        stage = new_module(recipe)
+        stage = new_module(recipe.model)
         language = _language(recipe.language.name) if isinstance(recipe, Stage2Recipe) else None
         return Sketch(stage, _encoder(recipe.encoder), language)
 
