@@ -86,11 +86,8 @@ def capfilt(tour: Tour, data: Path, out: Path) -> None:
     """Caption, rank and filter the web pairs; pass the human-captioned ones through unchanged."""
     common = ["jobs/capfilt.py", "--recipe", "tinyworld"]
     annotations, images = data / "coco/annotations/captions_train.json", data / "coco/images/train"
-    tour.commands(
-        [*common, "--input", data / "web", "--output", out / "web"],
-        [*common, "--input", annotations, "--images", images, "--output", out / "coco"],
-        live=True,
-    )
+    tour.command(*common, "--input", data / "web", "--output", out / "web")
+    tour.command(*common, "--input", annotations, "--images", images, "--output", out / "coco")
 
 
 def train(tour: Tour, stage: int, recipe: str, steps: int, ranks: int, *more: object) -> None:

@@ -73,34 +73,32 @@ class Tour:
         done = subprocess.run(line, cwd=ROOT, env=_environment(), check=False)
         _check(done.returncode, words[0])
 
-    def commands(self, *lines: Sequence[object], live: bool = False) -> None:
+    def commands(self, *lines: Sequence[object]) -> None:
         """Run several Python commands side by side.
 
         The output of each is passed on when it has ended, one after the other.
 
         Args:
             lines: script and options of each command.
-            live: pass the first command's output on while it runs.
 
         Raises:
             ValueError: one of them failed; its own message stands above.
         """
 
         def run(words: Sequence[object]) -> subprocess.CompletedProcess[str]:
-            shown = live and words is lines[0]
             return subprocess.run(
                 _shown("python", words),
                 cwd=ROOT,
                 env=_environment(),
-                stdout=None if shown else subprocess.PIPE,
-                stderr=None if shown else subprocess.STDOUT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 text=True,
                 check=False,
             )
 
         with ThreadPoolExecutor(len(lines)) as pool:
             for words, done in zip(lines, pool.map(run, lines), strict=True):
-                for line in (done.stdout or "").splitlines():
+                for line in done.stdout.splitlines():
                     print(line.rpartition("\r")[2])  # the last state of a progress bar
                 _check(done.returncode, words[0])
 
