@@ -62,20 +62,27 @@ def flow() -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def screenshot(report: Path, chromium: str, width: int, height: int) -> Image.Image:
-    """The top of a report as a browser shows it, in 128 colours."""
+def screenshot(report: Path, chromium: str, width: int, height: int, top: int) -> Image.Image:
+    """A part of a report as a browser shows it, in 128 colours.
+
+    Args:
+        width: width of the page in pixels.
+        height: height of the part in pixels.
+        top: pixels of the page above the part.
+    """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "page.png"
         subprocess.run(
             [
                 *(chromium, "--headless", "--no-sandbox", "--hide-scrollbars"),
-                *(f"--window-size={width},{height}", f"--screenshot={out}"),
+                *(f"--window-size={width},{top + height}", f"--screenshot={out}"),
                 report.resolve().as_uri(),
             ],
             check=True,
             capture_output=True,
         )
-        return Image.open(out).convert("RGB").quantize(128)
+        page = Image.open(out).convert("RGB")
+        return page.crop((0, top, width, top + height)).quantize(128)
 
 
 def main() -> None:
@@ -83,12 +90,12 @@ def main() -> None:
     parser.add_argument("--report", type=Path, help="report.html of a run")
     parser.add_argument("--chromium", default="chromium", help="command of the browser")
     parser.add_argument("--size", type=int, nargs=2, default=(1200, 900), help="width and height")
+    parser.add_argument("--top", type=int, default=0, help="pixels of the page above the picture")
     given = parser.parse_args()
     (HERE / "flow.svg").write_text(flow(), encoding="utf-8")
     if given.report is not None:
-        screenshot(given.report, given.chromium, *given.size).save(
-            HERE / "report.png", optimize=True
-        )
+        picture = screenshot(given.report, given.chromium, *given.size, given.top)
+        picture.save(HERE / "report.png", optimize=True)
 
 
 if __name__ == "__main__":
