@@ -45,7 +45,7 @@ def test_what_deepspeed_would_choke_on_is_named():
 
 COUNT_WAITS = """
 import torch
-from cluster import zero
+from cluster.ranks import zero
 
 zero.start()
 from deepspeed.accelerator import get_accelerator
@@ -68,7 +68,7 @@ def test_a_step_does_not_wait_for_the_accelerator():
     """DeepSpeed's throughput timer would, twice a step from the third on."""
     done = subprocess.run(
         [sys.executable, "-c", COUNT_WAITS],
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
