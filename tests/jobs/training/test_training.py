@@ -326,6 +326,7 @@ def test_other_ranks_of_a_node_stay_silent(world, tmp_path, monkeypatch, capsys)
     from jobs import cli, stage1
 
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr("cluster.ranks.dist.have_met", lambda: False)  # other tests let them meet
     with pytest.raises(SystemExit) as stopped:
         cli.run(lambda: stage1.main(["--recipe", "vit-x"]))
