@@ -73,9 +73,7 @@ FEWEST_ANSWERS = 4
 """Reference answers that VQA accuracy needs: with fewer, no answer has three others that agree."""
 
 
-def vqa_accuracy(
-    predicted: str, answers: Sequence[str], variant: VqaVariant = "official"
-) -> float:
+def vqa_accuracy(predicted: str, answers: Sequence[str], variant: VqaVariant = "official") -> float:
     """VQA accuracy of one answer.
 
     Each annotator is left out in turn: the score is min(1, n/3) for n others who gave the answer,
@@ -100,7 +98,7 @@ def vqa_accuracy(
         predicted = normalise_answer(predicted)
     if differ and variant == "lavis":
         references = [_strip_punctuation(answer) for answer in references]
-    elif variant == "always" or differ and variant == "official":
+    elif variant == "always" or (differ and variant == "official"):
         references = [normalise_answer(answer) for answer in references]
     agreeing = sum(reference == predicted for reference in references)
     left_out = [agreeing - (reference == predicted) for reference in references]
@@ -147,3 +145,8 @@ METRICS: Mapping[str, Metric] = {
     "aokvqa.official": aokvqa_accuracy,
 }
 """Metric by family and variant, as results files name it."""
+
+
+def leaves_one_out(metric: str) -> bool:
+    """Whether a metric is VQA accuracy, which needs ``FEWEST_ANSWERS`` references."""
+    return metric.startswith("vqa.")
