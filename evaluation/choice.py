@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from evaluation.benchmarks.catalogue import Benchmark
 from evaluation.benchmarks.prompts import Prompt
 from evaluation.benchmarks.records import ImageId, Question, QuestionSet
 from evaluation.benchmarks.submissions import Submission
@@ -54,6 +55,17 @@ class Choosing:
     verbalisers: Mapping[str, tuple[str, ...]] | None = None
     submission: Submission | None = None
     suffix: str = ".json"
+
+
+def choosing_of(benchmark: Benchmark) -> Choosing:
+    """The way of a benchmark of the catalogue."""
+    return Choosing(
+        benchmark.prompt,
+        benchmark.metric,
+        benchmark.verbalisers,
+        benchmark.submission,
+        benchmark.suffix,
+    )
 
 
 def evaluate_choices(

@@ -16,6 +16,7 @@ _PAPER_METRIC = {
     (2, "gqa"): "gqa.test-dev",
     (4, "vqa"): "vqav2.test-dev",
 }
+_RETRIEVAL = {"retrieval": "coco", "coco_retrieval": "coco", "flickr30k_retrieval": "flickr30k"}
 _CAPTION_METRICS = {"coco.bleu4": "bleu4", "coco.cider": "cider"}
 
 
@@ -28,9 +29,9 @@ def paper_metrics(table: int, results: dict[str, Any]) -> dict[str, float]:
             ours[_PAPER_METRIC[table, task]] = results[task]["accuracy"]
     for task in ("caption", "coco", "nocaps") if table == 3 else ():
         ours |= _paper_captions(results.get(task, {}))
-    if table == 5 and "retrieval" in results:
-        scores = results["retrieval"]
-        ours = {f"coco.{key}": scores[key] for key in scores if key[:4] in ("tr_r", "ir_r")}
+    for task, data in _RETRIEVAL.items() if table == 5 else ():
+        scores = results.get(task, {})
+        ours |= {f"{data}.{key}": scores[key] for key in scores if key[:4] in ("tr_r", "ir_r")}
     return ours
 
 

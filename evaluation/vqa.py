@@ -18,7 +18,8 @@ from evaluation.benchmarks.records import ImageId, Question, QuestionSet
 from evaluation.caption import Encode, Generate
 from evaluation.notes import answer_notes, warn_of_empty
 from evaluation.outputs import Keep, Outputs, keep_nothing
-from evaluation.scores.answers import METRICS, leaves_one_out, matches_any
+from evaluation.scores.answers import METRICS, leaves_one_out, matches_any, normalise_answer
+from evaluation.scores.gqa import gqa_scores
 from evaluation.scores.means import GroupedMean, Mean
 from evaluation.scores.predictions import require_predictions
 from evaluation.scoring import Scoring
@@ -200,7 +201,8 @@ def score_answers(
         metric: name of the metric (``METRICS``).
 
     Returns:
-        ``GroupedMean.as_dict``; with VQA accuracy also ``exact_match``: share of answers that match
+        ``GroupedMean.as_dict``; with GQA's also the numbers of ``gqa_scores``; with VQA accuracy
+        also ``exact_match``: share of answers that match
         any reference, and ``fewest_answers``: smallest number of references of a question.
 
     Raises:
@@ -219,10 +221,16 @@ def score_answers(
                 f"question {question.question_id} has no reference answers to score against; "
                 "a test set without answers can be predicted but not scored"
             )
+        if not question.balanced:
+            continue
         groups = {"question_type": question.question_type, "answer_type": question.answer_type}
         score = METRICS[metric](given[question.question_id], question.answers)
         mean.add(score, **{kind: name for kind, name in groups.items() if name})
         matching.add(matches_any(given[question.question_id], question.answers))
+    if metric.startswith("gqa."):
+        normal = str if metric == "gqa.strict" else normalise_answer
+        further = gqa_scores(questions.questions, given, METRICS[metric], normal)
+        return mean.as_dict() | further
     if not leaves_one_out(metric):
         return mean.as_dict()
     fewest = min((len(question.answers) for question in questions.questions), default=0)

@@ -38,6 +38,7 @@ from evaluation.benchmarks.folder import (
     read_asking,
     read_captioning,
     read_retrieval,
+    require_captions,
     require_java,
 )
 from evaluation.benchmarks.unreadable import find_unreadable, name_some
@@ -53,7 +54,8 @@ from jobs.predict import CAPTION, VQA, Embedder, PredictDtype, PromptTemplate, W
 
 Task = Literal[
     "caption", "vqa", "gqa", "retrieval",
-    "coco", "nocaps", "flickr30k", "vqav2", "okvqa", "aokvqa", "vizwiz", "textvqa",
+    "coco", "nocaps", "flickr30k", "coco_retrieval", "flickr30k_retrieval",
+    "vqav2", "okvqa", "aokvqa", "vizwiz", "textvqa",
 ]  # fmt: skip
 Data = Captioned | Asked
 _SPLIT = "test"
@@ -127,7 +129,7 @@ class EvaluateArgs:
     data: Path
     """folder with images/ and annotations/"""
     tasks: tuple[Task, ...]
-    """names of tasks; retrieval needs a stage-1 checkpoint, all others one of stage 2"""
+    """names of tasks; those of retrieval need a stage-1 checkpoint, all others one of stage 2"""
     split: str | None = None
     """split of the data, which is a part of the file names; default: test for caption, vqa, gqa and
     retrieval, for a benchmark the split that published numbers are of"""
@@ -254,9 +256,11 @@ def _read(args: EvaluateArgs, task: Task) -> Data:
     benchmark = _benchmark(args, task)
     split = _split(args, benchmark)
     if benchmark is not None:
-        data = benchmark.load(args.data, split).first(args.limit)
+        retrieved = benchmark.way == "retrieve"
+        limit = args.retrieval.images or args.limit if retrieved else args.limit
+        data = benchmark.load(args.data, split).first(limit)
         if isinstance(data, Captioned):
-            require_java(data)
+            require_captions(data, split) if retrieved else require_java(data)
         return data
     if task == "caption":
         return read_captioning(args.data, split, args.limit)
@@ -268,7 +272,7 @@ def _read(args: EvaluateArgs, task: Task) -> Data:
 
 def _check_stage(args: EvaluateArgs, model: Writer | Embedder) -> None:
     for task in args.tasks:
-        needed = "stage1" if task == "retrieval" else "stage2"
+        needed = "stage1" if task.endswith("retrieval") else "stage2"
         if model.kind != needed:
             raise ValueError(
                 f"--tasks {task} needs a {needed} checkpoint; {args.checkpoint} is {model.kind}"
@@ -307,6 +311,7 @@ def _run(
         data.items,
         _embedders(model, retrieval.rerank),
         out,
+        task=task,
         k=retrieval.k,
         captions_per_image=retrieval.captions,
         **common,

@@ -26,7 +26,7 @@ from evaluation.benchmarks.visdial import read_visdial
 from evaluation.benchmarks.vizwiz import read_vizwiz
 from evaluation.benchmarks.vqav2 import read_vqa
 
-Way = Literal["caption", "answer", "choose"]
+Way = Literal["caption", "answer", "choose", "retrieve"]
 Data = Captioned | Asked
 Read = Callable[[Path, str], Data]
 """The folder of a benchmark and the name of a split -> its data."""
@@ -39,17 +39,19 @@ class Benchmark:
     Attributes:
         title: name as papers print it.
         way: task of the model. caption: a caption of each image. answer: a free answer to each
-            question. choose: the likeliest of each question's candidates.
+            question. choose: the likeliest of each question's candidates. retrieve: the captions of
+            an image, and the image of a caption.
         splits: names of the splits; published numbers are of the first.
         read: reader of a split.
         metric: family and variant of the metric of answers (``evaluation.scores.answers.METRICS``);
-            for choices accuracy, auroc or dialog; captions for captions.
+            for choices accuracy, auroc or dialog; captions for captions, recall for retrieval.
         prompt: InstructBLIP's prompt of a question; for captions it is ``prompts.CAPTION``.
         verbalisers: texts whose probabilities add up to that of a candidate; candidates that are
             not here stand for themselves.
         submission: writer of the server's file; None: the results file is what a server takes.
         suffix: ending of the server's file.
         lemmatise: whether references are lemmas, so that answers must be (OK-VQA).
+        shares: name of the benchmark whose folder this one reads; empty: it has its own.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Benchmark:
     submission: Submission | None = None
     suffix: str = ".json"
     lemmatise: bool = False
+    shares: str = ""
 
     def load(self, data: Path, split: str | None = None) -> Data:
         """The data of a split; None: of the first.
@@ -75,7 +78,7 @@ class Benchmark:
         if split not in self.splits:
             known = ", ".join(self.splits)
             raise ValueError(f"{self.name} has no split {split!r}; its splits: {known}")
-        folder = data / self.name.removesuffix("_choice")
+        folder = data / (self.shares or self.name)
         if not folder.is_dir():
             raise FileNotFoundError(f"no such folder: {folder}, for the files of {self.title}")
         return self.read(folder, split)
@@ -194,6 +197,14 @@ _ALL = (
     Benchmark("coco", "COCO Karpathy", "caption", _KARPATHY_SPLITS, _coco, "captions"),
     Benchmark("nocaps", "NoCaps", "caption", ("val", "test"), _nocaps, "captions"),
     Benchmark("flickr30k", "Flickr30K", "caption", _KARPATHY_SPLITS, _flickr30k, "captions"),
+    Benchmark(
+        "coco_retrieval", "COCO Karpathy", "retrieve", _KARPATHY_SPLITS, _coco, "recall",
+        shares="coco",
+    ),
+    Benchmark(
+        "flickr30k_retrieval", "Flickr30K", "retrieve", _KARPATHY_SPLITS, _flickr30k, "recall",
+        shares="flickr30k",
+    ),
     Benchmark("vqav2", "VQAv2", "answer", tuple(_VQAV2_FILES), _vqav2, "vqa.official"),
     Benchmark(
         "okvqa", "OK-VQA", "answer", ("val", "train"), _okvqa, "vqa.official", lemmatise=True
@@ -215,7 +226,7 @@ _ALL = (
     ),
     Benchmark(
         "aokvqa_choice", "A-OKVQA, choices", "choose", ("val", "test", "train"), _aokvqa_choice,
-        "accuracy", prompts.icon_prompt, submission=submissions.aokvqa_choice,
+        "accuracy", prompts.icon_prompt, submission=submissions.aokvqa_choice, shares="aokvqa",
     ),
     Benchmark(
         "scienceqa", "ScienceQA-IMG", "choose",

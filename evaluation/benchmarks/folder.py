@@ -151,10 +151,19 @@ def read_retrieval(data: Path, split: str, limit: int | None = None) -> Captione
     Raises:
         FileNotFoundError, ValueError: as ``read_captions``; or an image has no caption.
     """
-    items = read_captions(data, split)[:limit]
-    mute = next((item for item in items if not item.references), None)
+    data_of_task = Captioned(tuple(read_captions(data, split)[:limit]))
+    require_captions(data_of_task, split)
+    return data_of_task
+
+
+def require_captions(data: Captioned, split: str) -> None:
+    """Look for an image without a caption, which retrieval cannot use.
+
+    Raises:
+        ValueError: an image has no caption.
+    """
+    mute = next((item for item in data.items if not item.references), None)
     if mute is not None:
         raise ValueError(
             f"image {mute.image_id} of split {split!r} has no caption; retrieval needs one of each"
         )
-    return Captioned(tuple(items))

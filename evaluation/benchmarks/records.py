@@ -48,6 +48,9 @@ class Question:
         relevance: VisDial's relevance of each candidate; empty where it was not annotated.
         context: text that belongs to the question: a hint (ScienceQA), the dialog so far (VisDial),
             the words that OCR found in the image (TextVQA).
+        group: GQA's global group, within which answers are counted; empty elsewhere.
+        entailed: ids of the questions whose answers follow from this one's (GQA).
+        balanced: whether the answer counts for accuracy; False for GQA's unbalanced questions.
     """
 
     question_id: ImageId
@@ -60,6 +63,9 @@ class Question:
     correct: int | None = None
     relevance: tuple[float, ...] = ()
     context: str = ""
+    group: str = ""
+    entailed: tuple[str, ...] = ()
+    balanced: bool = True
 
     @property
     def answered(self) -> bool:

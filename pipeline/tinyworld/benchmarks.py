@@ -209,7 +209,8 @@ def _nocaps(home: Home) -> None:
         ("val", "nocaps_val_4500_captions.json"),
         ("test", "nocaps_test_image_info.json"),
     ):
-        images, notes = [], []
+        images: list[dict[str, Any]] = []
+        notes: list[dict[str, Any]] = []
         pictures = home.pictures(split, "{:016x}.jpg", _NOVELTIES)
         for number, path, scene, rng in pictures:
             image = {"id": number - 1, "open_images_id": path.stem, "file_name": path.name}
@@ -220,7 +221,7 @@ def _nocaps(home: Home) -> None:
         home.write(name, content | ({"annotations": notes} if split == "val" else {}))
 
 
-def _karpathy(home: Home, images: str, name: str, more: Mapping[str, str]) -> list[dict[str, Any]]:
+def _karpathy(home: Home, images: str, name: str, more: dict[str, object]) -> list[dict[str, Any]]:
     """The entries of Karpathy's test split."""
     return [
         {

@@ -12,7 +12,7 @@ import pytest
 from evaluation.benchmarks.catalogue import BENCHMARKS
 from evaluation.benchmarks.folder import Asked
 from evaluation.benchmarks.records import Question, QuestionSet
-from evaluation.choice import Choosing, choose, evaluate_choices, score_choices
+from evaluation.choice import Choosing, choose, choosing_of, evaluate_choices, score_choices
 from evaluation.outputs import Outputs
 from pipeline.tinyworld.benchmarks import write_benchmarks
 
@@ -27,16 +27,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(world: Path, name: str, split: str | None = None) -> tuple[QuestionSet, Choosing]:
-    benchmark = BENCHMARKS[name]
-    data = benchmark.load(world, split)
+    data = BENCHMARKS[name].load(world, split)
     assert isinstance(data, Asked)
-    return data.questions, Choosing(
-        benchmark.prompt,
-        benchmark.metric,
-        benchmark.verbalisers,
-        benchmark.submission,
-        benchmark.suffix,
-    )
+    return data.questions, choosing_of(BENCHMARKS[name])
 
 
 class Knowing:

@@ -89,6 +89,16 @@ def test_captions_of_a_test_set_and_of_flickr(
     assert (tmp_path / "flickr30k_test_results.json").is_file()
 
 
+def test_retrieval_of_both_benchmarks(stage1_run: Path, world: Path, tmp_path: Path) -> None:
+    model = load(stage1_run)
+    tasks = ("coco_retrieval", "flickr30k_retrieval")
+    results = run(model, world, tmp_path, *tasks)  # type: ignore[arg-type]
+    for name in tasks:
+        assert (results[name]["images"], results[name]["texts"]) == (3, 15)
+        assert (tmp_path / f"{name}_test_examples.json").is_file()
+    assert {"coco.tr_r1", "flickr30k.ir_r10"} <= set(paper_metrics(5, results))
+
+
 def test_a_test_set_is_answered_and_not_scored(
     model: Predictor, world: Path, tmp_path: Path
 ) -> None:
