@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from tqdm import tqdm
 
@@ -30,10 +30,26 @@ from evaluation.scores.means import GroupedMean
 from evaluation.scores.predictions import require_predictions
 from evaluation.work import chunks
 
-Rank = Callable[[Sequence[Path], Sequence[str], Sequence[Sequence[str]]], Sequence[Sequence[float]]]
-"""Image files, a prompt for each and candidates for each -> log-probability of each candidate.
+Length = Literal["sum", "mean"]
+"""Score of a candidate: the sum of its tokens' log-probabilities, or their mean."""
 
-The log-probability of a candidate is the sum over its tokens. One image may occur several times.
+
+class Ranked(Protocol):
+    """The candidates of one prompt as a model sees them."""
+
+    @property
+    def log_probs(self) -> Sequence[float]:
+        """Sum of the log-probabilities of each candidate's tokens."""
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """Number of tokens of each candidate."""
+
+
+Rank = Callable[[Sequence[Path], Sequence[str], Sequence[Sequence[str]]], Sequence[Ranked]]
+"""Image files, a prompt for each and candidates for each -> the candidates' log-probabilities.
+
+One image may occur several times, in a row.
 """
 
 
@@ -46,6 +62,7 @@ class Choosing:
         metric: accuracy; auroc, of the second candidate's probability; or dialog (VisDial).
         verbalisers: texts whose probabilities add up to that of a candidate; a candidate that is
             not here stands for itself.
+        length: score of a text: sum or mean of its tokens' log-probabilities.
         submission: writer of the server's file; None: none is written.
         suffix: ending of the server's file.
     """
@@ -53,16 +70,18 @@ class Choosing:
     prompt: Prompt
     metric: str = "accuracy"
     verbalisers: Mapping[str, tuple[str, ...]] | None = None
+    length: Length = "sum"
     submission: Submission | None = None
     suffix: str = ".json"
 
 
-def choosing_of(benchmark: Benchmark) -> Choosing:
+def choosing_of(benchmark: Benchmark, length: Length = "sum") -> Choosing:
     """The way of a benchmark of the catalogue."""
     return Choosing(
         benchmark.prompt,
         benchmark.metric,
         benchmark.verbalisers,
+        length,
         benchmark.submission,
         benchmark.suffix,
     )
@@ -131,10 +150,11 @@ def choose(
     title: str = "choose",
     keep: Keep = keep_nothing,
 ) -> list[dict[str, Any]]:
-    """A row ``{"question_id", "answer", "scores"}`` for each question, in their order.
+    """A row ``{"question_id", "answer", "scores", "tokens"}`` for each question, in their order.
 
-    The answer is the likeliest candidate, the first of several; scores are log-probabilities, one
-    for each candidate. Questions about one image follow each other, so that it is encoded once.
+    The answer is the likeliest candidate, the first of several. Scores are log-probabilities, one
+    for each candidate; tokens are the lengths of the texts that were ranked. Questions about one
+    image follow each other, so that it is encoded once.
 
     Args:
         keep: called with the rows of each batch as they come.
@@ -152,7 +172,7 @@ def choose(
             prompts = [choosing.prompt(question) for question in batch]
             flat = [[text for of_one in of_each for text in of_one] for of_each in texts]
             ranked = rank(paths, prompts, flat)
-            new = [_row(*one) for one in zip(batch, texts, ranked, strict=True)]
+            new = [_row(*one, choosing.length) for one in zip(batch, texts, ranked, strict=True)]
             keep(new)
             rows |= {row["question_id"]: row for row in new}
             progress.update(len(batch))
@@ -239,11 +259,13 @@ def _texts(
 
 
 def _row(
-    question: Question, texts: Sequence[Sequence[str]], ranked: Sequence[float]
+    question: Question, texts: Sequence[Sequence[str]], ranked: Ranked, length: Length
 ) -> dict[str, Any]:
     """The row of a question from the log-probability of each of its texts."""
-    check_scores(ranked, sum(map(len, texts)))
-    left = iter(ranked)
-    scores = [log_sum_exp([float(next(left)) for _ in of_one]) for of_one in texts]
+    check_scores(ranked.log_probs, sum(map(len, texts)))
+    pairs = zip(ranked.log_probs, ranked.tokens, strict=True)
+    left = iter([total / n if length == "mean" else float(total) for total, n in pairs])
+    scores = [log_sum_exp([next(left) for _ in of_one]) for of_one in texts]
     answer = question.candidates[scores.index(max(scores))]
-    return {"question_id": question.question_id, "answer": answer, "scores": scores}
+    row = {"question_id": question.question_id, "answer": answer, "scores": scores}
+    return row | {"tokens": list(ranked.tokens)}

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,6 +33,18 @@ def load(world: Path, name: str, split: str | None = None) -> tuple[QuestionSet,
     return data.questions, choosing_of(BENCHMARKS[name])
 
 
+@dataclass(frozen=True)
+class Fake:
+    """Log-probabilities that a test gives; every word is a token."""
+
+    log_probs: list[float]
+    tokens: list[int]
+
+
+def fake(log_probs: list[float], texts: Sequence[str]) -> Fake:
+    return Fake(log_probs, [len(text.split()) for text in texts])
+
+
 class Knowing:
     """A fake of ``Rank``: the right candidate has the highest log-probability.
 
@@ -50,12 +63,12 @@ class Knowing:
 
     def __call__(
         self, images: Sequence[Path], prompts: Sequence[str], candidates: Sequence[Sequence[str]]
-    ) -> list[list[float]]:
+    ) -> list[Fake]:
         self.looks += images
         self.texts += sum(map(len, candidates))
         known = [self.right.get(key) for key in zip(images, prompts, strict=True)]
         return [
-            [-0.1 if text == right else -5.0 for text in of_one]
+            fake([-0.1 if text == right else -5.0 for text in of_one], of_one)
             for right, of_one in zip(known, candidates, strict=True)
         ]
 
@@ -141,8 +154,8 @@ def test_verbalisers_add_up() -> None:
 
     def rank(
         images: Sequence[Path], prompts: Sequence[str], candidates: Sequence[Sequence[str]]
-    ) -> list[list[float]]:
-        return [[math.log(log[text]) for text in of_one] for of_one in candidates]
+    ) -> list[Fake]:
+        return [fake([math.log(log[text]) for text in of_one], of_one) for of_one in candidates]
 
     choosing = Choosing(
         lambda q: q.text, verbalisers={"no": ("no", "false"), "yes": ("yes", "true")}
@@ -152,6 +165,19 @@ def test_verbalisers_add_up() -> None:
     assert row["scores"] == [pytest.approx(math.log(0.3)), pytest.approx(math.log(0.35))]
     (row,) = choose(set_of(one(("no", "yes"))), rank, Choosing(lambda q: q.text))
     assert row["answer"] == "no"
+
+
+def test_a_mean_does_not_punish_long_candidates() -> None:
+    def rank(
+        images: Sequence[Path], prompts: Sequence[str], candidates: Sequence[Sequence[str]]
+    ) -> list[Fake]:
+        return [fake([-1.0, -1.5], of_one) for of_one in candidates]
+
+    questions = set_of(one(("red", "dark red")))
+    (row,) = choose(questions, rank, Choosing(lambda q: q.text))
+    assert (row["answer"], row["scores"], row["tokens"]) == ("red", [-1.0, -1.5], [1, 2])
+    (row,) = choose(questions, rank, Choosing(lambda q: q.text, length="mean"))
+    assert (row["answer"], row["scores"]) == ("dark red", [-1.0, -0.75])
 
 
 def test_ties_of_dialogs_are_told() -> None:
@@ -184,6 +210,6 @@ def test_wrong_rows_and_ranks_are_refused() -> None:
     with pytest.raises(ValueError, match="1 scores for 2 candidates"):
         score_choices(questions, [{"question_id": 1, "scores": [0]}])
     with pytest.raises(ValueError, match="1 scores for 2 candidates"):
-        choose(questions, lambda i, p, c: [[0.0]], Choosing(lambda q: q.text))
+        choose(questions, lambda i, p, c: [Fake([0.0], [1])], Choosing(lambda q: q.text))
     with pytest.raises(ValueError, match="question 1 has no candidates"):
-        choose(set_of(one(())), lambda i, p, c: [[]], Choosing(lambda q: q.text))
+        choose(set_of(one(())), lambda i, p, c: [Fake([], [])], Choosing(lambda q: q.text))
