@@ -41,16 +41,18 @@ def evaluate_captions(
     model: Captioner,
     out: Outputs,
     *,
+    task: str = "captions",
     split: str = "test",
     batch_size: int = 64,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Caption the images, and score the captions of those that have references.
 
-    Writes ``captions_SPLIT_results.json`` in COCO's format, and the CIDEr of each image to
-    ``captions_SPLIT_scores.json``.
+    Writes ``TASK_SPLIT_results.json`` in COCO's format, and the CIDEr of each image to
+    ``TASK_SPLIT_scores.json``.
 
     Args:
+        task: name of the task, as its files begin.
         seed: seed of the shuffled control.
 
     Returns:
@@ -58,14 +60,14 @@ def evaluate_captions(
         share of empty captions, count: scored images, notes.
     """
     caption = partial(caption_images, items, model.encode, model.generate, model.prompt, batch_size)
-    predictions = out.predictions(f"captions_{split}_results.json", lambda keep: caption(keep=keep))
+    predictions = out.predictions(f"{task}_{split}_results.json", lambda keep: caption(keep=keep))
     empty, warnings = warn_of_empty([said["caption"] for said in predictions], model.remedy)
     notes = [*warnings, *reference_notes(items)]
     scored = [item for item in items if item.references]
     if not scored:
         return {"count": 0, "empty": empty, "notes": notes}
     scores = score_captions(scored, predictions, seed)
-    out.write(f"captions_{split}_scores.json", scores.pop("cider_per_image"))
+    out.write(f"{task}_{split}_scores.json", scores.pop("cider_per_image"))
     if "shuffled" in scores:
         scores["shuffled_cider"] = scores.pop("shuffled")["cider"]
     return scores | {"empty": empty, "notes": [*notes, *scores["notes"]]}

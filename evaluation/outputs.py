@@ -25,12 +25,15 @@ class Outputs:
 
     def write(self, name: str, content: Any, indent: int | None = None) -> None:
         """Write a JSON file; an older one is replaced once the new one is whole."""
+        self.write_text(name, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file, as ``write`` does."""
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         aside = self.folder / f"{name}.part"
-        text = json.dumps(content, indent=indent, ensure_ascii=False)
-        aside.write_text(text + "\n", encoding="utf-8")
+        aside.write_text(text, encoding="utf-8")
         os.replace(aside, self.folder / name)
 
     def predictions(

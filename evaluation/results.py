@@ -4,33 +4,47 @@ from collections.abc import Mapping
 from typing import Any
 
 from evaluation import tables
+from evaluation.benchmarks.catalogue import BENCHMARKS
 from evaluation.scores.answers import FEWEST_ANSWERS
 
-TASKS = ("caption", "vqa", "gqa", "retrieval")
+TASKS = tuple(dict.fromkeys(("caption", "vqa", "gqa", "retrieval", *BENCHMARKS)))
 # Name in the paper's tables of the score of a task, by table.
-_PAPER_METRIC = {(2, "vqa"): "vqav2.val", (2, "gqa"): "gqa.test-dev", (4, "vqa"): "vqav2.test-dev"}
+_PAPER_METRIC = {
+    (2, "vqa"): "vqav2.val",
+    (2, "vqav2"): "vqav2.val",
+    (2, "okvqa"): "okvqa.test",
+    (2, "gqa"): "gqa.test-dev",
+    (4, "vqa"): "vqav2.test-dev",
+}
+_RETRIEVAL = {"retrieval": "coco", "coco_retrieval": "coco", "flickr30k_retrieval": "flickr30k"}
 _CAPTION_METRICS = {"coco.bleu4": "bleu4", "coco.cider": "cider"}
 
 
 def paper_metrics(table: int, results: dict[str, Any]) -> dict[str, float]:
     """The measured scores under the names that the metrics have in a table of the paper."""
     ours: dict[str, float] = {}
-    for task in ("vqa", "gqa"):
+    for task in ("vqa", "vqav2", "okvqa", "gqa"):
         measured = "accuracy" in results.get(task, {})
         if measured and (table, task) in _PAPER_METRIC:
             ours[_PAPER_METRIC[table, task]] = results[task]["accuracy"]
-    if table == 3 and "cider" in results.get("caption", {}):
-        domains = results["caption"].get("domains")
-        if domains:
-            short = {name: name.removesuffix("-domain") for name in domains}
-            ours = {f"nocaps.{short[name]}.cider": domains[name]["cider"] for name in domains}
-            ours["nocaps.overall.cider"] = results["caption"]["cider"]
-        else:
-            ours = {name: results["caption"][key] for name, key in _CAPTION_METRICS.items()}
-    if table == 5 and "retrieval" in results:
-        scores = results["retrieval"]
-        ours = {f"coco.{key}": scores[key] for key in scores if key[:4] in ("tr_r", "ir_r")}
+    for task in ("caption", "coco", "nocaps") if table == 3 else ():
+        ours |= _paper_captions(results.get(task, {}))
+    for task, data in _RETRIEVAL.items() if table == 5 else ():
+        scores = results.get(task, {})
+        ours |= {f"{data}.{key}": scores[key] for key in scores if key[:4] in ("tr_r", "ir_r")}
     return ours
+
+
+def _paper_captions(scores: Mapping[str, Any]) -> dict[str, float]:
+    """The scores of captions under their names in table 3: NoCaps' where there are domains."""
+    if "cider" not in scores:
+        return {}
+    domains = scores.get("domains")
+    if not domains:
+        return {name: scores[key] for name, key in _CAPTION_METRICS.items()}
+    short = {name: name.removesuffix("-domain") for name in domains}
+    by_domain = {f"nocaps.{short[name]}.cider": domains[name]["cider"] for name in domains}
+    return by_domain | {"nocaps.overall.cider": scores["cider"]}
 
 
 def beside_paper(

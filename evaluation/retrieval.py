@@ -89,12 +89,13 @@ def evaluate_retrieval(
     model: Embedders,
     out: Outputs,
     *,
+    task: str = "retrieval",
     split: str = "test",
     k: int = 128,
     captions_per_image: int | None = None,
     batch_size: int = 64,
 ) -> dict[str, Any]:
-    """Retrieve among the images; writes examples to ``retrieval_SPLIT_examples.json``.
+    """Retrieve among the images; writes examples to ``TASK_SPLIT_examples.json``.
 
     Returns:
         The scores of ``retrieve``, and notes.
@@ -102,7 +103,7 @@ def evaluate_retrieval(
     scores, rankings = retrieve(
         items, model, k=k, captions_per_image=captions_per_image, batch_size=batch_size
     )
-    out.write(f"retrieval_{split}_examples.json", examples(items, rankings))
+    out.write(f"{task}_{split}_examples.json", examples(items, rankings))
     return scores | {"rerank": model.rerank, "notes": size_notes(len(items))}
 
 

@@ -8,7 +8,7 @@ image (the ceiling that the language model sets).
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
@@ -18,19 +18,24 @@ from evaluation.benchmarks.records import ImageId, Question, QuestionSet
 from evaluation.caption import Encode, Generate
 from evaluation.notes import answer_notes, warn_of_empty
 from evaluation.outputs import Keep, Outputs, keep_nothing
-from evaluation.scores.answers import gqa_accuracy, matches_any, vqa_accuracy
+from evaluation.scores.answers import METRICS, leaves_one_out, matches_any, normalise_answer
+from evaluation.scores.gqa import gqa_scores
 from evaluation.scores.means import GroupedMean, Mean
 from evaluation.scores.predictions import require_predictions
+from evaluation.scoring import Scoring
 from evaluation.work import chunks
 
 Prompt = Callable[[str], str]
 """A question -> the text after the visual prompt."""
 Respond = Callable[[Tensor, Sequence[str]], list[str]]
 """Encoded images and a question for each -> an answer for each."""
-Metric = Callable[[str, Sequence[str]], float]
-"""A predicted answer and the reference answers -> a score between 0 and 1."""
+Ask = Callable[[Question], str]
+"""A question -> the text that ``Respond`` is given."""
 
-METRICS: Mapping[str, Metric] = {"vqa": vqa_accuracy, "gqa": gqa_accuracy}
+
+def text_of(question: Question) -> str:
+    """The question itself."""
+    return question.text
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Answerer:
         read: the language model alone, for the text-only control.
         prompt: prompt of a question, for the text-only control.
         remedy: advice for the user where most answers are empty.
+        ask: text that ``respond`` is given for a question.
     """
 
     encode: Encode
@@ -48,6 +54,7 @@ class Answerer:
     read: Generate
     prompt: Prompt
     remedy: str = ""
+    ask: Ask = text_of
 
 
 def evaluate_questions(
@@ -55,7 +62,8 @@ def evaluate_questions(
     model: Answerer,
     out: Outputs,
     *,
-    task: Literal["vqa", "gqa"] = "vqa",
+    task: str = "vqa",
+    scoring: Scoring | None = None,
     split: str = "test",
     batch_size: int = 64,
     controls: bool = True,
@@ -64,17 +72,21 @@ def evaluate_questions(
     """Answer the questions, and score the answers to those that have references.
 
     Writes ``TASK_SPLIT_results.json`` in VQAv2's format, and the answers of both controls beside
-    it (``TASK_SPLIT_blind_results.json``, ``TASK_SPLIT_text_only_results.json``).
+    it (``TASK_SPLIT_blind_results.json``, ``TASK_SPLIT_text_only_results.json``); and
+    ``TASK_SPLIT_submission.json`` where a server takes another format.
 
     Args:
+        task: name of the task, as its files begin.
+        scoring: way of scoring; None: official VQA accuracy.
         controls: also answer blind, and by text only where there are captions.
         seed: seed of the blind control.
 
     Returns:
         The scores of ``score_answers``, the same of each control under ``blind`` and ``text_only``,
-        empty: share of empty answers, notes.
+        metric: its name, empty: share of empty answers, notes.
     """
-    metric, questions, answered = METRICS[task], asked.questions, asked.questions.answered()
+    scoring = scoring or Scoring()
+    questions, answered = asked.questions, asked.questions.answered()
 
     def run(what: str, predict: Callable[..., list[dict[str, Any]]]) -> list[dict[str, Any]]:
         name = "_".join(filter(None, (task, split, what, "results.json")))
@@ -82,23 +94,29 @@ def evaluate_questions(
 
     def look(questions: QuestionSet, what: str) -> list[dict[str, Any]]:
         title = f"{task} {what}".strip()
-        ask = partial(answer_questions, questions, model.encode, model.respond, title=title)
-        return run(what, ask)
+        models = (model.encode, model.respond)
+        return run(what, partial(answer_questions, questions, *models, title=title, ask=model.ask))
+
+    def score(predictions: list[dict[str, Any]]) -> dict[str, Any]:
+        return score_answers(answered, scoring.lemmas(predictions), scoring.metric)
 
     predictions = look(questions, "")
     empty, warnings = warn_of_empty([said["answer"] for said in predictions], model.remedy)
-    notes = [*warnings, *answer_notes(questions, leave_one_out=metric is vqa_accuracy)]
+    if scoring.submission is not None:
+        content = scoring.submission(questions.questions, predictions)
+        out.write_text(f"{task}_{split}_submission.json", content)
+    notes = [*warnings, *answer_notes(questions, leaves_one_out(scoring.metric)), *scoring.notes]
     if not answered.questions:
         return {"count": 0, "empty": empty, "notes": notes}
-    scores = score_answers(answered, predictions, metric)
+    scores = score(predictions)
     if controls and len(answered.images) > 1:
         blind = look(answered.shuffled(seed), "blind")
-        _add_control(scores, "blind", score_answers(answered, blind, metric))
+        _add_control(scores, "blind", score(blind))
     if controls and asked.contexts is not None:
         read = partial(answer_from_text, answered, asked.contexts, model.read, model.prompt)
         told = run("text_only", read)
-        _add_control(scores, "text_only", score_answers(answered, told, metric))
-    return scores | {"empty": empty, "notes": notes}
+        _add_control(scores, "text_only", score(told))
+    return scores | {"metric": scoring.metric, "empty": empty, "notes": notes}
 
 
 def _add_control(scores: dict[str, Any], name: str, control: dict[str, Any]) -> None:
@@ -118,6 +136,7 @@ def answer_questions(
     batch_size: int = 64,
     image_batch_size: int = 64,
     title: str = "vqa",
+    ask: Ask = text_of,
     keep: Keep = keep_nothing,
 ) -> list[dict[str, Any]]:
     """One answer a question, in VQAv2's format ``[{"question_id", "answer"}]`` and its order.
@@ -125,6 +144,7 @@ def answer_questions(
     At most ``image_batch_size`` encoded images are held at a time, for any number of questions.
 
     Args:
+        ask: text that ``respond`` is given for a question.
         keep: called with the answers of each batch as they come.
     """
     asked = _by_image(questions.questions)
@@ -134,12 +154,10 @@ def answer_questions(
             encoded = encode([questions.images[image_id] for image_id in image_ids])
             rows = [(row, q) for row, image_id in enumerate(image_ids) for q in asked[image_id]]
             # Questions of similar length share a batch, so that little of it is padding.
-            rows.sort(key=lambda row: len(row[1].text))
+            rows.sort(key=lambda row: len(ask(row[1])))
             for batch in chunks(rows, batch_size):
                 batch_asked = [question for _, question in batch]
-                texts = respond(
-                    encoded[[row for row, _ in batch]], [question.text for question in batch_asked]
-                )
+                texts = respond(encoded[[row for row, _ in batch]], list(map(ask, batch_asked)))
                 answers |= _named(batch_asked, texts, keep)
                 progress.update(len(batch))
     return _in_order(questions, answers)
@@ -175,12 +193,16 @@ def answer_from_text(
 
 
 def score_answers(
-    questions: QuestionSet, results: Sequence[Mapping[str, Any]], metric: Metric = vqa_accuracy
+    questions: QuestionSet, results: Sequence[Mapping[str, Any]], metric: str = "vqa.official"
 ) -> dict[str, Any]:
     """Accuracy overall and per question type and answer type, as fractions.
 
+    Args:
+        metric: name of the metric (``METRICS``).
+
     Returns:
-        ``GroupedMean.as_dict``; with VQA accuracy also ``exact_match``: share of answers that match
+        ``GroupedMean.as_dict``; with GQA's also the numbers of ``gqa_scores``; with VQA accuracy
+        also ``exact_match``: share of answers that match
         any reference, and ``fewest_answers``: smallest number of references of a question.
 
     Raises:
@@ -199,11 +221,17 @@ def score_answers(
                 f"question {question.question_id} has no reference answers to score against; "
                 "a test set without answers can be predicted but not scored"
             )
+        if not question.balanced:
+            continue
         groups = {"question_type": question.question_type, "answer_type": question.answer_type}
-        score = metric(given[question.question_id], question.answers)
+        score = METRICS[metric](given[question.question_id], question.answers)
         mean.add(score, **{kind: name for kind, name in groups.items() if name})
         matching.add(matches_any(given[question.question_id], question.answers))
-    if metric is not vqa_accuracy:
+    if metric.startswith("gqa."):
+        normal = str if metric == "gqa.strict" else normalise_answer
+        further = gqa_scores(questions.questions, given, METRICS[metric], normal)
+        return mean.as_dict() | further
+    if not leaves_one_out(metric):
         return mean.as_dict()
     fewest = min((len(question.answers) for question in questions.questions), default=0)
     return mean.as_dict() | {"exact_match": matching.value, "fewest_answers": fewest}

@@ -3,11 +3,15 @@
     python jobs/evaluate.py --checkpoint RUN --data DIR --tasks caption vqa --split test --out OUT
     python jobs/evaluate.py --checkpoint RUN --data DIR --tasks vqa --table 2 --row vit-g-flant5-xl
 
-DIR holds the folders images/SPLIT and annotations. Files in annotations are captions_SPLIT.json
-(COCO) or dataset_karpathy.json, vqa_SPLIT_questions.json and vqa_SPLIT_annotations.json (VQAv2),
-and gqa_SPLIT_questions.json. OUT receives results.json and the predictions in the formats that the
-official servers take. A test set without references is predicted and not scored. All scores are
-fractions between 0 and 1; CIDEr 1.0 is printed as 100 in papers. See docs/evaluation.md.
+    python jobs/evaluate.py --checkpoint RUN --data DIR --tasks okvqa textvqa nocaps --out OUT
+
+The tasks caption, vqa, gqa and retrieval read common formats: DIR holds the folders images/SPLIT
+and annotations. Files in annotations are captions_SPLIT.json (COCO) or dataset_karpathy.json,
+vqa_SPLIT_questions.json and vqa_SPLIT_annotations.json (VQAv2), and gqa_SPLIT_questions.json. Every
+other task is a benchmark, whose files lie in DIR/NAME as its authors publish them. OUT receives
+results.json and the predictions in the formats that the official servers take. A test set without
+references is predicted and not scored. All scores are fractions between 0 and 1; CIDEr 1.0 is
+printed as 100 in papers. See docs/evaluation.md.
 """
 
 import sys
@@ -16,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict, get_args
 
 if not __package__:  # run as a script: import from the clone, not from jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -26,24 +30,42 @@ import tyro
 from torch import Tensor
 
 from evaluation import tables
+from evaluation.benchmarks import prompts
+from evaluation.benchmarks.catalogue import BENCHMARKS, Benchmark
 from evaluation.benchmarks.folder import (
     Asked,
     Captioned,
     read_asking,
     read_captioning,
     read_retrieval,
+    require_captions,
+    require_java,
 )
 from evaluation.benchmarks.unreadable import find_unreadable, name_some
 from evaluation.caption import Captioner, evaluate_captions
 from evaluation.outputs import Outputs
 from evaluation.results import beside_paper, print_results
 from evaluation.retrieval import Embedders, Rerank, evaluate_retrieval, itm_scores
+from evaluation.scores.answers import GqaVariant, VqaVariant
+from evaluation.scoring import scoring_of
 from evaluation.vqa import Answerer, evaluate_questions
 from jobs.cli import run
 from jobs.predict import CAPTION, VQA, Embedder, PredictDtype, PromptTemplate, Writer, load
 
-Task = Literal["caption", "vqa", "gqa", "retrieval"]
+Task = Literal[
+    "caption", "vqa", "gqa", "retrieval",
+    "coco", "nocaps", "flickr30k", "coco_retrieval", "flickr30k_retrieval",
+    "vqav2", "okvqa", "aokvqa", "vizwiz", "textvqa",
+]  # fmt: skip
 Data = Captioned | Asked
+_SPLIT = "test"
+
+
+class _Common(TypedDict):
+    """Arguments that every task takes."""
+
+    split: str
+    batch_size: int
 
 
 @dataclass(frozen=True)
@@ -59,6 +81,23 @@ class RetrievalArgs:
     rerank: Rerank = "reference"
     """score of a candidate. reference: ITM's logit of "match" plus the ITC similarity, as in LAVIS.
     odds: ITM's log-odds plus the similarity over the temperature, the scale of their losses"""
+
+
+@dataclass(frozen=True)
+class AnswerArgs:
+    """Options of the tasks that ask questions."""
+
+    vqa_metric: VqaVariant | None = None
+    """variant of VQA accuracy: what is normalised before answers are compared. official: both sides
+    where annotators differ. lavis: the scorer of BLIP-2's numbers. always: both sides. Default:
+    always for textvqa, official for all others"""
+    gqa_metric: GqaVariant = "normalised"
+    """comparison of GQA's answers. normalised: of their VQA normal forms. strict: of the strings"""
+    lemmatise: Literal["spacy", "none"] = "spacy"
+    """reduction of the answers to okvqa to lemmas before they are scored, as its references are"""
+    prompts: Literal["model", "instruct"] = "model"
+    """prompts of benchmarks. model: the checkpoint's own. instruct: InstructBLIP's for each, which
+    for textvqa holds the words that OCR found"""
 
 
 @dataclass(frozen=True)
@@ -90,9 +129,10 @@ class EvaluateArgs:
     data: Path
     """folder with images/ and annotations/"""
     tasks: tuple[Task, ...]
-    """caption, vqa and gqa need a stage-2 checkpoint, retrieval one of stage 1"""
-    split: str = "test"
-    """split of the data, which is a part of the file names"""
+    """names of tasks; those of retrieval need a stage-1 checkpoint, all others one of stage 2"""
+    split: str | None = None
+    """split of the data, which is a part of the file names; default: test for caption, vqa, gqa and
+    retrieval, for a benchmark the split that published numbers are of"""
     out: Path | None = None
     """folder for results.json and the predictions; default: nothing is written"""
     limit: int | None = None
@@ -108,6 +148,7 @@ class EvaluateArgs:
     retrieval: Annotated[RetrievalArgs, tyro.conf.OmitArgPrefixes] = field(
         default_factory=RetrievalArgs
     )
+    answers: Annotated[AnswerArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=AnswerArgs)
     further: Annotated[FurtherArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=FurtherArgs)
 
     def __post_init__(self) -> None:
@@ -122,7 +163,7 @@ class EvaluateArgs:
         if self.out is not None and self.out.exists() and not self.out.is_dir():
             raise ValueError(f"--out {self.out} is a file; name a folder")
         if not self.tasks:
-            raise ValueError("--tasks: name at least one of caption, vqa, gqa, retrieval")
+            raise ValueError(f"--tasks: name at least one of {', '.join(get_args(Task))}")
         if (self.table is None) != (self.row is None):
             raise ValueError("--table and --row belong together; give both or neither")
         if self.table is not None and self.row is not None:
@@ -176,7 +217,7 @@ def evaluate(args: EvaluateArgs, model: Writer | Embedder | None = None) -> dict
         "recipe": model.trained.recipe.name,
         "text": model.trained.recipe.text,
         "data": str(args.data.resolve()),
-        "split": args.split,
+        "split": args.split or _SPLIT,
         "seconds": {},
     }
     if args.table is not None:
@@ -185,6 +226,10 @@ def evaluate(args: EvaluateArgs, model: Writer | Embedder | None = None) -> dict
     for task in args.tasks:
         started = time.monotonic()
         scores = _run(args, model, task, data[task].without(broken), out)
+        benchmark = _benchmark(args, task)
+        if benchmark is not None:
+            split = _split(args, benchmark)
+            scores |= {"split": split, "prompts": args.answers.prompts}
         left_out = {path: broken[path] for path in images[task] if path in broken}
         if left_out:
             few = f"{len(left_out)} of {len(images[task])} images"
@@ -196,17 +241,38 @@ def evaluate(args: EvaluateArgs, model: Writer | Embedder | None = None) -> dict
     return results
 
 
+def _benchmark(args: EvaluateArgs, task: Task) -> Benchmark | None:
+    """The benchmark whose authors' files a task reads; None: it reads a common format."""
+    if task == "gqa" and not (args.data / "gqa").is_dir():
+        return None
+    return BENCHMARKS.get(task)
+
+
+def _split(args: EvaluateArgs, benchmark: Benchmark | None) -> str:
+    return args.split or (benchmark.splits[0] if benchmark else _SPLIT)
+
+
 def _read(args: EvaluateArgs, task: Task) -> Data:
+    benchmark = _benchmark(args, task)
+    split = _split(args, benchmark)
+    if benchmark is not None:
+        retrieved = benchmark.way == "retrieve"
+        limit = args.retrieval.images or args.limit if retrieved else args.limit
+        data = benchmark.load(args.data, split).first(limit)
+        if isinstance(data, Captioned):
+            require_captions(data, split) if retrieved else require_java(data)
+        return data
     if task == "caption":
-        return read_captioning(args.data, args.split, args.limit)
+        return read_captioning(args.data, split, args.limit)
     if task == "retrieval":
-        return read_retrieval(args.data, args.split, args.retrieval.images or args.limit)
-    return read_asking(args.data, args.split, task, args.limit, args.further.controls)
+        return read_retrieval(args.data, split, args.retrieval.images or args.limit)
+    family: Literal["vqa", "gqa"] = "gqa" if task == "gqa" else "vqa"
+    return read_asking(args.data, split, family, args.limit, args.further.controls)
 
 
 def _check_stage(args: EvaluateArgs, model: Writer | Embedder) -> None:
     for task in args.tasks:
-        needed = "stage1" if task == "retrieval" else "stage2"
+        needed = "stage1" if task.endswith("retrieval") else "stage2"
         if model.kind != needed:
             raise ValueError(
                 f"--tasks {task} needs a {needed} checkpoint; {args.checkpoint} is {model.kind}"
@@ -217,47 +283,56 @@ def _run(
     args: EvaluateArgs, model: Writer | Embedder, task: Task, data: Data, out: Outputs
 ) -> dict[str, Any]:
     """The scores of one task."""
-    further, retrieval = args.further, args.retrieval
+    retrieval, benchmark = args.retrieval, _benchmark(args, task)
+    common: _Common = {"split": _split(args, benchmark), "batch_size": args.batch_size}
     if isinstance(data, Asked):
         assert isinstance(model, Writer)  # by _check_stage
         return evaluate_questions(
             data,
-            _answerer(model),
+            _answerer(model, benchmark if args.answers.prompts == "instruct" else None),
             out,
-            task="gqa" if task == "gqa" else "vqa",
-            split=args.split,
-            batch_size=args.batch_size,
-            controls=further.controls,
-            seed=further.seed,
+            task=task,
+            scoring=scoring_of(
+                benchmark,
+                "gqa" if task == "gqa" else "vqa",
+                vqa=args.answers.vqa_metric,
+                gqa=args.answers.gqa_metric,
+                lemmatise=args.answers.lemmatise == "spacy",
+            ),
+            controls=args.further.controls,
+            seed=args.further.seed,
+            **common,
         )
     if isinstance(model, Writer):
-        return evaluate_captions(
-            data.items,
-            _captioner(model, further.caption_prompt),
-            out,
-            split=args.split,
-            batch_size=args.batch_size,
-            seed=further.seed,
-        )
+        captioner, name = _captioner(args, model), "captions" if task == "caption" else task
+        seed = args.further.seed
+        return evaluate_captions(data.items, captioner, out, task=name, seed=seed, **common)
     return evaluate_retrieval(
         data.items,
         _embedders(model, retrieval.rerank),
         out,
-        split=args.split,
+        task=task,
         k=retrieval.k,
         captions_per_image=retrieval.captions,
-        batch_size=args.batch_size,
+        **common,
     )
 
 
-def _captioner(model: Writer, prompt: str | None) -> Captioner:
-    prompt = model.caption_prompt if prompt is None else prompt
+def _captioner(args: EvaluateArgs, model: Writer) -> Captioner:
+    prompt = args.further.caption_prompt
+    if prompt is None:
+        instructed = args.answers.prompts == "instruct"
+        prompt = prompts.CAPTION if instructed else model.caption_prompt
     return Captioner(model.encode, partial(model.speak, settings=CAPTION), prompt, _remedy(model))
 
 
-def _answerer(model: Writer) -> Answerer:
-    read = partial(model.speak, settings=VQA)
-    return Answerer(model.encode, model.respond, read, model.vqa_prompt, _remedy(model))
+def _answerer(model: Writer, instructed: Benchmark | None) -> Answerer:
+    """The model as it answers: with the benchmark's prompt, or else with its own."""
+    speak = partial(model.speak, settings=VQA)
+    if instructed is None:
+        return Answerer(model.encode, model.respond, speak, model.vqa_prompt, _remedy(model))
+    ask = instructed.prompt
+    return Answerer(model.encode, speak, speak, model.vqa_prompt, _remedy(model), ask)
 
 
 def _remedy(model: Writer) -> str:

@@ -1,11 +1,11 @@
-"""Checked access to annotation files: JSON, fields of a type, ids that are unique.
+"""Checked access to annotation files: JSON and JSON lines, fields of a type, ids that are unique.
 
 Every error is one line that names the file, the field or id, and the value.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,18 +22,35 @@ def read_json(path: Path) -> Any:
         ValueError: it is not JSON in UTF-8 (``pipeline.text`` has the rules), or a text in it has
             half of a character; the message names the entry.
     """
+    return _parse(_read(path), str(path))
+
+
+def read_jsonl(path: Path) -> list[Any]:
+    """The values of a file with one JSON text a line; blank lines are left out.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``read_json``; the message names the line.
+    """
+    lines = enumerate(_read(path).splitlines(), 1)
+    return [_parse(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+
+
+def _read(path: Path) -> bytes:
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    data = path.read_bytes()
+    return path.read_bytes()
+
+
+def _parse(data: bytes, source: str) -> Any:
     try:
         content = load_json(data)
     except TextError as wrong:
-        raise ValueError(f"{path} is not JSON in UTF-8: {wrong}") from wrong
+        raise ValueError(f"{source} is not JSON in UTF-8: {wrong}") from wrong
     # A file in UTF-8 can only hold a lone surrogate as an escape: most files need no search.
     place = find_surrogate(content) if b"\\ud" in data or b"\\uD" in data else ""
     if place:
         raise ValueError(
-            f"{path}: {place} has half of a character (a lone surrogate, such as \\ud83d), "
+            f"{source}: {place} has half of a character (a lone surrogate, such as \\ud83d), "
             "which no tokenizer takes; repair or remove the text"
         )
     return content
@@ -56,6 +73,48 @@ def field(entry: Any, name: str, kind: type | tuple[type, ...], source: Path) ->
         kinds = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
         raise ValueError(f"{source}: field {name!r} must be {kinds}, got {entry[name]!r:.80}")
     return entry[name]
+
+
+def texts(entry: Any, name: str, source: Path) -> tuple[str, ...]:
+    """The value of a field that is a list of texts.
+
+    Raises:
+        ValueError: the field is missing, or is no list of texts.
+    """
+    values = field(entry, name, list, source)
+    wrong = next((value for value in values if not isinstance(value, str)), None)
+    if wrong is not None:
+        raise ValueError(f"{source}: field {name!r} must hold texts, got {wrong!r:.80}")
+    return tuple(values)
+
+
+def index_of(entry: Any, name: str, candidates: Sequence[Any], source: Path) -> int | None:
+    """The value of a field that points at one of the candidates; None: there is none (a test set).
+
+    Raises:
+        ValueError: the value is no whole number, or there are fewer candidates.
+    """
+    if entry.get(name) is None:
+        return None
+    index = field(entry, name, int, source)
+    if not 0 <= index < len(candidates):
+        raise ValueError(
+            f"{source}: field {name!r} is {index}, and there are {len(candidates)} candidates "
+            f"(0 to {len(candidates) - 1})"
+        )
+    return index
+
+
+def first_file(folder: Path, names: Sequence[str]) -> Path:
+    """The first of the files that is in the folder.
+
+    Raises:
+        FileNotFoundError: none is; names them all.
+    """
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"no {' or '.join(names)} in {folder}")
 
 
 def refuse_doubled(ids: Iterable[Any], what: str, source: Path) -> None:

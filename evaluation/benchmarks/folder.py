@@ -71,6 +71,10 @@ class Captioned:
         """The image file of each entry."""
         return [item.path for item in self.items]
 
+    def first(self, limit: int | None) -> "Captioned":
+        """The first ``limit`` images; None: all."""
+        return Captioned(self.items[:limit])
+
     def without(self, paths: Container[Path]) -> "Captioned":
         """The data without these images."""
         return Captioned(tuple(item for item in self.items if item.path not in paths))
@@ -91,6 +95,10 @@ class Asked:
         """The image files that are asked about."""
         return list(self.questions.images.values())
 
+    def first(self, limit: int | None) -> "Asked":
+        """The first ``limit`` questions; None: all."""
+        return Asked(self.questions.first(limit), self.contexts)
+
     def without(self, paths: Container[Path]) -> "Asked":
         """The data without the questions about these images."""
         return Asked(self.questions.without(paths), self.contexts)
@@ -103,10 +111,19 @@ def read_captioning(data: Path, split: str, limit: int | None = None) -> Caption
         FileNotFoundError, ValueError: as ``read_captions``; or there are captions to score against
             and there is no Java for the scorers.
     """
-    items = read_captions(data, split)[:limit]
-    if any(item.references for item in items):
+    data_of_task = Captioned(tuple(read_captions(data, split)[:limit]))
+    require_java(data_of_task)
+    return data_of_task
+
+
+def require_java(data: Captioned) -> None:
+    """Look for Java where captions will be scored.
+
+    Raises:
+        ValueError: there are captions to score against and there is no Java for the scorers.
+    """
+    if any(item.references for item in data.items):
         find_java()
-    return Captioned(tuple(items))
 
 
 def read_asking(
@@ -134,10 +151,19 @@ def read_retrieval(data: Path, split: str, limit: int | None = None) -> Captione
     Raises:
         FileNotFoundError, ValueError: as ``read_captions``; or an image has no caption.
     """
-    items = read_captions(data, split)[:limit]
-    mute = next((item for item in items if not item.references), None)
+    data_of_task = Captioned(tuple(read_captions(data, split)[:limit]))
+    require_captions(data_of_task, split)
+    return data_of_task
+
+
+def require_captions(data: Captioned, split: str) -> None:
+    """Look for an image without a caption, which retrieval cannot use.
+
+    Raises:
+        ValueError: an image has no caption.
+    """
+    mute = next((item for item in data.items if not item.references), None)
     if mute is not None:
         raise ValueError(
             f"image {mute.image_id} of split {split!r} has no caption; retrieval needs one of each"
         )
-    return Captioned(tuple(items))

@@ -4,13 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from evaluation.benchmarks.fields import field, not_empty, read_json, refuse_doubled
+from evaluation.benchmarks.fields import field, not_empty, read_json, refuse_doubled, texts
 from evaluation.benchmarks.image_files import find_images
 from evaluation.benchmarks.records import Question, QuestionSet
 
 
 def read_gqa(questions: Path, images: Path) -> QuestionSet:
     """The questions of ``{id: {imageId, question, answer, types}}``; a test set has no answers.
+
+    ``groups``, ``entailed`` and ``isBalanced`` are read where the file has them.
 
     Raises:
         FileNotFoundError: the file or an image is not there.
@@ -29,7 +31,14 @@ def read_gqa(questions: Path, images: Path) -> QuestionSet:
             answers = (field(entry, "answer", str, questions),)
         types = entry.get("types") or {}
         kinds = (str(types.get("semantic", "")), str(types.get("structural", "")))
-        records.append(Question(key, image_id, text, answers, *kinds))
+        records.append(
+            Question(
+                *(key, image_id, text, answers, *kinds),
+                group=str((entry.get("groups") or {}).get("global") or ""),
+                entailed=texts(entry, "entailed", questions) if entry.get("entailed") else (),
+                balanced=entry.get("isBalanced") is not False,
+            )
+        )
     asked = tuple(not_empty(records, questions))
     return QuestionSet(asked, find_images(asked, images, questions))
 

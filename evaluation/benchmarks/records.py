@@ -34,13 +34,23 @@ class CaptionedImage:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question about one image.
+    """One question about one image, answered freely or by a choice among candidates.
 
     Attributes:
+        text: the question; in VSR and HatefulMemes the statement or text that is judged.
         answers: the annotators' answers; ten in VQAv2, one in GQA, none in a test set.
-        question_type: group of the question by its wording (VQAv2) or meaning (GQA).
+        question_type: group of the question by its wording (VQAv2), meaning (GQA), subject
+            (ScienceQA) or relation (VSR).
         answer_type: group by the expected answer (VQAv2: yes/no, number, other) or by the
             question's structure (GQA).
+        candidates: the answers to choose from; empty where the answer is free.
+        correct: index of the right candidate; None in a test set and where the answer is free.
+        relevance: VisDial's relevance of each candidate; empty where it was not annotated.
+        context: text that belongs to the question: a hint (ScienceQA), the dialog so far (VisDial),
+            the words that OCR found in the image (TextVQA).
+        group: GQA's global group, within which answers are counted; empty elsewhere.
+        entailed: ids of the questions whose answers follow from this one's (GQA).
+        balanced: whether the answer counts for accuracy; False for GQA's unbalanced questions.
     """
 
     question_id: ImageId
@@ -49,11 +59,18 @@ class Question:
     answers: tuple[str, ...] = ()
     question_type: str = ""
     answer_type: str = ""
+    candidates: tuple[str, ...] = ()
+    correct: int | None = None
+    relevance: tuple[float, ...] = ()
+    context: str = ""
+    group: str = ""
+    entailed: tuple[str, ...] = ()
+    balanced: bool = True
 
     @property
     def answered(self) -> bool:
-        """Whether there is a reference answer that is not blank."""
-        return any(answer.strip() for answer in self.answers)
+        """Whether there is a reference answer that is not blank, or a right candidate."""
+        return self.correct is not None or any(answer.strip() for answer in self.answers)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,18 @@
-"""Scores of answers: official VQA accuracy, and GQA's exact match. Each is between 0 and 1."""
+"""Scores of answers: VQA accuracy, GQA's exact match, A-OKVQA's. Each is between 0 and 1.
+
+``METRICS`` has every variant by the name that a results file gives: published numbers of one
+benchmark were made with different scorers, and are equal only where the variant is.
+"""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Literal
+
+Metric = Callable[[str, Sequence[str]], float]
+"""A predicted answer and the reference answers -> a score between 0 and 1."""
+VqaVariant = Literal["official", "lavis", "always"]
+GqaVariant = Literal["normalised", "strict"]
 
 # The official VQA normalisation, by its definition at visualqa.org/evaluation.html and the
 # behaviour of its published scorer. Three oddities of that scorer are kept, since every published
@@ -62,21 +73,32 @@ FEWEST_ANSWERS = 4
 """Reference answers that VQA accuracy needs: with fewer, no answer has three others that agree."""
 
 
-def vqa_accuracy(predicted: str, answers: Sequence[str]) -> float:
-    """Official VQA accuracy of one answer.
+def vqa_accuracy(predicted: str, answers: Sequence[str], variant: VqaVariant = "official") -> float:
+    """VQA accuracy of one answer.
 
     Each annotator is left out in turn: the score is min(1, n/3) for n others who gave the answer,
     averaged over the annotators. With fewer than ``FEWEST_ANSWERS`` references a right answer
     scores less than 1 (0, 1/3 and 2/3 with 1, 2 and 3): use ``matches_any`` there.
+
+    Args:
+        variant: which texts are normalised before they are compared. official: both sides, and
+            only where the annotators differ (the scorer of VQAv2's server). lavis: the prediction
+            always, the references by punctuation alone and only where they differ (the scorer of
+            BLIP-2's own numbers). always: both sides always (TextVQA).
 
     Raises:
         ValueError: there is no reference answer.
     """
     if not answers:
         raise ValueError("a question has no reference answers; VQA accuracy needs at least one")
-    predicted, references = _flatten(predicted), [_flatten(answer) for answer in answers]
-    if len(set(references)) > 1:
+    predicted = _flatten(predicted)
+    references = list(answers) if variant == "lavis" else [_flatten(answer) for answer in answers]
+    differ = len(set(references)) > 1
+    if differ or variant != "official":
         predicted = normalise_answer(predicted)
+    if differ and variant == "lavis":
+        references = [_strip_punctuation(answer) for answer in references]
+    elif variant == "always" or (differ and variant == "official"):
         references = [normalise_answer(answer) for answer in references]
     agreeing = sum(reference == predicted for reference in references)
     left_out = [agreeing - (reference == predicted) for reference in references]
@@ -95,6 +117,36 @@ def matches_any(predicted: str, answers: Sequence[str]) -> float:
     )
 
 
-def gqa_accuracy(predicted: str, answers: Sequence[str]) -> float:
-    """Exact match with GQA's one answer, after normalisation."""
+def gqa_accuracy(
+    predicted: str, answers: Sequence[str], variant: GqaVariant = "normalised"
+) -> float:
+    """1.0 where the answer is GQA's one reference, else 0.0.
+
+    Args:
+        variant: normalised: both have the same VQA normal form (BLIP-2's numbers). strict: both are
+            the same string (GQA's own scorer).
+    """
+    if variant == "strict":
+        return float(predicted == answers[0])
     return exact_match(predicted, answers[0])
+
+
+def aokvqa_accuracy(predicted: str, answers: Sequence[str]) -> float:
+    """A-OKVQA's score of a direct answer: min(1, n/3) for n annotators who wrote just that."""
+    return min(1.0, sum(predicted == answer for answer in answers) / 3)
+
+
+METRICS: Mapping[str, Metric] = {
+    "vqa.official": vqa_accuracy,
+    "vqa.lavis": partial(vqa_accuracy, variant="lavis"),
+    "vqa.always": partial(vqa_accuracy, variant="always"),
+    "gqa.normalised": gqa_accuracy,
+    "gqa.strict": partial(gqa_accuracy, variant="strict"),
+    "aokvqa.official": aokvqa_accuracy,
+}
+"""Metric by family and variant, as results files name it."""
+
+
+def leaves_one_out(metric: str) -> bool:
+    """Whether a metric is VQA accuracy, which needs ``FEWEST_ANSWERS`` references."""
+    return metric.startswith("vqa.")

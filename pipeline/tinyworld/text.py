@@ -265,17 +265,25 @@ def compositional(scene: Scene, rng: random.Random) -> SceneQuestion | None:
     return SceneQuestion(f"What shape is {word} the {b.shape}?", a.shape, "shape")
 
 
+def plausible_answers(asked: SceneQuestion) -> tuple[str, ...]:
+    """The answers that a question of its kind may have, the right one included."""
+    match asked.kind:
+        case "color":
+            return COLORS
+        case "shape":
+            return SHAPES
+        case "count":
+            return ("1", "2", "3")
+        case "exists" | "relation":
+            return ("yes", "no")
+        case "position":
+            sides = ("left", "right")
+            return sides if asked.answer in sides else ("top", "bottom")
+
+
 def annotators(right: SceneQuestion, rng: random.Random, noise: float = 0.1) -> list[str]:
     """Ten answers as VQAv2 has them: each annotator errs with probability ``noise``."""
-    pools: dict[str, tuple[str, ...]] = {
-        "color": COLORS,
-        "shape": SHAPES,
-        "count": ("1", "2", "3"),
-        "exists": ("yes", "no"),
-        "relation": ("yes", "no"),
-        "position": ("left", "right") if right.answer in ("left", "right") else ("top", "bottom"),
-    }
-    wrong = [answer for answer in pools[right.kind] if answer != right.answer]
+    wrong = [answer for answer in plausible_answers(right) if answer != right.answer]
     return [rng.choice(wrong) if rng.random() < noise else right.answer for _ in range(10)]
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.tinyworld.files import write_json, write_jsonl
 from pipeline.tinyworld.render import IMAGE_SIZE, jpeg, render
 from pipeline.tinyworld.scene import (
     HELD_OUT_PAIRS,
@@ -55,16 +56,6 @@ def scene_to_json(scene: Scene) -> dict[str, Any]:
 def scene_from_json(record: dict[str, Any]) -> Scene:
     """The inverse of :func:`scene_to_json`."""
     return Scene(tuple(Thing(**thing) for thing in record["things"]), record["texture"])
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content), encoding="utf-8")
-
-
-def _write_jsonl(path: Path, records: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
 # --------------------------------------------------------------------------------- web
@@ -139,7 +130,7 @@ def write_web(directory: Path, count: int, seed: int, shard_size: int = 512) -> 
     truths: list[dict[str, Any]] = []
     for shard, first in enumerate(range(0, count, shard_size)):
         truths += _web_shard(directory, seed, shard, range(first, min(first + shard_size, count)))
-    _write_jsonl(_truth_path(directory), truths)
+    write_jsonl(_truth_path(directory), truths)
     return _truth_path(directory)
 
 
@@ -180,7 +171,7 @@ def _coco(directory: Path, split: str, scenes: list[Scene], seed: int, first_id:
         for text in captions(scene, rng):
             notes.append({"id": len(notes) + 5 * first_id, "image_id": image_id, "caption": text})
     content = {"info": _INFO, "licenses": [], "images": images, "annotations": notes}
-    _write_json(directory / "annotations" / f"captions_{split}.json", content)
+    write_json(directory / "annotations" / f"captions_{split}.json", content)
 
 
 def write_coco(directory: Path, count: int, seed: int) -> Path:
@@ -204,7 +195,7 @@ def _asked(scenes: list[Scene], seed: int, split: str, first_id: int) -> Iterato
             yield image_id * 1000 + number, image_id, question, annotators(question, rng)
 
 
-def _vqa_note(
+def vqa_note(
     key: int, image_id: int, question: SceneQuestion, answers: list[str]
 ) -> dict[str, Any]:
     return {
@@ -225,12 +216,12 @@ def _vqa(directory: Path, split: str, scenes: list[Scene], seed: int, first_id: 
     asked, notes = [], []
     for key, image_id, question, answers in _asked(scenes, seed, split, first_id):
         asked.append({"image_id": image_id, "question": question.text, "question_id": key})
-        notes.append(_vqa_note(key, image_id, question, answers))
+        notes.append(vqa_note(key, image_id, question, answers))
     head = {"info": _INFO, "license": {}, "data_type": "tinyworld", "data_subtype": split}
     folder = directory / "annotations"
     task = {"task_type": "Open-Ended", "questions": asked}
-    _write_json(folder / f"vqa_{split}_questions.json", head | task)
-    _write_json(folder / f"vqa_{split}_annotations.json", head | {"annotations": notes})
+    write_json(folder / f"vqa_{split}_questions.json", head | task)
+    write_json(folder / f"vqa_{split}_annotations.json", head | {"annotations": notes})
 
 
 def _gqa(directory: Path, split: str, scenes: list[Scene], seed: int, first_id: int) -> None:
@@ -252,7 +243,7 @@ def _gqa(directory: Path, split: str, scenes: list[Scene], seed: int, first_id: 
                 "detailed": _DETAILED[question.kind],
             },
         }
-    _write_json(directory / "annotations" / f"gqa_{split}_questions.json", content)
+    write_json(directory / "annotations" / f"gqa_{split}_questions.json", content)
 
 
 def _karpathy(directory: Path, splits: tuple[str, ...]) -> None:
@@ -284,7 +275,7 @@ def _karpathy(directory: Path, splits: tuple[str, ...]) -> None:
                 }
             )
     content = {"dataset": "tinyworld", "images": entries}
-    _write_json(directory / "annotations" / "dataset_karpathy.json", content)
+    write_json(directory / "annotations" / "dataset_karpathy.json", content)
 
 
 def write_eval(directory: Path, val: int, test: int, out: int, seed: int) -> None:

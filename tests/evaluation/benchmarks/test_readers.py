@@ -138,6 +138,15 @@ def test_gqa(tmp_path: Path, images: Path) -> None:
         read_gqa(write(tmp_path / "g.json", {"77": entry | {"answer": 5}}), images)
 
 
+def test_gqas_groups_and_entailed_questions(tmp_path: Path, images: Path) -> None:
+    entry = {"imageId": "1", "question": "Is it?", "answer": "yes", "isBalanced": False}
+    entry |= {"groups": {"global": "color", "local": None}, "entailed": ["8"]}
+    bare = {"imageId": "1", "question": "Is it?", "answer": "yes", "groups": {"global": None}}
+    asked = read_gqa(write(tmp_path / "g.json", {"7": entry, "8": bare}), images).questions
+    assert (asked[0].group, asked[0].entailed, asked[0].balanced) == ("color", ("8",), False)
+    assert (asked[1].group, asked[1].entailed, asked[1].balanced) == ("", (), True)
+
+
 def test_test_sets_have_no_references(tmp_path: Path, images: Path) -> None:
     entry = {"imageId": "1", "question": "Is it?"}
     for one in (entry, entry | {"answer": None}):

@@ -1,0 +1,271 @@
+"""Questions that are answered by the likeliest of their candidates.
+
+The model gives the log-probability of every candidate after the image and the prompt; the scores
+of a benchmark (accuracy, AUROC, the ranks of VisDial) follow from these numbers alone. The files
+keep them, so that a score can be computed again without a model.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal, Protocol
+
+from tqdm import tqdm
+
+from evaluation.benchmarks.catalogue import Benchmark
+from evaluation.benchmarks.prompts import Prompt
+from evaluation.benchmarks.records import ImageId, Question, QuestionSet
+from evaluation.benchmarks.submissions import Submission
+from evaluation.outputs import Keep, Outputs, keep_nothing
+from evaluation.scores.choices import (
+    auroc,
+    check_scores,
+    choice_accuracy,
+    log_sum_exp,
+    probability,
+)
+from evaluation.scores.dialog import is_tied, ndcg, rank_metrics, rank_of
+from evaluation.scores.means import GroupedMean
+from evaluation.scores.predictions import require_predictions
+from evaluation.work import chunks
+
+Length = Literal["sum", "mean"]
+"""Score of a candidate: the sum of its tokens' log-probabilities, or their mean."""
+
+
+class Ranked(Protocol):
+    """The candidates of one prompt as a model sees them."""
+
+    @property
+    def log_probs(self) -> Sequence[float]:
+        """Sum of the log-probabilities of each candidate's tokens."""
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """Number of tokens of each candidate."""
+
+
+Rank = Callable[[Sequence[Path], Sequence[str], Sequence[Sequence[str]]], Sequence[Ranked]]
+"""Image files, a prompt for each and candidates for each -> the candidates' log-probabilities.
+
+One image may occur several times, in a row.
+"""
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """The way in which candidates are asked for, scored and handed in.
+
+    Attributes:
+        prompt: prompt of a question.
+        metric: accuracy; auroc, of the second candidate's probability; or dialog (VisDial).
+        verbalisers: texts whose probabilities add up to that of a candidate; a candidate that is
+            not here stands for itself.
+        length: score of a text: sum or mean of its tokens' log-probabilities.
+        submission: writer of the server's file; None: none is written.
+        suffix: ending of the server's file.
+    """
+
+    prompt: Prompt
+    metric: str = "accuracy"
+    verbalisers: Mapping[str, tuple[str, ...]] | None = None
+    length: Length = "sum"
+    submission: Submission | None = None
+    suffix: str = ".json"
+
+
+def choosing_of(benchmark: Benchmark, length: Length = "sum") -> Choosing:
+    """The way of a benchmark of the catalogue."""
+    return Choosing(
+        benchmark.prompt,
+        benchmark.metric,
+        benchmark.verbalisers,
+        length,
+        benchmark.submission,
+        benchmark.suffix,
+    )
+
+
+def evaluate_choices(
+    questions: QuestionSet,
+    rank: Rank,
+    choosing: Choosing,
+    out: Outputs,
+    *,
+    task: str,
+    split: str = "test",
+    batch_size: int = 64,
+    controls: bool = True,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Rank the candidates of all questions, and score those whose right candidate is known.
+
+    Writes ``TASK_SPLIT_results.json`` (``choose``), the same of the blind control, and
+    ``TASK_SPLIT_submission.json`` or ``.csv`` where there is a server's format.
+
+    Args:
+        task: name of the task, as its files begin.
+        controls: also ask about the pictures of other images.
+        seed: seed of the blind control.
+
+    Returns:
+        The scores of ``score_choices``, the first of them for the control under ``blind``, metric:
+        its name, and notes.
+    """
+
+    def look(questions: QuestionSet, what: str) -> list[dict[str, Any]]:
+        name = "_".join(filter(None, (task, split, what, "results.json")))
+        title = f"{task} {what}".strip()
+        asked = (questions, rank, choosing)
+        return out.predictions(
+            name, lambda keep: choose(*asked, batch_size=batch_size, title=title, keep=keep)
+        )
+
+    rows, answered = look(questions, ""), questions.answered()
+    if choosing.submission is not None:
+        content = choosing.submission(questions.questions, rows)
+        out.write_text(f"{task}_{split}_submission{choosing.suffix}", content)
+    asked, known = len(questions.questions), len(answered.questions)
+    if not known:
+        notes = ["nothing was scored: no question has a known right candidate"]
+        return {"count": 0, "metric": choosing.metric, "notes": notes}
+    scores = score_choices(answered, rows, choosing.metric)
+    if controls and len(answered.images) > 1:
+        blind = score_choices(answered, look(answered.shuffled(seed), "blind"), choosing.metric)
+        scores["blind"] = next(iter(blind.values()))
+    notes = [*scores.get("notes", [])]
+    if known < asked:
+        notes.append(f"{asked - known} of {asked} questions have no known right candidate; they "
+                     "were ranked and not scored")  # fmt: skip
+    return scores | {"metric": choosing.metric, "notes": notes}
+
+
+def choose(
+    questions: QuestionSet,
+    rank: Rank,
+    choosing: Choosing,
+    *,
+    batch_size: int = 64,
+    title: str = "choose",
+    keep: Keep = keep_nothing,
+) -> list[dict[str, Any]]:
+    """A row ``{"question_id", "answer", "scores", "tokens"}`` for each question, in their order.
+
+    The answer is the likeliest candidate, the first of several. Scores are log-probabilities, one
+    for each candidate; tokens are the lengths of the texts that were ranked. Questions about one
+    image follow each other, so that it is encoded once.
+
+    Args:
+        keep: called with the rows of each batch as they come.
+
+    Raises:
+        ValueError: a question has no candidates, or the scores of one are not what they must be.
+    """
+    place = {image_id: number for number, image_id in enumerate(questions.images)}
+    order = sorted(questions.questions, key=lambda question: place[question.image_id])
+    rows: dict[ImageId, dict[str, Any]] = {}
+    with tqdm(total=len(order), desc=title, unit="question") as progress:
+        for batch in chunks(order, batch_size):
+            texts = [_texts(question, choosing.verbalisers) for question in batch]
+            paths = [questions.images[question.image_id] for question in batch]
+            prompts = [choosing.prompt(question) for question in batch]
+            flat = [[text for of_one in of_each for text in of_one] for of_each in texts]
+            ranked = rank(paths, prompts, flat)
+            new = [_row(*one, choosing.length) for one in zip(batch, texts, ranked, strict=True)]
+            keep(new)
+            rows |= {row["question_id"]: row for row in new}
+            progress.update(len(batch))
+    return [rows[question.question_id] for question in questions.questions]
+
+
+def score_choices(
+    questions: QuestionSet, rows: Sequence[Mapping[str, Any]], metric: str = "accuracy"
+) -> dict[str, Any]:
+    """The scores of questions whose right candidate is known, from the rows of ``choose``.
+
+    Returns:
+        accuracy: accuracy, by question type. auroc: auroc, and the accuracy at one half. dialog:
+        mrr, r1, r5, r10, mean_rank, ndcg where relevances are known, ndcg_count. And ``count``.
+
+    Raises:
+        ValueError: a question has no row, or two.
+    """
+    by_id = {row["question_id"]: row["scores"] for row in rows}
+    if len(by_id) < len(rows):
+        raise ValueError("a question has two predictions; keep one")
+    require_predictions((q.question_id for q in questions.questions), by_id, "question")
+    known = [(q, by_id[q.question_id]) for q in questions.questions if q.correct is not None]
+    for question, scores in known:
+        check_scores(scores, len(question.candidates))
+    return _SCORERS[metric](known)
+
+
+_Known = Sequence[tuple[Question, Sequence[float]]]
+
+
+def _accuracy(known: _Known) -> dict[str, Any]:
+    mean = GroupedMean()
+    for question, scores in known:
+        groups = {"question_type": question.question_type} if question.question_type else {}
+        mean.add(choice_accuracy(scores, _right(question)), **groups)
+    return mean.as_dict()
+
+
+def _auroc(known: _Known) -> dict[str, Any]:
+    accuracy = _accuracy(known)
+    positive = [_right(question) == 1 for question, _ in known]
+    if len(set(positive)) == 1:
+        note = "AUROC is left out: it needs both classes, and all questions are of one"
+        return accuracy | {"notes": [note]}
+    likely = [probability(*scores) for _, scores in known]
+    return {"auroc": auroc(likely, positive)} | accuracy
+
+
+def _dialog(known: _Known) -> dict[str, Any]:
+    metrics: dict[str, Any] = rank_metrics([rank_of(scores, _right(q)) for q, scores in known])
+    gains = [ndcg(scores, q.relevance) for q, scores in known if any(q.relevance)]
+    if gains:
+        metrics |= {"ndcg": fmean(gains), "ndcg_count": len(gains)}
+    tied = sum(is_tied(scores, _right(question)) for question, scores in known)
+    notes = []
+    if tied:
+        notes.append(
+            f"in {tied} of {len(known)} rounds the right option has the score of another, and "
+            "counts as half of them better"
+        )
+    return metrics | {"count": len(known), "notes": notes}
+
+
+_SCORERS: Mapping[str, Callable[[_Known], dict[str, Any]]] = {
+    "accuracy": _accuracy,
+    "auroc": _auroc,
+    "dialog": _dialog,
+}
+
+
+def _right(question: Question) -> int:
+    assert question.correct is not None  # the questions were selected so
+    return question.correct
+
+
+def _texts(
+    question: Question, verbalisers: Mapping[str, tuple[str, ...]] | None
+) -> list[tuple[str, ...]]:
+    """The texts that stand for each candidate."""
+    if not question.candidates:
+        raise ValueError(f"question {question.question_id} has no candidates to choose from")
+    return [(verbalisers or {}).get(text, (text,)) for text in question.candidates]
+
+
+def _row(
+    question: Question, texts: Sequence[Sequence[str]], ranked: Ranked, length: Length
+) -> dict[str, Any]:
+    """The row of a question from the log-probability of each of its texts."""
+    check_scores(ranked.log_probs, sum(map(len, texts)))
+    pairs = zip(ranked.log_probs, ranked.tokens, strict=True)
+    left = iter([total / n if length == "mean" else float(total) for total, n in pairs])
+    scores = [log_sum_exp([next(left) for _ in of_one]) for of_one in texts]
+    answer = question.candidates[scores.index(max(scores))]
+    row = {"question_id": question.question_id, "answer": answer, "scores": scores}
+    return row | {"tokens": list(ranked.tokens)}
