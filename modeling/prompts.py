@@ -7,6 +7,17 @@ VQA_ENCODER_DECODER = "Question: {} Short answer:"  # zero-shot VQA with FlanT5 
 VQA_CHAT = "{} Answer with a single word or a short phrase."  # this project's, in a chat template
 VQA_FINETUNED = "Question: {} Answer:"  # VQA, finetuned (table 8)
 
+# InstructBLIP's, by benchmark (its appendix E).
+INSTRUCT_CAPTION = "A short image description:"
+INSTRUCT_QUESTION = "Question: {} Short answer:"
+INSTRUCT_OCR = "OCR tokens: {}. "  # before TextVQA's question, where there are any
+INSTRUCT_OPTIONS = "Question: {} Options: {}. Short answer:"  # IconQA
+INSTRUCT_SCIENCE = "Question: {} Options: {}. Answer:"  # ScienceQA
+INSTRUCT_HINT = "Context: {} "  # before ScienceQA's question, where there is one
+INSTRUCT_MEME = 'This is an image with: "{}" written on it. Is it hateful? Answer:'
+INSTRUCT_STATEMENT = 'Based on the image, is this statement true or false? "{}" Answer:'  # VSR
+INSTRUCT_DIALOG = "Dialog history: {}\n {}"  # VisDial
+
 
 def vqa_zero_shot(question: str, encoder_decoder: bool, chat: bool = False) -> str:
     """The prompt of zero-shot VQA for one question.

@@ -4,48 +4,50 @@ from collections.abc import Callable, Sequence
 from string import ascii_lowercase
 
 from evaluation.benchmarks.records import Question
+from modeling import prompts as words
 
 Prompt = Callable[[Question], str]
 """A question -> the text after the visual prompt. It ends without a blank."""
 
-CAPTION = "A short image description:"
+CAPTION = words.INSTRUCT_CAPTION
 
 
 def question_prompt(question: Question) -> str:
     """Open questions (GQA, VizWiz, VQAv2, OK-VQA, A-OKVQA)."""
-    return f"Question: {question.text.strip()} Short answer:"
+    return words.INSTRUCT_QUESTION.format(question.text.strip())
 
 
 def text_prompt(question: Question) -> str:
     """TextVQA: the OCR words before the question, where there are any."""
-    return _after("OCR tokens: {}. ", question) + question_prompt(question)
+    return _after(words.INSTRUCT_OCR, question) + question_prompt(question)
 
 
 def icon_prompt(question: Question) -> str:
     """IconQA; A-OKVQA's choices are asked in the same words."""
     options = list_options(question.candidates)
-    return f"Question: {question.text.strip()} Options: {options}. Short answer:"
+    return words.INSTRUCT_OPTIONS.format(question.text.strip(), options)
 
 
 def science_prompt(question: Question) -> str:
     """ScienceQA: the hint before the question, where there is one."""
-    asked = f"Question: {question.text.strip()} Options: {list_options(question.candidates)}."
-    return _after("Context: {} ", question) + f"{asked} Answer:"
+    options = list_options(question.candidates)
+    asked = words.INSTRUCT_SCIENCE.format(question.text.strip(), options)
+    return _after(words.INSTRUCT_HINT, question) + asked
 
 
 def meme_prompt(question: Question) -> str:
     """HatefulMemes: the text on the image is part of the prompt."""
-    return f'This is an image with: "{question.text}" written on it. Is it hateful? Answer:'
+    return words.INSTRUCT_MEME.format(question.text)
 
 
 def statement_prompt(question: Question) -> str:
     """VSR: a statement that is true or false."""
-    return f'Based on the image, is this statement true or false? "{question.text}" Answer:'
+    return words.INSTRUCT_STATEMENT.format(question.text)
 
 
 def dialog_prompt(question: Question) -> str:
     """VisDial: the dialog so far, then the question."""
-    return f"Dialog history: {question.context}\n {question_prompt(question)}"
+    return words.INSTRUCT_DIALOG.format(question.context, question_prompt(question))
 
 
 def list_options(candidates: Sequence[str]) -> str:
