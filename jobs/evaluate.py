@@ -41,8 +41,8 @@ from evaluation.benchmarks.folder import (
     require_captions,
     require_java,
 )
-from evaluation.benchmarks.unreadable import find_unreadable, name_some
 from evaluation.caption import Captioner, evaluate_captions
+from evaluation.images.unreadable import find_unreadable, name_some
 from evaluation.outputs import Outputs
 from evaluation.results import beside_paper, print_results
 from evaluation.retrieval import Embedders, Rerank, evaluate_retrieval, itm_scores

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.benchmarks.fields import field, not_empty, read_json, refuse_doubled, texts
-from evaluation.benchmarks.image_files import find_images
 from evaluation.benchmarks.records import Question, QuestionSet
+from evaluation.images.files import find_images
 
 
 def read_gqa(questions: Path, images: Path) -> QuestionSet:

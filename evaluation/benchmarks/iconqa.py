@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from evaluation.benchmarks.fields import field, index_of, not_empty, read_json, texts
-from evaluation.benchmarks.image_files import existing
 from evaluation.benchmarks.records import ImageId, Question, QuestionSet
+from evaluation.images.files import existing
 
 
 def read_iconqa(folder: Path) -> QuestionSet:

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from evaluation.benchmarks.fields import field, read_json, refuse_doubled
-from evaluation.benchmarks.image_files import existing
 from evaluation.benchmarks.records import CaptionedImage
+from evaluation.images.files import existing
 
 
 def read_karpathy(annotations: Path, images: Path, split: str) -> list[CaptionedImage]:

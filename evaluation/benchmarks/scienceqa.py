@@ -9,8 +9,8 @@ from evaluation.benchmarks.fields import (
     refuse_doubled,
     texts,
 )
-from evaluation.benchmarks.image_files import existing
 from evaluation.benchmarks.records import ImageId, Question, QuestionSet
+from evaluation.images.files import existing
 
 
 def read_scienceqa(problems: Path, splits: Path, images: Path, split: str) -> QuestionSet:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.benchmarks.fields import field, index_of, not_empty, read_jsonl, refuse_doubled
-from evaluation.benchmarks.image_files import existing
 from evaluation.benchmarks.records import ImageId, Question, QuestionSet
+from evaluation.images.files import existing
 
 FALSE_TRUE = ("false", "true")
 NO_YES = ("no", "yes")

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from evaluation.benchmarks.fields import field, not_empty, read_json, refuse_doubled, texts
-from evaluation.benchmarks.image_files import find_images
 from evaluation.benchmarks.records import Question, QuestionSet
+from evaluation.images.files import find_images
 
 MOST_TOKENS = 30
 """OCR words that a prompt may hold. The source of InstructBLIP's words is not published."""

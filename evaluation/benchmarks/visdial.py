@@ -12,8 +12,8 @@ from evaluation.benchmarks.fields import (
     refuse_doubled,
     texts,
 )
-from evaluation.benchmarks.image_files import find_images
 from evaluation.benchmarks.records import Question, QuestionSet
+from evaluation.images.files import find_images
 
 
 def round_key(image_id: int, round_id: int) -> str:

@@ -7,8 +7,8 @@ A question has no id of its own: the name of its image stands for it. Annotators
 from pathlib import Path
 
 from evaluation.benchmarks.fields import field, not_empty, read_json, refuse_doubled
-from evaluation.benchmarks.image_files import existing
 from evaluation.benchmarks.records import Question, QuestionSet
+from evaluation.images.files import existing
 
 
 def read_vizwiz(path: Path, images: Path) -> QuestionSet:

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from evaluation.benchmarks.fields import field, not_empty, read_json, refuse_doubled
-from evaluation.benchmarks.image_files import find_images
 from evaluation.benchmarks.records import Question, QuestionSet
+from evaluation.images.files import find_images
 
 
 def read_vqa(questions: Path, annotations: Path | None, images: Path) -> QuestionSet:

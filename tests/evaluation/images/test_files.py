@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from evaluation.benchmarks.image_files import index_images
-from evaluation.benchmarks.unreadable import name_some, unreadable
+from evaluation.images.files import index_images
+from evaluation.images.unreadable import name_some, unreadable
 
 
 @pytest.fixture
