@@ -18,7 +18,12 @@ from evaluation.benchmarks.records import ImageId, Question, QuestionSet
 from evaluation.caption import Encode, Generate
 from evaluation.notes import answer_notes, warn_of_empty
 from evaluation.outputs import Keep, Outputs, keep_nothing
-from evaluation.scores.answers import gqa_accuracy, matches_any, vqa_accuracy
+from evaluation.scores.answers import (
+    gqa_accuracy,
+    matches_any,
+    normalise_answer,
+    vqa_accuracy,
+)
 from evaluation.scores.means import GroupedMean, Mean
 from evaluation.scores.predictions import require_predictions
 from evaluation.work import chunks
@@ -72,7 +77,8 @@ def evaluate_questions(
 
     Returns:
         The scores of ``score_answers``, the same of each control under ``blind`` and ``text_only``,
-        empty: share of empty answers, notes.
+        empty: share of empty answers, notes; where the model chooses, candidates: their number, and
+        within_reach: ``score_within_reach``.
     """
     metric, questions, answered = METRICS[task], asked.questions, asked.questions.answered()
 
@@ -91,6 +97,9 @@ def evaluate_questions(
     if not answered.questions:
         return {"count": 0, "empty": empty, "notes": notes}
     scores = score_answers(answered, predictions, metric)
+    if asked.candidates:
+        within_reach = score_within_reach(answered, asked.candidates, metric)
+        scores |= {"candidates": len(asked.candidates), "within_reach": within_reach}
     if controls and len(answered.images) > 1:
         blind = look(answered.shuffled(seed), "blind")
         _add_control(scores, "blind", score_answers(answered, blind, metric))
@@ -207,6 +216,24 @@ def score_answers(
         return mean.as_dict()
     fewest = min((len(question.answers) for question in questions.questions), default=0)
     return mean.as_dict() | {"exact_match": matching.value, "fewest_answers": fewest}
+
+
+def score_within_reach(
+    questions: QuestionSet, candidates: Sequence[str], metric: Metric = vqa_accuracy
+) -> float:
+    """The score of a model that always chooses the best candidate: the most that ranking can reach.
+
+    Only candidates with the normal form of a reference answer can score.
+    """
+    of_form: dict[str, list[str]] = {}
+    for candidate in candidates:
+        of_form.setdefault(normalise_answer(candidate), []).append(candidate)
+    mean = Mean()
+    for question in questions.questions:
+        forms = {normalise_answer(answer) for answer in question.answers}
+        likely = [text for form in forms for text in of_form.get(form, ())]
+        mean.add(max((metric(text, question.answers) for text in likely), default=0.0))
+    return mean.value
 
 
 def _by_image(questions: Sequence[Question]) -> dict[ImageId, list[Question]]:

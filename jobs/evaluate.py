@@ -2,6 +2,7 @@
 
     python jobs/evaluate.py --checkpoint RUN --data DIR --tasks caption vqa --split test --out OUT
     python jobs/evaluate.py --checkpoint RUN --data DIR --tasks vqa --table 2 --row vit-g-flant5-xl
+    python jobs/evaluate.py --checkpoint RUN --data DIR --tasks vqa --answers rank --candidates FILE
 
 DIR holds the folders images/SPLIT and annotations. Files in annotations are captions_SPLIT.json
 (COCO) or dataset_karpathy.json, vqa_SPLIT_questions.json and vqa_SPLIT_annotations.json (VQAv2),
@@ -13,7 +14,7 @@ fractions between 0 and 1; CIDEr 1.0 is printed as 100 in papers. See docs/evalu
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,6 +27,7 @@ import tyro
 from torch import Tensor
 
 from evaluation import tables
+from evaluation.benchmarks.candidates import read_candidates
 from evaluation.benchmarks.folder import (
     Asked,
     Captioned,
@@ -41,6 +43,7 @@ from evaluation.retrieval import Embedders, Rerank, evaluate_retrieval, itm_scor
 from evaluation.vqa import Answerer, evaluate_questions
 from jobs.cli import run
 from jobs.predict import CAPTION, VQA, Embedder, PredictDtype, PromptTemplate, Writer, load
+from modeling.language.ranking import Length
 
 Task = Literal["caption", "vqa", "gqa", "retrieval"]
 Data = Captioned | Asked
@@ -59,6 +62,35 @@ class RetrievalArgs:
     rerank: Rerank = "reference"
     """score of a candidate. reference: ITM's logit of "match" plus the ITC similarity, as in LAVIS.
     odds: ITM's log-odds plus the similarity over the temperature, the scale of their losses"""
+
+
+@dataclass(frozen=True)
+class AnswerArgs:
+    """Options of the tasks vqa and gqa."""
+
+    answers: Literal["generate", "rank"] = "generate"
+    """origin of an answer. generate: the language model writes it. rank: it is the likeliest of the
+    candidates"""
+    candidates: Path | None = None
+    """file of the candidates: a text file with one on each line; or annotations of VQAv2's format
+    or GQA's questions (.json), best of the training split, whose most frequent answers are taken"""
+    most_frequent: int = 1500
+    """number of answers that are taken from annotations"""
+    candidate_score: Length = "sum"
+    """score of a candidate. sum: of the log-probabilities of its tokens, as in InstructBLIP. mean:
+    over the tokens, which favours long candidates"""
+
+    def __post_init__(self) -> None:
+        if (self.answers == "rank") != (self.candidates is not None):
+            raise ValueError("--answers rank and --candidates FILE belong together; give both")
+        if self.most_frequent < 1:
+            raise ValueError(f"--most-frequent {self.most_frequent}: give at least 1")
+
+    def read(self) -> tuple[str, ...]:
+        """The candidates; none where answers are generated."""
+        if self.candidates is None:
+            return ()
+        return tuple(read_candidates(self.candidates, self.most_frequent))
 
 
 @dataclass(frozen=True)
@@ -105,6 +137,7 @@ class EvaluateArgs:
     """torch's name of the device: cpu or cuda"""
     batch_size: int = 64
     """number of images or texts in one forward pass"""
+    answering: Annotated[AnswerArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=AnswerArgs)
     retrieval: Annotated[RetrievalArgs, tyro.conf.OmitArgPrefixes] = field(
         default_factory=RetrievalArgs
     )
@@ -151,7 +184,8 @@ def evaluate(args: EvaluateArgs, model: Writer | Embedder | None = None) -> dict
     Returns:
         The scores of each task under its name (``evaluate_captions``, ``evaluate_questions``,
         ``evaluate_retrieval``), with ``notes``, a sentence each; ``seconds`` of each task;
-        checkpoint, recipe, data and split; ``table`` and ``row`` where they were asked for.
+        checkpoint, recipe, data and split; ``table`` and ``row``, and ``candidates`` (file and
+        score) where they were asked for.
 
     Raises:
         ValueError, FileNotFoundError: a checkpoint or data file is missing or not what it must be,
@@ -181,6 +215,9 @@ def evaluate(args: EvaluateArgs, model: Writer | Embedder | None = None) -> dict
     }
     if args.table is not None:
         results |= {"table": args.table, "row": args.row}
+    if args.answering.candidates is not None:
+        chosen = {"file": str(args.answering.candidates), "score": args.answering.candidate_score}
+        results["candidates"] = chosen
     out = Outputs(args.out)
     for task in args.tasks:
         started = time.monotonic()
@@ -201,7 +238,8 @@ def _read(args: EvaluateArgs, task: Task) -> Data:
         return read_captioning(args.data, args.split, args.limit)
     if task == "retrieval":
         return read_retrieval(args.data, args.split, args.retrieval.images or args.limit)
-    return read_asking(args.data, args.split, task, args.limit, args.further.controls)
+    asked = read_asking(args.data, args.split, task, args.limit, args.further.controls)
+    return replace(asked, candidates=args.answering.read())
 
 
 def _check_stage(args: EvaluateArgs, model: Writer | Embedder) -> None:
@@ -222,7 +260,7 @@ def _run(
         assert isinstance(model, Writer)  # by _check_stage
         return evaluate_questions(
             data,
-            _answerer(model),
+            _answerer(model, data.candidates, args.answering.candidate_score),
             out,
             task="gqa" if task == "gqa" else "vqa",
             split=args.split,
@@ -255,9 +293,17 @@ def _captioner(model: Writer, prompt: str | None) -> Captioner:
     return Captioner(model.encode, partial(model.speak, settings=CAPTION), prompt, _remedy(model))
 
 
-def _answerer(model: Writer) -> Answerer:
-    read = partial(model.speak, settings=VQA)
-    return Answerer(model.encode, model.respond, read, model.vqa_prompt, _remedy(model))
+def _answerer(model: Writer, candidates: Sequence[str], length: Length) -> Answerer:
+    """The model that writes its answers or, where there are candidates, chooses among them."""
+    if not candidates:
+        read = partial(model.speak, settings=VQA)
+        return Answerer(model.encode, model.respond, read, model.vqa_prompt, _remedy(model))
+
+    def choose_behind(encoded: Tensor | None, prompts: Sequence[str]) -> list[str]:
+        return [found.best(length) for found in model.weigh(encoded, prompts, candidates)]
+
+    choose = partial(model.choose, candidates=candidates, length=length)
+    return Answerer(model.encode, choose, choose_behind, model.vqa_prompt)
 
 
 def _remedy(model: Writer) -> str:
