@@ -18,7 +18,13 @@ from evaluation.benchmarks.records import ImageId, Question, QuestionSet
 from evaluation.caption import Encode, Generate
 from evaluation.notes import answer_notes, warn_of_empty
 from evaluation.outputs import Keep, Outputs, keep_nothing
-from evaluation.scores.answers import METRICS, leaves_one_out, matches_any, normalise_answer
+from evaluation.scores.answers import (
+    METRICS,
+    Metric,
+    leaves_one_out,
+    matches_any,
+    normalise_answer,
+)
 from evaluation.scores.gqa import gqa_scores
 from evaluation.scores.means import GroupedMean, Mean
 from evaluation.scores.predictions import require_predictions
@@ -83,7 +89,8 @@ def evaluate_questions(
 
     Returns:
         The scores of ``score_answers``, the same of each control under ``blind`` and ``text_only``,
-        metric: its name, empty: share of empty answers, notes.
+        metric: its name, empty: share of empty answers, notes; where the model chooses, candidates:
+        their number, and within_reach: ``score_within_reach``.
     """
     scoring = scoring or Scoring()
     questions, answered = asked.questions, asked.questions.answered()
@@ -109,6 +116,9 @@ def evaluate_questions(
     if not answered.questions:
         return {"count": 0, "empty": empty, "notes": notes}
     scores = score(predictions)
+    if asked.candidates:
+        within_reach = score_within_reach(answered, asked.candidates, METRICS[scoring.metric])
+        scores |= {"candidates": len(asked.candidates), "within_reach": within_reach}
     if controls and len(answered.images) > 1:
         blind = look(answered.shuffled(seed), "blind")
         _add_control(scores, "blind", score(blind))
@@ -235,6 +245,24 @@ def score_answers(
         return mean.as_dict()
     fewest = min((len(question.answers) for question in questions.questions), default=0)
     return mean.as_dict() | {"exact_match": matching.value, "fewest_answers": fewest}
+
+
+def score_within_reach(
+    questions: QuestionSet, candidates: Sequence[str], metric: Metric = METRICS["vqa.official"]
+) -> float:
+    """The score of a model that always chooses the best candidate: the most that ranking can reach.
+
+    Only candidates with the normal form of a reference answer can score.
+    """
+    of_form: dict[str, list[str]] = {}
+    for candidate in candidates:
+        of_form.setdefault(normalise_answer(candidate), []).append(candidate)
+    mean = Mean()
+    for question in questions.questions:
+        forms = {normalise_answer(answer) for answer in question.answers}
+        likely = [text for form in forms for text in of_form.get(form, ())]
+        mean.add(max((metric(text, question.answers) for text in likely), default=0.0))
+    return mean.value
 
 
 def _by_image(questions: Sequence[Question]) -> dict[ImageId, list[Question]]:

@@ -65,6 +65,11 @@ BENCHMARKS = {
         "the cost of a stage-1 step by batch, text length and ranks",
         "5 minutes",
     ),
+    "ranking": Benchmark(
+        "jobs.benchmarks.ranking",
+        "ranking candidate answers beside a forward pass for each candidate",
+        "1 minute",
+    ),
     "gpu": Benchmark(
         "jobs.benchmarks.gpu.run",
         "all of the above on a CUDA device, at full size, and the tests marked gpu",

@@ -2,6 +2,7 @@
 
     python jobs/evaluate.py --checkpoint RUN --data DIR --tasks caption vqa --split test --out OUT
     python jobs/evaluate.py --checkpoint RUN --data DIR --tasks vqa --table 2 --row vit-g-flant5-xl
+    python jobs/evaluate.py --checkpoint RUN --data DIR --tasks vqa --answers rank --candidates FILE
 
     python jobs/evaluate.py --checkpoint RUN --data DIR --tasks okvqa textvqa nocaps --out OUT
 
@@ -16,9 +17,7 @@ printed as 100 in papers. See docs/evaluation.md.
 
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, get_args
 
@@ -27,10 +26,8 @@ if not __package__:  # run as a script: import from the clone, not from jobs/
     import jobs.cli  # noqa: F401  one line, not a traceback, where packages are missing
 
 import tyro
-from torch import Tensor
 
 from evaluation import tables
-from evaluation.benchmarks import prompts
 from evaluation.benchmarks.catalogue import BENCHMARKS, Benchmark
 from evaluation.benchmarks.folder import (
     Asked,
@@ -41,16 +38,19 @@ from evaluation.benchmarks.folder import (
     require_captions,
     require_java,
 )
-from evaluation.caption import Captioner, evaluate_captions
+from evaluation.candidates import read_candidates
+from evaluation.caption import evaluate_captions
 from evaluation.images.unreadable import find_unreadable, name_some
 from evaluation.outputs import Outputs
 from evaluation.results import beside_paper, print_results
-from evaluation.retrieval import Embedders, Rerank, evaluate_retrieval, itm_scores
+from evaluation.retrieval import Rerank, evaluate_retrieval
 from evaluation.scores.answers import GqaVariant, VqaVariant
 from evaluation.scoring import scoring_of
-from evaluation.vqa import Answerer, evaluate_questions
+from evaluation.vqa import evaluate_questions
 from jobs.cli import run
-from jobs.predict import CAPTION, VQA, Embedder, PredictDtype, PromptTemplate, Writer, load
+from jobs.predict import Embedder, PredictDtype, PromptTemplate, Writer, load
+from jobs.prediction.adapters import answerer, captioner, embedders
+from modeling.language.ranking import Length
 
 Task = Literal[
     "caption", "vqa", "gqa", "retrieval",
@@ -86,6 +86,35 @@ class RetrievalArgs:
 @dataclass(frozen=True)
 class AnswerArgs:
     """Options of the tasks that ask questions."""
+
+    answers: Literal["generate", "rank"] = "generate"
+    """origin of an answer. generate: the language model writes it. rank: it is the likeliest of the
+    candidates"""
+    candidates: Path | None = None
+    """file of the candidates: a text file with one on each line; or annotations of VQAv2's format
+    or GQA's questions (.json), best of the training split, whose most frequent answers are taken"""
+    most_frequent: int = 1500
+    """number of answers that are taken from annotations"""
+    candidate_score: Length = "sum"
+    """score of a candidate. sum: of the log-probabilities of its tokens, as in InstructBLIP. mean:
+    over the tokens, which favours long candidates"""
+
+    def __post_init__(self) -> None:
+        if (self.answers == "rank") != (self.candidates is not None):
+            raise ValueError("--answers rank and --candidates FILE belong together; give both")
+        if self.most_frequent < 1:
+            raise ValueError(f"--most-frequent {self.most_frequent}: give at least 1")
+
+    def read(self) -> tuple[str, ...]:
+        """The candidates; none where answers are generated."""
+        if self.candidates is None:
+            return ()
+        return tuple(read_candidates(self.candidates, self.most_frequent))
+
+
+@dataclass(frozen=True)
+class ScoringArgs:
+    """Options of the scores of answers, and of benchmarks' prompts."""
 
     vqa_metric: VqaVariant | None = None
     """variant of VQA accuracy: what is normalised before answers are compared. official: both sides
@@ -145,10 +174,11 @@ class EvaluateArgs:
     """torch's name of the device: cpu or cuda"""
     batch_size: int = 64
     """number of images or texts in one forward pass"""
+    answering: Annotated[AnswerArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=AnswerArgs)
     retrieval: Annotated[RetrievalArgs, tyro.conf.OmitArgPrefixes] = field(
         default_factory=RetrievalArgs
     )
-    answers: Annotated[AnswerArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=AnswerArgs)
+    scoring: Annotated[ScoringArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=ScoringArgs)
     further: Annotated[FurtherArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=FurtherArgs)
 
     def __post_init__(self) -> None:
@@ -192,7 +222,8 @@ def evaluate(args: EvaluateArgs, model: Writer | Embedder | None = None) -> dict
     Returns:
         The scores of each task under its name (``evaluate_captions``, ``evaluate_questions``,
         ``evaluate_retrieval``), with ``notes``, a sentence each; ``seconds`` of each task;
-        checkpoint, recipe, data and split; ``table`` and ``row`` where they were asked for.
+        checkpoint, recipe, data and split; ``table`` and ``row``, and ``candidates`` (file and
+        score) where they were asked for.
 
     Raises:
         ValueError, FileNotFoundError: a checkpoint or data file is missing or not what it must be,
@@ -222,6 +253,9 @@ def evaluate(args: EvaluateArgs, model: Writer | Embedder | None = None) -> dict
     }
     if args.table is not None:
         results |= {"table": args.table, "row": args.row}
+    if args.answering.candidates is not None:
+        chosen = {"file": str(args.answering.candidates), "score": args.answering.candidate_score}
+        results["candidates"] = chosen
     out = Outputs(args.out)
     for task in args.tasks:
         started = time.monotonic()
@@ -229,7 +263,7 @@ def evaluate(args: EvaluateArgs, model: Writer | Embedder | None = None) -> dict
         benchmark = _benchmark(args, task)
         if benchmark is not None:
             split = _split(args, benchmark)
-            scores |= {"split": split, "prompts": args.answers.prompts}
+            scores |= {"split": split, "prompts": args.scoring.prompts}
         left_out = {path: broken[path] for path in images[task] if path in broken}
         if left_out:
             few = f"{len(left_out)} of {len(images[task])} images"
@@ -267,7 +301,8 @@ def _read(args: EvaluateArgs, task: Task) -> Data:
     if task == "retrieval":
         return read_retrieval(args.data, split, args.retrieval.images or args.limit)
     family: Literal["vqa", "gqa"] = "gqa" if task == "gqa" else "vqa"
-    return read_asking(args.data, split, family, args.limit, args.further.controls)
+    asked = read_asking(args.data, split, family, args.limit, args.further.controls)
+    return replace(asked, candidates=args.answering.read())
 
 
 def _check_stage(args: EvaluateArgs, model: Writer | Embedder) -> None:
@@ -289,65 +324,40 @@ def _run(
         assert isinstance(model, Writer)  # by _check_stage
         return evaluate_questions(
             data,
-            _answerer(model, benchmark if args.answers.prompts == "instruct" else None),
+            answerer(
+                model,
+                benchmark if args.scoring.prompts == "instruct" else None,
+                data.candidates,
+                args.answering.candidate_score,
+            ),
             out,
             task=task,
             scoring=scoring_of(
                 benchmark,
                 "gqa" if task == "gqa" else "vqa",
-                vqa=args.answers.vqa_metric,
-                gqa=args.answers.gqa_metric,
-                lemmatise=args.answers.lemmatise == "spacy",
+                vqa=args.scoring.vqa_metric,
+                gqa=args.scoring.gqa_metric,
+                lemmatise=args.scoring.lemmatise == "spacy",
             ),
             controls=args.further.controls,
             seed=args.further.seed,
             **common,
         )
     if isinstance(model, Writer):
-        captioner, name = _captioner(args, model), "captions" if task == "caption" else task
+        instructed = args.scoring.prompts == "instruct"
+        captions = captioner(model, args.further.caption_prompt, instructed)
+        name = "captions" if task == "caption" else task
         seed = args.further.seed
-        return evaluate_captions(data.items, captioner, out, task=name, seed=seed, **common)
+        return evaluate_captions(data.items, captions, out, task=name, seed=seed, **common)
     return evaluate_retrieval(
         data.items,
-        _embedders(model, retrieval.rerank),
+        embedders(model, retrieval.rerank),
         out,
         task=task,
         k=retrieval.k,
         captions_per_image=retrieval.captions,
         **common,
     )
-
-
-def _captioner(args: EvaluateArgs, model: Writer) -> Captioner:
-    prompt = args.further.caption_prompt
-    if prompt is None:
-        instructed = args.answers.prompts == "instruct"
-        prompt = prompts.CAPTION if instructed else model.caption_prompt
-    return Captioner(model.encode, partial(model.speak, settings=CAPTION), prompt, _remedy(model))
-
-
-def _answerer(model: Writer, instructed: Benchmark | None) -> Answerer:
-    """The model as it answers: with the benchmark's prompt, or else with its own."""
-    speak = partial(model.speak, settings=VQA)
-    if instructed is None:
-        return Answerer(model.encode, model.respond, speak, model.vqa_prompt, _remedy(model))
-    ask = instructed.prompt
-    return Answerer(model.encode, speak, speak, model.vqa_prompt, _remedy(model), ask)
-
-
-def _remedy(model: Writer) -> str:
-    """Advice for a user whose texts come out empty."""
-    if model.has_unused_chat_template:
-        return "ask it through its chat template: --prompt-template chat"
-    return "look at the prompt, and at how the checkpoint was trained"
-
-
-def _embedders(model: Embedder, rerank: Rerank) -> Embedders:
-    def match(tokens_BPD: Tensor, rows_R: Tensor, texts: Sequence[str]) -> Tensor:
-        return itm_scores(model.match_tokens(tokens_BPD, rows_R, texts), rerank)
-
-    weight = 1 / model.temperature if rerank == "odds" else 1.0
-    return Embedders(model.embed_images, model.text_embeds, match, weight, rerank)
 
 
 if __name__ == "__main__":

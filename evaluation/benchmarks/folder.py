@@ -5,7 +5,7 @@ It holds ``images/SPLIT``, and ``annotations/`` in the formats of COCO, Karpathy
 """
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -86,10 +86,12 @@ class Asked:
 
     Attributes:
         contexts: a true caption of each image, which the text-only control reads; None: no control.
+        candidates: texts among which the model chooses its answers; empty: it writes them.
     """
 
     questions: QuestionSet
     contexts: Mapping[ImageId, str] | None = None
+    candidates: tuple[str, ...] = ()
 
     def paths(self) -> list[Path]:
         """The image files that are asked about."""
@@ -101,7 +103,7 @@ class Asked:
 
     def without(self, paths: Container[Path]) -> "Asked":
         """The data without the questions about these images."""
-        return Asked(self.questions.without(paths), self.contexts)
+        return replace(self, questions=self.questions.without(paths))
 
 
 def read_captioning(data: Path, split: str, limit: int | None = None) -> Captioned:

@@ -55,7 +55,7 @@ def opt_base() -> OPTConfig:
 
 def t5_base() -> T5Config:
     """Configuration with FlanT5-base's sizes."""
-    return _flan_t5(d_model=768, d_ff=2048, num_layers=12, num_heads=12, vocab_size=32128)
+    return flan_t5(d_model=768, d_ff=2048, num_layers=12, num_heads=12, vocab_size=32128)
 
 
 def opt_tiny() -> OPTConfig:
@@ -68,10 +68,11 @@ def opt_tiny() -> OPTConfig:
 
 def t5_tiny() -> T5Config:
     """Configuration of a FlanT5 for tests."""
-    return _flan_t5(d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, vocab_size=200)
+    return flan_t5(d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, vocab_size=200)
 
 
-def _flan_t5(**sizes: int) -> T5Config:
+def flan_t5(**sizes: int) -> T5Config:
+    """Configuration of a FlanT5."""
     family = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
     config: T5Config = T5Config.from_dict({**family, "decoder_start_token_id": 0, **sizes})
     return config

@@ -4,8 +4,8 @@ Shape suffixes: B images, Q queries, P image tokens, D width.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import cast
+from functools import cached_property
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from jobs.prediction.pictures import Picture, check_pairs, distinct
 from jobs.prediction.predictor import Predictor
 from modeling.blip2 import Stage2
 from modeling.language.adapters import EncoderDecoderLM, GenerationSettings
+from modeling.language.ranking import Length, Ranker, Ranking
 from modeling.prompts import vqa_zero_shot
 from pipeline.text_processors import question_text
 
@@ -24,12 +25,17 @@ CAPTION = GenerationSettings(beams=5, max_new_tokens=30)
 VQA = GenerationSettings(beams=5, max_new_tokens=10, length_penalty=-1.0, one_line=True)
 """Zero-shot VQA (paper, section 4.1): a length penalty of -1 asks for short answers."""
 
+Candidates = Sequence[str] | Sequence[Sequence[str]]
+"""Texts to choose from: one list for all images, or a list an image."""
+Said = TypeVar("Said")
+
 
 class Writer(Predictor):
     """A stage-2 checkpoint, whose language model writes about images.
 
-    ``caption``, ``answer`` and ``generate`` take images. ``encode`` is their first half, ``speak``
-    and ``respond`` their second, for callers that ask several things of one image.
+    ``caption``, ``answer``, ``generate`` and ``rank`` take images. ``encode`` is their first half;
+    ``speak``, ``respond``, ``weigh`` and ``choose`` are second halves, for callers that ask several
+    things of one image.
     """
 
     lacks = (
@@ -56,8 +62,12 @@ class Writer(Predictor):
         settings: GenerationSettings = VQA,
     ) -> list[str]:
         """One answer a question, asked with ``vqa_prompt``."""
-        respond = partial(self.respond, settings=settings)
-        return self._each(images, questions, "questions", respond)
+        return self._each(
+            images,
+            questions,
+            "questions",
+            lambda encoded, rows: self.respond(encoded, [questions[row] for row in rows], settings),
+        )
 
     def generate(
         self,
@@ -70,7 +80,39 @@ class Writer(Predictor):
         Raises:
             ValueError: not one prompt an image, or an image cannot be read.
         """
-        return self._each(images, prompts, "prompts", partial(self.speak, settings=settings))
+        return self._each(
+            images,
+            prompts,
+            "prompts",
+            lambda encoded, rows: self.speak(encoded, [prompts[row] for row in rows], settings),
+        )
+
+    def rank(
+        self, images: Sequence[Picture], prompts: Sequence[str], candidates: Candidates
+    ) -> list[Ranking]:
+        """How likely each candidate is as the text that continues the prompt of each image.
+
+        A candidate is read as a text that training would teach: behind the prompt, and with the
+        language model's end token, whose probability counts (``modeling.language.ranking``).
+
+        Returns:
+            For each image the log-probability and the number of tokens of every candidate;
+            ``best()`` is the likeliest candidate, ``scores()`` has sums, ``scores("mean")`` means
+            over tokens.
+
+        Raises:
+            ValueError: not one prompt an image, no candidates, or not a list of them an image; or
+                an image cannot be read.
+        """
+        lists = _candidate_lists(candidates, len(prompts))
+        return self._each(
+            images,
+            prompts,
+            "prompts",
+            lambda encoded, rows: self.weigh(
+                encoded, [prompts[row] for row in rows], [lists[row] for row in rows]
+            ),
+        )
 
     # ------------------------------------------------- the two halves: encode, then write
 
@@ -111,18 +153,39 @@ class Writer(Predictor):
             encoded: result of ``encode``, a row a prompt; None: no image, the language model alone.
             read: texts for a Q-Former that reads text; None: the prompts (InstructBLIP).
         """
-        visual = None
-        if encoded is not None:
-            visual = self.visual_prompts(encoded, prompts if read is None else read)
+        visual = self._seen(encoded, prompts if read is None else read)
         return self._language.generate(visual, list(prompts), settings)
 
     def respond(
         self, encoded: Tensor, questions: Sequence[str], settings: GenerationSettings = VQA
     ) -> list[str]:
         """Answers to questions about encoded images, in one batch."""
-        prompts = [self.vqa_prompt(question) for question in questions]
-        read = [self._question(question) for question in questions] if self._asks else None
-        return self.speak(encoded, prompts, settings, read=read)
+        prompts, read = self._asked(questions)
+        return self.speak(encoded, prompts, settings, read)
+
+    @torch.inference_mode()
+    def weigh(
+        self,
+        encoded: Tensor | None,
+        prompts: Sequence[str],
+        candidates: Candidates,
+        read: Sequence[str] | None = None,
+    ) -> list[Ranking]:
+        """How likely each candidate is behind each prompt; arguments as for ``speak``."""
+        lists = _candidate_lists(candidates, len(prompts))
+        visual = self._seen(encoded, prompts if read is None else read)
+        return self._ranker.rank(visual, prompts, lists)
+
+    def choose(
+        self,
+        encoded: Tensor,
+        questions: Sequence[str],
+        candidates: Candidates,
+        length: Length = "sum",
+    ) -> list[str]:
+        """The likeliest candidate as the answer to each question about an encoded image."""
+        prompts, read = self._asked(questions)
+        return [one.best(length) for one in self.weigh(encoded, prompts, candidates, read)]
 
     # ------------------------------------------------------------------------ prompts
 
@@ -162,6 +225,19 @@ class Writer(Predictor):
         assert self.trained.language is not None  # every stage-2 checkpoint has one
         return self.trained.language
 
+    @cached_property
+    def _ranker(self) -> Ranker:
+        return Ranker(self._language)
+
+    def _seen(self, encoded: Tensor | None, texts: Sequence[str]) -> Tensor | None:
+        """Soft visual prompts; None without an image."""
+        return None if encoded is None else self.visual_prompts(encoded, texts)
+
+    def _asked(self, questions: Sequence[str]) -> tuple[list[str], list[str] | None]:
+        """Prompts of questions, and texts for a Q-Former that was finetuned to read questions."""
+        prompts = [self.vqa_prompt(question) for question in questions]
+        return prompts, [self._question(text) for text in questions] if self._asks else None
+
     def _question(self, question: str) -> str:
         """A question under the text rule of the checkpoint's recipe."""
         return question_text(question, self.trained.recipe.text)
@@ -173,11 +249,14 @@ class Writer(Predictor):
         images: Sequence[Picture],
         texts: Sequence[str],
         name: str,
-        say: Callable[[Tensor, list[str]], list[str]],
-    ) -> list[str]:
+        say: Callable[[Tensor, list[int]], list[Said]],
+    ) -> list[Said]:
         """The result of ``say`` for every pair of an image and a text.
 
         An image is encoded once, and at most ``batch_size`` encoded images are held at a time.
+
+        Args:
+            say: called with encoded images and the index of the pair of each.
         """
         check_pairs(images, texts, name)
         different, row_of = distinct(images)
@@ -185,7 +264,7 @@ class Writer(Predictor):
         of_image: dict[int, list[int]] = {}
         for pair, row in enumerate(row_of):
             of_image.setdefault(row, []).append(pair)
-        said = [""] * len(texts)
+        said: dict[int, Said] = {}
         for first in range(0, len(different), self.batch_size):
             rows = range(first, min(first + self.batch_size, len(different)))
             encoded = self.encode(different[rows.start : rows.stop])
@@ -194,6 +273,25 @@ class Writer(Predictor):
             for start in range(0, len(pairs), self.batch_size):
                 batch = pairs[start : start + self.batch_size]
                 mine = encoded[[row_of[pair] - first for pair in batch]]
-                for pair, text in zip(batch, say(mine, [texts[p] for p in batch]), strict=True):
-                    said[pair] = text
-        return said
+                said.update(zip(batch, say(mine, batch), strict=True))
+        return [said[pair] for pair in range(len(texts))]
+
+
+def _candidate_lists(candidates: Candidates, count: int) -> Sequence[Sequence[str]]:
+    """A list of candidates for each of the prompts.
+
+    Raises:
+        ValueError: there are no candidates, or the lists are not as many as the prompts.
+    """
+    if isinstance(candidates, str) or not candidates:
+        raise ValueError(
+            f"candidates are a list of texts, or a list of them a prompt: {candidates!r}"
+        )
+    if all(isinstance(one, str) for one in candidates):
+        return [cast(Sequence[str], candidates)] * count
+    if len(candidates) != count or any(isinstance(one, str) for one in candidates):
+        raise ValueError(
+            f"{len(candidates)} lists of candidates for {count} prompts: give one each, or one "
+            "list of texts for all"
+        )
+    return candidates

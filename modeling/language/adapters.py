@@ -129,17 +129,26 @@ class DecoderLM(FrozenLM):
         self, texts: list[str], uniform_B: Tensor | None, prompt_texts: list[str] | None
     ) -> tuple[list[list[int]], list[list[int]]]:
         """Whole texts are learned; long ones are cut but keep their end."""
-        texts = [text.strip() for text in texts]
         if prompt_texts is None and self.form.reference:
-            given: list[list[int]] = [[] for _ in texts]
-            targets = self._ids(texts, special=True)
-            targets = [_without_end(row, self.tokenizer.eos_token_id) for row in targets]
-        else:
-            asked = prompt_texts or [""] * len(texts)
-            given = self._given(asked, pictured=True)
-            joints = [self._joint(prompt) for prompt in asked]
-            targets = self._ids([a + b for a, b in zip(joints, texts, strict=True)], special=False)
-        return given, [[*row[: self.max_text - 1], self.form.end] for row in targets]
+            ids = self._ids([text.strip() for text in texts], special=True)
+            ids = [_without_end(row, self.tokenizer.eos_token_id) for row in ids]
+            return [[] for _ in texts], self._ended(ids)
+        asked = prompt_texts or [""] * len(texts)
+        joints = [self._joint(prompt) for prompt in asked]
+        return self._given(asked, pictured=True), self._continuations(texts, joints)
+
+    def _continuations(self, texts: list[str], joints: list[str]) -> list[list[int]]:
+        """Token ids of the texts behind prompts, with the end token.
+
+        Args:
+            texts: Texts; white space around them is dropped.
+            joints: Text between the prompt and each text, from `_joint`.
+        """
+        written = [joint + text.strip() for joint, text in zip(joints, texts, strict=True)]
+        return self._ended(self._ids(written, special=False))
+
+    def _ended(self, rows: list[list[int]]) -> list[list[int]]:
+        return [[*row[: self.max_text - 1], self.form.end] for row in rows]
 
     def _given(self, prompts: list[str], pictured: bool) -> list[list[int]]:
         """Token ids of the text prompts.
@@ -187,9 +196,7 @@ class EncoderDecoderLM(FrozenLM):
         equal = len({len(row) for row in given}) < 2
         seen = None if equal else _additive(mask_BS, inputs_BSD.dtype)
         hidden_BLD = self._decoded(inputs_BSD, seen, shifted_BL)
-        if getattr(self.model.config, "scale_decoder_outputs", False):
-            hidden_BLD = hidden_BLD * self.model.config.d_model**-0.5
-        return self._loss_of_hidden(hidden_BLD, targets)
+        return self._loss_of_hidden(self._scaled(hidden_BLD), targets)
 
     @torch.no_grad()
     def generate(
@@ -201,7 +208,7 @@ class EncoderDecoderLM(FrozenLM):
         """
         if not prompts_text:
             return []
-        inputs_BSD, mask_BS = self._inputs(prompts_BQD, self._ids(prompts_text, special=True))
+        inputs_BSD, mask_BS = self._inputs(prompts_BQD, self._given(prompts_text))
         self._check_length(max(inputs_BSD.shape[1], settings.max_new_tokens))
         ids_BL = self.model.generate(
             inputs_embeds=inputs_BSD, attention_mask=mask_BS, **settings.arguments()
@@ -226,8 +233,26 @@ class EncoderDecoderLM(FrozenLM):
             given = [[*begin, *row[:cut], end] for row, cut in zip(ids, cuts, strict=True)]
             ids = [row[cut:] for row, cut in zip(ids, cuts, strict=True)]
         else:
-            given = self._ids(prompt_texts, special=True)
+            given = self._given(prompt_texts)
         return given, [[*begin, *row, end] for row in ids]
+
+    def _given(self, prompts: list[str], pictured: bool = True) -> list[list[int]]:
+        """Token ids of the text prompts; `pictured` changes nothing here."""
+        return self._ids(prompts, special=True)
+
+    def _joint(self, prompt: str) -> str:
+        """Text between a prompt and its continuation: none, since the decoder begins anew."""
+        return ""
+
+    def _continuations(self, texts: list[str], joints: list[str]) -> list[list[int]]:
+        """Token ids of the texts behind prompts, as `DecoderLM._continuations`."""
+        return self._rows(texts, None, [""] * len(texts))[1]
+
+    def _scaled(self, hidden_BLD: Tensor) -> Tensor:
+        """Hidden states as the output matrix takes them; a T5 with a tied matrix scales them."""
+        if getattr(self.model.config, "scale_decoder_outputs", False):
+            return hidden_BLD * self.model.config.d_model**-0.5
+        return hidden_BLD
 
     def _shifted(self, labels_BL: Tensor) -> Tensor:
         """The decoder's input: the labels, shifted right by one position."""

@@ -11,7 +11,12 @@ from evaluation.benchmarks.records import CaptionedImage, Question, QuestionSet
 from evaluation.caption import caption_images, score_captions
 from evaluation.retrieval import Embedders, retrieve
 from evaluation.scores.answers import gqa_accuracy
-from evaluation.vqa import answer_from_text, answer_questions, score_answers
+from evaluation.vqa import (
+    answer_from_text,
+    answer_questions,
+    score_answers,
+    score_within_reach,
+)
 from evaluation.work import chunks
 
 COLOURS = ["red", "green", "blue", "white", "black", "pink", "grey"]
@@ -112,6 +117,16 @@ def test_unscorable_answers_are_named() -> None:
     bare = QuestionSet((Question(1, 1, "?"),), {1: Path("1.jpg")})
     with pytest.raises(ValueError, match="question 1 has no reference"):
         score_answers(bare, [{"question_id": 1, "answer": "red"}])
+
+
+def test_candidates_limit_what_ranking_can_score() -> None:
+    asked = question_set(images=4, each=1)  # red, green, blue, white: nine of ten, and x
+    assert score_within_reach(asked, ["Red", "the blue", "pink"]) == 0.5
+    # The tenth annotator's answer: nine times a third, once nothing.
+    assert score_within_reach(asked, ["red", "x"]) == pytest.approx((1 + 3 * 0.3) / 4)
+    assert score_within_reach(asked, COLOURS) == 1.0
+    unanimous = QuestionSet((Question(1, 1, "?", ("red",) * 10),), {1: Path("1.jpg")})
+    assert score_within_reach(unanimous, ["Red"]) == 0.0  # the official scorer compares letters
 
 
 def test_gqa_has_one_answer() -> None:

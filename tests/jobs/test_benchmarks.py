@@ -9,7 +9,7 @@ import pytest
 from evaluation.benchmarks.catalogue import BENCHMARKS
 from evaluation.results import TASKS, paper_metrics, print_results
 from evaluation.scores import lemmas
-from jobs.evaluate import AnswerArgs, EvaluateArgs, FurtherArgs, Task, evaluate
+from jobs.evaluate import EvaluateArgs, FurtherArgs, ScoringArgs, Task, evaluate
 from jobs.predict import Predictor, load
 from pipeline.tinyworld.benchmarks import write_benchmarks
 
@@ -35,7 +35,7 @@ def run(
         *(Path("run"), data, tasks),  # type: ignore[arg-type]
         split=split,
         out=out,
-        answers=AnswerArgs(**answers),
+        scoring=ScoringArgs(**answers),
         further=FurtherArgs(controls=False),
     )
     return evaluate(args, model)

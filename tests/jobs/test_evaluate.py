@@ -9,7 +9,7 @@ import torch
 from evaluation.benchmarks.folder import read_questions as read
 from evaluation.benchmarks.folder import true_captions
 from evaluation.results import paper_metrics, print_results
-from jobs.evaluate import EvaluateArgs, FurtherArgs, RetrievalArgs, evaluate
+from jobs.evaluate import AnswerArgs, EvaluateArgs, FurtherArgs, RetrievalArgs, evaluate
 from jobs.predict import load
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +36,33 @@ def test_answers(stage2_run: Path, benchmark_data: Path, tmp_path: Path) -> None
     answers = json.loads((tmp_path / "vqa_test_results.json").read_text())
     asked = json.loads((benchmark_data / "annotations/vqa_test_questions.json").read_text())
     assert [a["question_id"] for a in answers] == [q["question_id"] for q in asked["questions"]]
+
+
+def test_answers_are_chosen_among_candidates(
+    stage2_run: Path, benchmark_data: Path, tmp_path: Path
+) -> None:
+    listed = tmp_path / "answers.txt"
+    listed.write_text("red\ngreen\n\n1\nred\nyes\n")
+    args = EvaluateArgs(
+        *(stage2_run, benchmark_data, ("vqa", "gqa")),
+        out=tmp_path,
+        answering=AnswerArgs("rank", listed, candidate_score="mean"),
+    )
+    results = evaluate(args)
+    assert results["candidates"] == {"file": str(listed), "score": "mean"}
+    vqa = results["vqa"]
+    assert vqa["candidates"] == 4  # a blank line and a doubled one do not count
+    assert vqa["within_reach"] == pytest.approx((6 + 2) / 12)  # 1 for all counts, two colours
+    assert 0 <= vqa["accuracy"] <= vqa["within_reach"] and {"blind", "text_only"} <= set(vqa)
+    assert results["gqa"]["within_reach"] == 1.0
+    for name in ("vqa_test", "vqa_test_blind", "vqa_test_text_only", "gqa_test"):
+        answers = json.loads((tmp_path / f"{name}_results.json").read_text())
+        assert {one["answer"] for one in answers} <= {"red", "green", "1", "yes"}
+    model = load(stage2_run)
+    pictures = sorted((benchmark_data / "images/test").iterdir())
+    prompts = [model.vqa_prompt("Is it a square?")] * 6
+    best = [one.best("mean") for one in model.rank(pictures, prompts, ["red", "green", "1", "yes"])]
+    assert [one["answer"] for one in answers] == best
 
 
 def test_retrieval(stage1_run: Path, benchmark_data: Path, tmp_path: Path) -> None:
@@ -139,6 +166,19 @@ def test_ours_under_the_papers_names(capsys: pytest.CaptureFixture) -> None:
     printed = capsys.readouterr().out
     assert "vqa.by_question_type.colour" in printed
     assert "note: SPICE" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"answers": "rank"}, "belong together"),
+        ({"candidates": Path("c")}, "belong together"),
+        ({"most_frequent": 0}, "--most-frequent 0"),
+    ],
+)
+def test_mistakes_in_the_choice_of_candidates(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AnswerArgs(**options)
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,48 @@ def test_texts_do_not_depend_on_batch_or_order(stage2_run: Path, pictures: list[
     assert together == backwards == alone
 
 
+def test_candidates_are_ranked_behind_the_prompt_of_each_image(
+    stage2_run: Path, pictures: list[Path]
+) -> None:
+    """The log-probabilities are minus the losses of training; batches and order change nothing."""
+    model = load(stage2_run, dtype="fp32", batch_size=3)
+    prompts = ["What colour?", "a", "", "a", "Is it a square? It is"]
+    images = [*pictures[:4], pictures[0]]
+    candidates = ["red", "a red square", "red", "blue"]
+    rankings = model.rank(images, prompts, candidates)
+    for image, prompt, ranking in zip(images, prompts, rankings, strict=True):
+        with torch.no_grad():
+            visual = model.visual_prompts(model.encode([image]), [prompt])
+            losses = [
+                model.trained.language.token_losses(visual, [text], None, [prompt])[0]
+                for text in candidates
+            ]
+        assert ranking.log_probs == pytest.approx([-loss.item() for loss in losses], rel=1e-5)
+        assert ranking.best() in {"red", "blue", "a red square"}
+    other = [candidates, ["yes", "no"], candidates, ["yes"], candidates]
+    mixed = model.rank(images, prompts, other)
+    assert [one.candidates for one in mixed] == [tuple(texts) for texts in other]
+    assert mixed[4].log_probs == pytest.approx(rankings[4].log_probs, rel=1e-5)
+    questions = ["What colour?", "How many?"]
+    encoded = model.encode(pictures[:2])
+    chosen = model.choose(encoded, questions, candidates, "mean")
+    asked = model.rank(pictures[:2], [model.vqa_prompt(q) for q in questions], candidates)
+    assert chosen == [ranking.best("mean") for ranking in asked]
+
+
+def test_candidates_that_cannot_be_ranked_are_named(t5_run: Path, pictures: list[Path]) -> None:
+    model = load(t5_run)
+    for candidates, match in (
+        ("red", "a list of texts"),
+        ([], "a list of texts"),
+        ([["red"]], "1 lists of candidates for 2 prompts"),
+        ([["red"], "blue"], "2 lists of candidates for 2 prompts"),
+        ([["red"], []], "candidates of prompt 1"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            model.rank(pictures[:2], ["a", "b"], candidates)
+
+
 def test_an_image_is_encoded_once(
     stage2_run: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +131,8 @@ def test_an_image_is_encoded_once(
     opened = Image.open(pictures[0])
     model.generate([pictures[1]] * 3 + [opened] * 2, ["a"] * 5, SHORT)
     assert seen == [2]
+    model.rank([pictures[1]] * 3 + [opened] * 2, ["a"] * 5, ["red", "blue"])
+    assert seen == [2, 2]
 
 
 def test_captions_and_prompts(stage2_run: Path, pictures: list[Path]) -> None:
