@@ -40,6 +40,7 @@ from evaluation.benchmarks.folder import (
 )
 from evaluation.candidates import read_candidates
 from evaluation.caption import evaluate_captions
+from evaluation.choice import choosing_of, evaluate_choices
 from evaluation.images.unreadable import find_unreadable, name_some
 from evaluation.outputs import Outputs
 from evaluation.results import beside_paper, print_results
@@ -56,6 +57,7 @@ Task = Literal[
     "caption", "vqa", "gqa", "retrieval",
     "coco", "nocaps", "flickr30k", "coco_retrieval", "flickr30k_retrieval",
     "vqav2", "okvqa", "aokvqa", "vizwiz", "textvqa",
+    "aokvqa_choice", "scienceqa", "iconqa", "vsr", "hatefulmemes", "visdial",
 ]  # fmt: skip
 Data = Captioned | Asked
 _SPLIT = "test"
@@ -322,6 +324,17 @@ def _run(
     common: _Common = {"split": _split(args, benchmark), "batch_size": args.batch_size}
     if isinstance(data, Asked):
         assert isinstance(model, Writer)  # by _check_stage
+        if benchmark is not None and benchmark.way == "choose":
+            return evaluate_choices(
+                data.questions,
+                model.rank,
+                choosing_of(benchmark, args.answering.candidate_score),
+                out,
+                task=task,
+                controls=args.further.controls,
+                seed=args.further.seed,
+                **common,
+            )
         return evaluate_questions(
             data,
             answerer(

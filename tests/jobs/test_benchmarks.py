@@ -45,10 +45,24 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def test_every_benchmark_that_is_generated_is_a_task() -> None:
-    generated = {name for name, benchmark in BENCHMARKS.items() if benchmark.way != "choose"}
-    assert set(get_args(Task)) == generated | {"caption", "vqa", "gqa", "retrieval"}
+def test_every_benchmark_is_a_task() -> None:
+    assert set(get_args(Task)) == {*BENCHMARKS, "caption", "vqa", "gqa", "retrieval"}
     assert set(get_args(Task)) <= set(TASKS)
+
+
+def test_choices_in_every_benchmark_of_choices(
+    model: Predictor, world: Path, tmp_path: Path
+) -> None:
+    """Candidates are ranked by the language model itself; a score of chance is near."""
+    names = [name for name, benchmark in BENCHMARKS.items() if benchmark.way == "choose"]
+    assert {"visdial", "vsr", "scienceqa"} <= set(names)
+    results = run(model, world, tmp_path, *names)
+    for name in names:
+        scores, split = results[name], BENCHMARKS[name].splits[0]
+        assert scores["count"] > 0 and scores["split"] == split
+        rows = read(tmp_path / f"{name}_{split}_results.json")
+        assert len(rows) >= scores["count"]
+    assert 0 < results["visdial"]["mrr"] <= 1 and 0 <= results["hatefulmemes"]["auroc"] <= 1
 
 
 def test_answers_to_every_benchmark(
