@@ -2,7 +2,8 @@
 
     python jobs/report.py --capfilt OUT --train RUN RUN --eval DIR --out report.html
 
-Nothing is computed again: the page shows what the stages wrote beside their results. An evaluation
+Nothing is computed again: the page shows what the stages wrote beside their results. Its first
+screen has pictures with their captions, the headline scores, and what computed them. An evaluation
 that was asked for a row of the paper (``--table``, ``--row``) is shown beside that row.
 """
 
@@ -17,8 +18,10 @@ if not __package__:  # run as a script: import from the clone, not from jobs/
 import tyro
 
 from evaluation.report.evaluations import paper_sections, read_evaluation, scores
+from evaluation.report.machine import hardware
+from evaluation.report.overview import overview
 from evaluation.report.page import Report, Section, write_report
-from evaluation.report.sections import hardware, sections_of
+from evaluation.report.sections import sections_of
 from jobs.cli import run
 
 
@@ -47,11 +50,12 @@ def report(args: ReportArgs) -> int:
     if not (args.capfilt or args.train or args.eval):
         raise ValueError("nothing to show: name at least one of --capfilt, --train, --eval")
     evaluations = [read_evaluation(folder) for folder in args.eval]
-    sections: list[Section] = [hardware()]
+    sections: list[Section] = []
     if evaluations:
         sections += [*paper_sections(evaluations), scores(evaluations)]
-    sections += sections_of(args.capfilt, args.train, evaluations)
-    write_report(args.out, Report(args.title, sections))
+    sections += [*sections_of(args.capfilt, args.train, evaluations), hardware()]
+    first = overview(sections, args.train, evaluations)
+    write_report(args.out, Report(args.title, sections, overview=first))
     print(args.out)
     return 0
 

@@ -9,6 +9,7 @@ from typing import Any
 from evaluation.benchmarks.folder import read_captions, read_questions
 from evaluation.benchmarks.records import Question
 from evaluation.outputs import read_output
+from evaluation.report.names import readable
 from evaluation.report.page import (
     Answer,
     Answers,
@@ -198,7 +199,7 @@ def scores(evaluations: Sequence[Evaluated]) -> Results:
             measured = shown(e.results.get(task, {}))
             alone = {f"itc.{key}": value for key, value in measured.get("itc", {}).items()}
             rows += [
-                Result(f"{e.folder.name}: {task}.{key}", float(value))
+                Result(f"{e.folder.name}: {readable(f'{task}.{key}')}", float(value))
                 for key, value in (measured | alone).items()
                 if isinstance(value, int | float)
             ]

@@ -247,12 +247,38 @@ Section = (
 
 
 @dataclass(frozen=True)
+class Said:
+    """One image and texts on it by their source, the model's first."""
+
+    image: Picture
+    texts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The first screen: what was made, then what was measured, then how long it took and on what.
+
+    Attributes:
+        pictures: images with what the model says of them beside a reference.
+        numbers: headline results, each with its target and its control.
+        facts: names and values, such as duration, processor and number formats.
+        note: line above the pictures.
+    """
+
+    pictures: Sequence[Said] = ()
+    numbers: Sequence[Result] = ()
+    facts: Mapping[str, object] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Report:
-    """A page: its title, one line below the title, and its sections in order."""
+    """A page: its title, one line below the title, its first screen, and its sections in order."""
 
     title: str
     sections: Sequence[Section]
     subtitle: str = ""
+    overview: Overview = field(default_factory=Overview)
 
 
 def write_report(path: Path, report: Report) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cluster import checkpoint
 from cluster.logfiles import read_log
@@ -28,13 +29,20 @@ def curves(runs: Sequence[Path]) -> Curves:
 def arithmetic(runs: Sequence[Path]) -> Facts:
     """Number formats of every run, and the processor that its last checkpoint was made on."""
     rows = {}
-    for path in runs:
-        try:
-            state = checkpoint.find(path).state
-        except ValueError:  # a run that has not saved yet
-            continue
+    for name, state in saved_states(runs).items():
         formats = state.get("precision")
         if formats:
             said = ", ".join(f"{part} {dtype}" for part, dtype in formats.items())
-            rows[path.name] = f"{said}; {state['processor']}"
+            rows[name] = f"{said}; {state['processor']}"
     return Facts("What training computed in", rows)
+
+
+def saved_states(runs: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """The state beside the tensors of each run's last checkpoint, by the run's name."""
+    states = {}
+    for path in runs:
+        try:
+            states[path.name] = checkpoint.find(path).state
+        except ValueError:  # a run that has not saved yet
+            continue
+    return states

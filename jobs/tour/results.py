@@ -1,17 +1,26 @@
 """The tour's results: the targets that they are held to, the table, and the page."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from evaluation.report.evaluations import read_evaluation
-from evaluation.report.page import Facts, Report, Result, Results, write_report
-from evaluation.report.sections import hardware, sections_of
+from evaluation.report.machine import hardware
+from evaluation.report.names import readable
+from evaluation.report.overview import arithmetic_facts, captioned, control, duration
+from evaluation.report.page import Facts, Overview, Report, Result, Results, write_report
+from evaluation.report.sections import sections_of
 from pipeline.tinyworld.scene import Scene
 
 FAMILIES = ("t5", "opt")
 SECTIONS = ("capfilt", "retrieval", "caption", "vqa")
+_STAGES = {
+    "capfilt": "CapFilt",
+    "stage1": "stage 1",
+    "stage2_t5": "stage 2 with T5",
+    "stage2_opt": "stage 2 with OPT",
+}
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -55,36 +64,58 @@ def print_table(results: dict[str, Any]) -> None:
 
 
 def write_page(out: Path, results: dict[str, Any], truth: Mapping[str, Scene]) -> None:
-    """Write ``report.html``: the results with their targets, then a section for every stage.
+    """Write ``report.html``: pictures and headlines first, then every stage, then every score.
 
     Args:
         out: folder of the tour.
         results: content of ``results.json``.
         truth: scene of each web pair, by key.
     """
+    capfilt_out, names = out / "capfilt", ("stage1", *FAMILIES)
+    web, runs = capfilt_out / "web", [out / "train" / name for name in names]
+    evaluations = {name: read_evaluation(out / "eval" / name) for name in names}
     must = {key: (says, holds) for key, _, says, holds in targets(results)}
     rows = [
-        Result(key, value, must.get(key, ("",))[0], passed=must[key][1] if key in must else None)
+        Result(readable(key), value, must.get(key, ("",))[0], passed=must.get(key, ("", None))[1])
         for section in SECTIONS
         for key, value in _flat(section, results[section])
     ]
-    seconds = {name: f"{value:.0f} s" for name, value in results["seconds"].items()}
+    seconds = {
+        _STAGES.get(name, name): f"{value:.0f} s" for name, value in results["seconds"].items()
+    }
     facts = {"peak memory": f"{results['peak_memory_gb']} GB", "seed": results["seed"]}
-    capfilt_out, runs = out / "capfilt", out / "train"
-    web = capfilt_out / "web"
-    names = ("stage1", *FAMILIES)
+    note, samples = captioned([evaluations["t5"]])
     page = [
-        Results("What it learned", rows, "Scores between 0 and 1; CIDEr 1.0 is 100 in papers."),
-        hardware(),
+        *sections_of([web, capfilt_out / "coco"], runs, list(evaluations.values()), {web: truth}),
+        Results("All scores", rows, "Scores between 0 and 1; CIDEr 1.0 is 100 in papers."),
         Facts("How long it took", seconds | facts),
-        *sections_of(
-            [web, capfilt_out / "coco"],
-            [runs / name for name in names],
-            [read_evaluation(out / "eval" / name) for name in names],
-            {web: truth},
-        ),
+        hardware(),
     ]
-    write_report(out / "report.html", Report("Isthmus on TinyWorld", page))
+    first = Overview(samples, headlines(results), _cost(results, runs), note)
+    write_report(out / "report.html", Report("Isthmus on TinyWorld", page, overview=first))
+
+
+def headlines(results: dict[str, Any]) -> list[Result]:
+    """The scores that have a target, each with its control, and the minutes of the tour."""
+    rows = []
+    for key, value, says, holds in targets(results):
+        *path, metric = key.split(".")
+        scores = results
+        for word in path:
+            scores = scores[word]
+        name = f"zero-shot {readable(key)}" if path[0] == "vqa" else readable(key)
+        rows.append(Result(name, value, says, control(scores, metric), holds))
+    total = sum(results["seconds"].values())
+    return [*rows, Result("minutes for all stages", f"{total / 60:.1f}")]
+
+
+def _cost(results: dict[str, Any], runs: Sequence[Path]) -> dict[str, str]:
+    """How long the tour took, on what, in which precision, and how much memory it needed."""
+    stages = ", ".join(
+        f"{_STAGES.get(name, name)} {duration(value)}" for name, value in results["seconds"].items()
+    )
+    memory = {"peak memory": f"{results['peak_memory_gb']:.1f} GB, all processes together"}
+    return {"it took": stages} | arithmetic_facts(runs, here=True) | memory
 
 
 def _flat(prefix: str, values: dict[str, Any]) -> list[tuple[str, float]]:

@@ -43,7 +43,7 @@ def test_the_only_reference_answer_is_right(
     path.write_text(json.dumps(content))
     shown = page(data, answer(model, data, monkeypatch))
     assert shown.count('<span class="mark good">right</span>') == 3
-    assert "eval: vqa.exact_match" in shown
+    assert "eval: VQA exact match" in shown
     assert "fewer than 4 reference answers" in shown
 
 
@@ -63,7 +63,7 @@ def test_both_rankings_are_shown(stage1_run: Path, benchmark_data: Path, tmp_pat
     results = evaluate(EvaluateArgs(stage1_run, benchmark_data, ("retrieval",), out=out))
     shown = page(tmp_path / "data", out)
     assert "ITC alone" in shown and "after ITM&#39;s re-ranking" in shown
-    assert "eval: retrieval.itc.tr_r1" in shown
+    assert "eval: text retrieval R@1, ITC alone" in shown
     assert "among 6 images R@10 of image retrieval is 1 for any model." in shown
     assert results["retrieval"]["itc"].keys() == {
         f"{side}_r{cutoff}" for side in ("tr", "ir") for cutoff in (1, 5, 10)

@@ -18,6 +18,7 @@ from evaluation.report.page import (
     Failures,
     FilteredImage,
     Grid,
+    Overview,
     PaperTable,
     Query,
     RankedCaption,
@@ -26,6 +27,7 @@ from evaluation.report.page import (
     Results,
     Retrieval,
     Retrieved,
+    Said,
 )
 from evaluation.report.plots import Chart, Series
 from evaluation.tables import compare, find_row
@@ -121,6 +123,12 @@ def sample_report(hostile: str = "") -> Report:
             ),
         ],
         f"commit 0123abc {hostile}",
+        Overview(
+            [Said(picture(c), {f"said{hostile}": hostile or "a star"}) for c in COLOURS[:4]],
+            results,
+            {f"it took{hostile}": f"8 min {hostile}"},
+            hostile,
+        ),
     )
 
 
