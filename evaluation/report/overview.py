@@ -8,7 +8,7 @@ from typing import Any
 from evaluation.report.evaluations import Evaluated, caption_section
 from evaluation.report.machine import cpu
 from evaluation.report.names import readable
-from evaluation.report.page import CapFilt, Captions, Overview, Result, Said, Section
+from evaluation.report.page import CapFilt, Captions, Overview, Result, Said, Section, format_number
 from evaluation.report.pictures import Picture
 from evaluation.report.training import saved_states
 from evaluation.results import TASKS
@@ -57,7 +57,7 @@ def _headlines(e: Evaluated, several: bool) -> list[Result]:
         )
         for task in TASKS
         for key in _HEADLINES
-        if key in e.results.get(task, {})
+        if isinstance(e.results.get(task, {}).get(key), int | float)
     ]
 
 
@@ -97,14 +97,15 @@ def _said(
 
 
 def control(scores: Mapping[str, Any], metric: str) -> str:
-    """The control that a headline score is read against, in words; empty where there is none."""
-    for prefix, key, words in (
+    """The control or the size that a headline score is read against, in words; else empty."""
+    for metrics, key, words in (
         (("tr_r1", "ir_r1"), "chance", "chance"),
         (("cider",), "shuffled_cider", "same captions, shuffled"),
         (("accuracy",), "blind", "blind"),
+        (("right_before", "right_after"), "samples", "pairs audited"),
     ):
-        if metric in prefix and scores.get(key) is not None:
-            return f"{words}: {scores[key]:.3f}"
+        if metric in metrics and scores.get(key) is not None:
+            return f"{words}: {format_number(scores[key])}"
     return ""
 
 
@@ -130,8 +131,9 @@ def _formats(states: Sequence[Mapping[str, Any]]) -> str:
     for state in states:
         for part, dtype in state["precision"].items():
             parts.setdefault(part, {})[dtype] = None
-    if len({dtype for dtypes in parts.values() for dtype in dtypes}) == 1:
-        return f"{next(iter(parts['training']))} ({', '.join(parts)})"
+    names = {dtype for dtypes in parts.values() for dtype in dtypes}
+    if len(names) == 1:
+        return f"{names.pop()} ({', '.join(parts)})"
     return ", ".join(f"{part} {' and '.join(dtypes)}" for part, dtypes in parts.items())
 
 

@@ -106,16 +106,16 @@ def headlines(results: dict[str, Any]) -> list[Result]:
         name = f"zero-shot {readable(key)}" if path[0] == "vqa" else readable(key)
         rows.append(Result(name, value, says, control(scores, metric), holds))
     total = sum(results["seconds"].values())
-    return [*rows, Result("minutes for all stages", f"{total / 60:.1f}")]
+    memory = f"peak memory: {results['peak_memory_gb']:.1f} GB"
+    return [*rows, Result("minutes for all stages", f"{total / 60:.1f}", control=memory)]
 
 
 def _cost(results: dict[str, Any], runs: Sequence[Path]) -> dict[str, str]:
-    """How long the tour took, on what, in which precision, and how much memory it needed."""
+    """How long the tour took, on what processor, and in which number formats."""
     stages = ", ".join(
         f"{_STAGES.get(name, name)} {duration(value)}" for name, value in results["seconds"].items()
     )
-    memory = {"peak memory": f"{results['peak_memory_gb']:.1f} GB, all processes together"}
-    return {"it took": stages} | arithmetic_facts(runs, here=True) | memory
+    return {"it took": stages} | arithmetic_facts(runs, here=True)
 
 
 def _flat(prefix: str, values: dict[str, Any]) -> list[tuple[str, float]]:

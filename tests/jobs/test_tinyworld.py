@@ -38,6 +38,7 @@ def test_the_tour_runs_to_its_report(tmp_path: Path) -> None:
 
     page = (out / "report.html").read_text()
     assert "CapFilt: web" in page and "stage1: loss" in page and "data:image/" in page
+    assert "zero-shot VQA accuracy, T5" in page and "the model says" in page
     assert "vqa.t5.accuracy" in done.stdout
 
 
