@@ -63,7 +63,7 @@ def flow() -> str:
 
 
 def screenshot(report: Path, chromium: str, width: int, height: int, top: int) -> Image.Image:
-    """A part of a report as a browser shows it, in 128 colours.
+    """A part of a report as a browser shows it.
 
     Args:
         width: width of the page in pixels.
@@ -82,7 +82,7 @@ def screenshot(report: Path, chromium: str, width: int, height: int, top: int) -
             capture_output=True,
         )
         page = Image.open(out).convert("RGB")
-        return page.crop((0, top, width, top + height)).quantize(128)
+        return page.crop((0, top, width, top + height))
 
 
 def main() -> None:
