@@ -82,7 +82,7 @@ def screenshot(report: Path, chromium: str, width: int, height: int, top: int) -
             capture_output=True,
         )
         page = Image.open(out).convert("RGB")
-        return page.crop((0, top, width, top + height))
+        return page.crop((0, top, width, top + height)).quantize(256, Image.Quantize.FASTOCTREE)
 
 
 def main() -> None:
