@@ -1,8 +1,10 @@
 """The README's pictures: the flow as SVG, and a screenshot of a run's report as a small PNG.
 
-source .venv/bin/activate
-python docs/pictures/make.py                                   # flow.svg
-python docs/pictures/make.py --report runs/demo/report.html    # report.png too; needs chromium
+    source .venv/bin/activate
+    python docs/pictures/make.py                                   # flow.svg
+    python docs/pictures/make.py --report runs/demo/report.html --size 1200 860    # report.png too
+
+A screenshot needs the browser chromium.
 """
 
 import argparse
