@@ -11,7 +11,7 @@ def warn_of_empty(texts: Sequence[str], remedy: str) -> tuple[float, list[str]]:
     """The share of texts that are empty; where it is more than half, a note, also on stderr.
 
     Args:
-        remedy: what the user can do about it.
+        remedy: advice for the user.
 
     Returns:
         A fraction between 0 and 1, and one note or none.

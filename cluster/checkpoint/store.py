@@ -171,7 +171,7 @@ class S3Store:
         """A verified copy in the node's cache, fetched once for all its processes.
 
         Raises:
-            Damaged: what is there is not what was saved.
+            Damaged: the files differ from those that were saved.
         """
         where, record = f"{self.url}/{FOLDER}/{name}", self._record(name)
         self._check_sizes(name, as_record(record, f"{where}/{STATE}"))

@@ -95,7 +95,7 @@ class Pool:
         """Those of ``refs`` that have arrived; returns at the latest after ``PERIOD``.
 
         Raises:
-            Exception: what building a worker's models raised.
+            Exception: a worker failed to build its models; this is its own exception.
         """
         asked = {worker.answer: worker for worker in self._workers if worker.answer is not None}
         if not refs and not asked:

@@ -324,7 +324,7 @@ class S3Storage:
         """Try until it works, the error is no passing one, or the attempts are used up.
 
         Raises:
-            ClientError: what the server answered, for the caller to read.
+            ClientError: the server's answer, for the caller to read.
             Unreachable: no answer, or none but passing faults, in all attempts.
             ValueError: no credentials, or an endpoint that is none.
         """

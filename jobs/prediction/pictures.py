@@ -17,7 +17,7 @@ def read_picture(picture: Picture) -> Tensor:
 
     Raises:
         FileNotFoundError: a path without a file.
-        ValueError: what is there is no image; names the path.
+        ValueError: the file is no image; names the path.
     """
     if isinstance(picture, bytes):
         return decode(picture)

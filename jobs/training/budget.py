@@ -69,12 +69,12 @@ def report(recipe: TrainRecipe, world: int, gpu: Gpu | None = None, price: float
 def table(
     recipe: TrainRecipe, sketched: Sketch, world: int, gpu: Gpu | None = None, price: float = 0.0
 ) -> list[str]:
-    """What a run will need, in lines for people.
+    """The needs of a run, in lines for people.
 
     Args:
-        world: ranks to plan for.
-        gpu: what each of them runs on, for the time and whether it fits.
-        price: of one GPU for an hour, for the cost.
+        world: number of ranks.
+        gpu: accelerator of each rank, for the time and whether the run fits.
+        price: price of one GPU for an hour, for the cost.
 
     Raises:
         ValueError: the global batch cannot be cut for these ranks.

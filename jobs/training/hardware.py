@@ -59,7 +59,7 @@ def room(ranks: int) -> tuple[float, bool]:
     """Bytes that one rank may take, and whether that is main memory.
 
     Args:
-        ranks: of the run; those of this machine share its main memory.
+        ranks: number of ranks of the run; those of this machine share its main memory.
     """
     if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda":
         return float(torch.cuda.get_device_properties(0).total_memory), False

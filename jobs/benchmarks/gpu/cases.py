@@ -121,7 +121,7 @@ def make_training(
     Args:
         recipe: settled.
         every: steps between two log lines, which time the steps between them.
-        steps: that will be made in all.
+        steps: number of steps that will be made in all.
     """
     here = zero.start(recipe.run.zero.timeout_s)
     recipe = replace(recipe, run=replace(recipe.run, log_every=every, save_every=steps + 1))

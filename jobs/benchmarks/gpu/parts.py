@@ -209,7 +209,7 @@ def profiled(
     and how often the host waits for it. On a CPU: operators instead of kernels.
 
     Args:
-        seconds: that the work takes without a profiler.
+        seconds: duration of the work without a profiler.
         told: a text file that gets the profiler's tables.
     """
     cuda = device.type == "cuda"

@@ -36,7 +36,7 @@ def read_results(xml: str) -> dict[str, Any]:
     """A record of pytest's results.
 
     Args:
-        xml: what ``--junitxml`` writes; the tests are this clone's own.
+        xml: file that ``--junitxml`` writes; the tests are this clone's own.
     """
     outcomes: dict[str, list[str]] = {"passed": [], "failed": [], "skipped": []}
     reasons: dict[str, str] = {}
