@@ -28,8 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     given: Given[Stage2Recipe] = parse("finetune_caption", arguments, __doc__)
     if given.dry_run:
         return budget.print_dry_run(given)
-    plan = make_plan(given)
-    budget.check(plan)
+    plan = budget.check(make_plan(given))
     start.require_init(plan, given, "a stage-2 run")
     stage = start.new_stage2(plan.recipe, bert=False)
     if plan.fresh:

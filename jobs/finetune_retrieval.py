@@ -29,8 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     given: Given[Stage1Recipe] = parse("finetune_retrieval", arguments, __doc__)
     if given.dry_run:
         return budget.print_dry_run(given)
-    plan = make_plan(given)
-    budget.check(plan)
+    plan = budget.check(make_plan(given))
     start.require_init(plan, given, "a stage-1 run")
     stage = start.new_stage1(plan.recipe, bert=False)
     if plan.fresh:

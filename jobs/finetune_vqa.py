@@ -35,8 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     given: Given[Stage2Recipe] = parse("finetune_vqa", arguments, __doc__)
     if given.dry_run:
         return budget.print_dry_run(given)
-    plan = make_plan(given, open_questions)
-    budget.check(plan)
+    plan = budget.check(make_plan(given, open_questions))
     start.require_init(plan, given, "a stage-2 run")
     *stage1, stage2 = given.init.split(",")
     stage = start.new_stage2(plan.recipe, bert=plan.fresh and not stage1)

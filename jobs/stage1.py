@@ -27,8 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     given: Given[Stage1Recipe] = parse("stage1", arguments, __doc__)
     if given.dry_run:
         return budget.print_dry_run(given)
-    plan = make_plan(given)
-    budget.check(plan)
+    plan = budget.check(make_plan(given))
     stage = start.new_stage1(plan.recipe, bert=plan.fresh)
     module = start.with_encoder(plan.recipe, stage, plan.fresh)
     return train(plan, module, objectives.representation)

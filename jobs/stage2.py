@@ -29,8 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     given: Given[Stage2Recipe] = parse("stage2", arguments, __doc__)
     if given.dry_run:
         return budget.print_dry_run(given)
-    plan = make_plan(given)
-    budget.check(plan)
+    plan = budget.check(make_plan(given))
     stage = start.new_stage2(plan.recipe, bert=plan.fresh and not given.init)
     if plan.fresh and given.init:
         start.load_stage1(stage, given.init)

@@ -4,6 +4,7 @@
 """
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from cluster.ranks.dist import this_process
@@ -14,7 +15,7 @@ from jobs.training import hardware
 from jobs.training.command import Given
 from jobs.training.hardware import GIB, Gpu
 from jobs.training.memory import plan_memory
-from jobs.training.plan import Plan
+from jobs.training.plan import Plan, RecipeT
 from jobs.training.resolve import batch_arithmetic, resolve
 from jobs.training.sketch import (
     Sketch,
@@ -44,8 +45,11 @@ def print_dry_run(given: Given[Any]) -> int:
     return 0
 
 
-def check(plan: Plan[Any]) -> None:
+def check(plan: Plan[RecipeT]) -> Plan[RecipeT]:
     """Print what a run needs, and refuse one that does not fit, before anything is loaded.
+
+    Returns:
+        The plan with the FLOPs of a step.
 
     Raises:
         ValueError: it does not fit; names the numbers and a remedy.
@@ -58,6 +62,7 @@ def check(plan: Plan[Any]) -> None:
         print(encoder_settings.describe(recipe.encoder), flush=True)
         lines = table(recipe, sketched, here.world, hardware.this_gpu())
         print(*lines, sep="\n", flush=True)
+    return replace(plan, step_flops=step_flops(recipe, sketched, here.world))
 
 
 def report(recipe: TrainRecipe, world: int, gpu: Gpu | None = None, price: float = 0.0) -> str:

@@ -35,6 +35,7 @@ class Plan(Generic[RecipeT]):
         writer: saves the run's checkpoints.
         found: checkpoint that the run resumes; None for a new run.
         validation: data to measure the losses on; empty for none.
+        step_flops: FLOPs of a step over all ranks, for the log's share of the peak; 0: unknown.
     """
 
     recipe: RecipeT
@@ -44,6 +45,7 @@ class Plan(Generic[RecipeT]):
     writer: checkpoint.Writer
     found: checkpoint.Checkpoint | None
     validation: tuple[Shards, ...] = ()
+    step_flops: float = 0.0
 
     @property
     def run(self) -> RunConfig:

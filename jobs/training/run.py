@@ -23,12 +23,12 @@ from cluster.runlog import RunLog
 from cluster.storage.cache import default_folder
 from jobs import recipes
 from jobs.models import precision
-from jobs.training import budget, hardware
+from jobs.recipes.schema import RunConfig
+from jobs.training import hardware
 from jobs.training.loop import Loop
 from jobs.training.objective import Objective
 from jobs.training.plan import Plan, RecipeT
 from jobs.training.resolve import batch_arithmetic
-from jobs.training.sketch import sketch
 from jobs.training.validation import Validation
 from modeling import linear
 from modeling.optim import parameter_groups
@@ -72,7 +72,7 @@ def train(
     run = plan.run
     objective = make_objective(plan.recipe, module, here.device)
     micro, accumulation = batch_arithmetic(run, here.world)
-    engine, guard = _engine(plan, objective.module, micro, accumulation)
+    engine, guard = start_engine(objective.module, run, micro, accumulation, plan.found)
     log = _log(plan, here)
     log.say(_opening(plan, here, micro, accumulation))
     if warning := precision.slow_word(plan.recipe, here.device, not plan.fresh):
@@ -132,9 +132,23 @@ def _agreed(plan: Plan[RecipeT], here: Process) -> Plan[RecipeT]:
     return plan
 
 
-def _engine(plan: Plan[Any], module: nn.Module, micro: int, accumulation: int) -> tuple[Any, Guard]:
-    """DeepSpeed's engine and its guard, in the state of the checkpoint that is resumed."""
-    run = plan.run
+def start_engine(
+    module: nn.Module,
+    run: RunConfig,
+    micro: int,
+    accumulation: int = 1,
+    found: checkpoint.Checkpoint | None = None,
+) -> tuple[Any, Guard]:
+    """DeepSpeed's engine around a module, and its guard.
+
+    Args:
+        micro: samples that a rank takes at once.
+        accumulation: micro-batches of a step.
+        found: checkpoint whose state they get; None: a new run.
+
+    Raises:
+        ValueError: the checkpoint's tensors are not those of the module.
+    """
     optimizer = torch.optim.AdamW(
         parameter_groups(module, run.optim),
         lr=run.optim.lr,
@@ -143,18 +157,15 @@ def _engine(plan: Plan[Any], module: nn.Module, micro: int, accumulation: int) -
         fused=True,  # it is also what lets the guard skip an update without a look at the device
     )
     engine = zero.engine(module, optimizer, run.zero, micro, accumulation)
-    if plan.found is not None:
-        checkpoint.restore(engine, plan.found)
-    guarded = plan.found.state.get("guard") if plan.found else None
+    if found is not None:
+        checkpoint.restore(engine, found)
+    guarded = found.state.get("guard") if found else None
     return engine, Guard(engine, run.guard, run.zero.clip, guarded)
 
 
 def _log(plan: Plan[Any], here: Process) -> RunLog:
     run, gpu = plan.run, hardware.this_gpu()
-    steps_per_s = 0.0
-    if gpu is not None:
-        flops = budget.step_flops(plan.recipe, sketch(plan.recipe), here.world)
-        steps_per_s = gpu.tflops * 1e12 * here.world / flops if flops else 0.0
+    peak = gpu.tflops * 1e12 * here.world if gpu and plan.step_flops else 0.0
     return RunLog(
         plan.out,
         here,
@@ -164,7 +175,7 @@ def _log(plan: Plan[Any], here: Process) -> RunLog:
         samples=run.global_batch,
         tensorboard=run.tensorboard,
         wandb=run.wandb,
-        peak_steps_per_s=steps_per_s,
+        peak_steps_per_s=peak / plan.step_flops if peak else 0.0,
     )
 
 

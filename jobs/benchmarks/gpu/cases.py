@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from cluster.ranks import zero
-from cluster.ranks.guard import Guard
 from cluster.ranks.watchdog import Watchdog
 from cluster.runlog import RunLog
 from jobs import recipes
@@ -30,9 +29,9 @@ from jobs.recipes import published
 from jobs.recipes.schema import Stage1Recipe
 from jobs.training import budget, hardware, objectives, start
 from jobs.training.loop import Loop
+from jobs.training.run import start_engine
 from jobs.training.sketch import sketch
 from modeling.language.adapters import DecoderLM, EncoderDecoderLM
-from modeling.optim import parameter_groups
 from modeling.precision import multiplies_bf16
 from modeling.vision.encoders import ImageEncoder
 from pipeline.loading.batch import Batch, empty_squares
@@ -134,14 +133,7 @@ def make_training(
                 stage = start.new_stage2(recipe, bert=False)
         make: Any = OBJECTIVES[recipe.kind]
         objective = make(recipe, stage, device)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(objective.module, run.optim),
-        lr=run.optim.lr,
-        betas=run.optim.betas,
-        eps=run.optim.eps,
-        fused=True,
-    )
-    engine = zero.engine(objective.module, optimizer, run.zero, batch)
+    engine, guard = start_engine(objective.module, run, batch)
     gpu, sketched = hardware.this_gpu(), sketch(recipe)
     peak = gpu.tflops * 1e12 / budget.step_flops(recipe, sketched, 1) if gpu else 0.0
     log = RunLog(
@@ -154,7 +146,7 @@ def make_training(
         engine=engine,
         objective=objective,
         log=log,
-        guard=Guard(engine, run.guard, run.zero.clip, None),
+        guard=guard,
         watchdog=Watchdog(0, here.rank),
         stop=nobody,
         save=lambda *_: None,
