@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from evaluation.benchmarks.records import CaptionedImage, QuestionSet
 from evaluation.scores.answers import FEWEST_ANSWERS
 
+_REMEDY = (
+    "look at the prompt, and at how the checkpoint was trained; a language model that has a chat "
+    "template is asked through it by --prompt-template chat"
+)
 
-def warn_of_empty(texts: Sequence[str], remedy: str) -> tuple[float, list[str]]:
+
+def warn_of_empty(texts: Sequence[str]) -> tuple[float, list[str]]:
     """The share of texts that are empty; where it is more than half, a note, also on stderr.
-
-    Args:
-        remedy: advice for the user.
 
     Returns:
         A fraction between 0 and 1, and one note or none.
@@ -21,7 +23,7 @@ def warn_of_empty(texts: Sequence[str], remedy: str) -> tuple[float, list[str]]:
         return share, []
     warning = (
         f"{share:.0%} of {len(texts)} texts are empty: the language model ends at once after "
-        f"this prompt, and the scores say nothing about what it sees; {remedy}"
+        f"this prompt, and the scores say nothing about what it sees; {_REMEDY}"
     )
     print(f"warning: {warning}", file=sys.stderr, flush=True)
     return share, [warning]
@@ -80,3 +82,15 @@ def size_notes(images: int, cutoffs: Sequence[int] = (1, 5, 10)) -> list[str]:
     if not sure:
         return []
     return [f"among {images} images {', '.join(sure)} of image retrieval is 1 for any model"]
+
+
+def submission_notes(partial: str) -> list[str]:
+    """A note where the answers are not to all items of a split.
+
+    Args:
+        partial: the reason; empty: they are.
+    """
+    if not partial:
+        return []
+    return [f"the answers are to a part of the split ({partial}); no server takes them, and no "
+            "submission file was written"]  # fmt: skip

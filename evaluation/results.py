@@ -75,7 +75,7 @@ def print_results(results: dict[str, Any], notes: bool = True) -> None:
 def shown(scores: Mapping[str, Any]) -> dict[str, Any]:
     """The scores that are shown: exact match only where VQA accuracy has too few references."""
     enough = scores.get("fewest_answers", 0) >= FEWEST_ANSWERS
-    hidden = ("exact_match", "fewest_answers") if enough else ()
+    hidden = ("made_with", *(("exact_match", "fewest_answers") if enough else ()))
     return {key: value for key, value in scores.items() if not key.startswith(hidden)}
 
 

@@ -17,8 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
-import torch
-
 from cluster.storage.cache import default_folder
 from jobs.interchange import formats
 from jobs.interchange.huggingface import is_huggingface
@@ -29,6 +27,7 @@ from jobs.prediction.pictures import Picture, check_pictures, read_picture
 from jobs.prediction.predictor import Predictor, WrongStage
 from jobs.prediction.writer import CAPTION, VQA, Writer
 from modeling import linear
+from modeling.device import pick_device
 from modeling.precision import DTYPES, multiplies_bf16
 
 __all__ = [
@@ -52,7 +51,7 @@ PromptTemplate = Literal["recipe", "plain", "chat"]
 
 def load(
     checkpoint: str | Path,
-    device: str = "cpu",
+    device: str = "auto",
     dtype: PredictDtype = "auto",
     batch_size: int = 64,
     prompt_template: PromptTemplate = "recipe",
@@ -62,7 +61,8 @@ def load(
     Args:
         checkpoint: a run's folder (its latest checkpoint), one checkpoint's folder, or a Hugging
             Face BLIP-2 folder, which is converted in memory.
-        device: torch's name of the device, such as ``cpu`` or ``cuda``.
+        device: torch's name of the device, such as ``cpu`` or ``cuda``; ``auto``: ``cuda`` where
+            there is a GPU.
         dtype: number format of the frozen models. ``recipe`` is the one they were trained with;
             ``auto`` is the same, except fp32 in place of bf16 on a device that has no bf16
             instructions.
@@ -79,8 +79,7 @@ def load(
     """
     if dtype not in get_args(PredictDtype):
         raise ValueError(f"dtype {dtype!r}: choose one of {', '.join(get_args(PredictDtype))}")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r}: this machine has no CUDA device; use cpu")
+    device = pick_device(device)
     linear.CHOICES.keep_in(default_folder())
     foreign = is_huggingface(Path(checkpoint))
     trained = (

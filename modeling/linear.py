@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
-from modeling.precision import one_thread
+from modeling.precision import threads_set
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Library = Literal["torch", "onednn"]
@@ -244,7 +244,7 @@ def _faster(kind: Kind, out: int, width: int) -> Library:
         "weight": (lambda: grad.t() @ x, lambda: _onednn(grad.t(), x.t())),
     }
     shortest = [float("inf"), float("inf")]
-    with torch.no_grad(), one_thread():
+    with torch.no_grad(), threads_set(1):
         for _ in range(6):
             for index, run in enumerate(runs[kind]):
                 begun = time.thread_time()

@@ -55,7 +55,7 @@ def seconds_of_product(dtype: torch.dtype, size: int = 256, repeats: int = 8) ->
     """
     left, right = torch.ones(2, size, size, dtype=dtype)
     shortest = float("inf")
-    with one_thread():
+    with threads_set(1):
         for _ in range(repeats):
             begun = time.thread_time()
             left @ right
@@ -64,10 +64,10 @@ def seconds_of_product(dtype: torch.dtype, size: int = 256, repeats: int = 8) ->
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Inside, torch computes on the calling thread only."""
+def threads_set(number: int) -> Iterator[None]:
+    """Inside, torch computes on this number of CPU threads."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(number)
     try:
         yield
     finally:

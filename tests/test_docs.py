@@ -26,13 +26,14 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 def parser_of(job: str, arguments: list[str]) -> Callable[[], Any]:
     """A function that reads a job's command line as the job does, and starts nothing."""
-    from jobs import benchmark, convert, demo, evaluate, launch, report, zoo
+    from jobs import benchmark, convert, demo, launch, report, zoo
     from jobs.captioning import arguments as capfilt
     from jobs.captioning import tools
+    from jobs.evaluation.arguments import EvaluateArgs
     from jobs.training.command import parse
 
     forms = {
-        "evaluate": evaluate.EvaluateArgs,
+        "evaluate": EvaluateArgs,
         "demo": demo.DemoArgs,
         "convert": convert.Arguments,
         "report": report.ReportArgs,

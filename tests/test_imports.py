@@ -30,6 +30,7 @@ BELOW = {
     "training": {"recipes", "models", "interchange"},
     "captioning": {"recipes", "models"},
     "prediction": {"recipes", "models", "interchange"},
+    "evaluation": {"recipes", "models", "interchange", "prediction"},
     "tour": {"recipes"},
 }
 # Leaves: rooms that may import every other, and that one entry point alone imports.

@@ -19,6 +19,7 @@ from cluster.checkpoint.store import (
     open_store,
 )
 from cluster.ranks import zero_state
+from cluster.storage.base import as_url
 
 
 def find(path: str | Path) -> Checkpoint:
@@ -31,9 +32,7 @@ def find(path: str | Path) -> Checkpoint:
     Raises:
         ValueError: there is none.
     """
-    text = str(path).rstrip("/")
-    if text.startswith("s3:/") and not text.startswith("s3://"):
-        text = "s3://" + text.removeprefix("s3:/")  # it came through a Path
+    text = as_url(path).rstrip("/")
     if (Path(text) / STATE).is_file():
         return read(Path(text))
     run, which = _split(text)

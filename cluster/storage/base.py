@@ -58,7 +58,7 @@ class Storage(Protocol):
     """A tree of immutable files, addressed by names relative to its root ("" is the root).
 
     ``publish`` creates a file that never changes afterwards, ``replace`` writes a derived one that
-    may; the methods are documented where they are implemented.
+    may, ``remove`` deletes one; the methods are documented where they are implemented.
     """
 
     @property
@@ -71,6 +71,7 @@ class Storage(Protocol):
     def download(self, name: str, path: Path) -> None: ...
     def publish(self, name: str, data: bytes) -> bool: ...
     def replace(self, name: str, data: bytes) -> None: ...
+    def remove(self, name: str) -> None: ...
     def sweep(self) -> None: ...
 
 
@@ -81,6 +82,14 @@ def split_url(url: str) -> tuple[str, str]:
         return folder, name
     path = local_path(url)
     return str(path.parent), path.name
+
+
+def as_url(path: str | Path) -> str:
+    """A path or URL as text; a URL whose slashes ``Path`` joined is whole again."""
+    text = str(path)
+    if text.startswith("s3:/") and not text.startswith("s3://"):
+        return "s3://" + text.removeprefix("s3:/")
+    return text
 
 
 def absolute_url(url: str) -> str:

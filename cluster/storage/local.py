@@ -110,6 +110,10 @@ class LocalStorage:
         os.replace(self._write_temporary(final, data), final)
         sync_path(final.parent)
 
+    def remove(self, name: str) -> None:
+        """Delete a file; it may be gone already."""
+        self.path(name).unlink(missing_ok=True)
+
     def sweep(self) -> None:
         """Remove temporary files of dead writers: known here by process id, elsewhere by age."""
         for entry in self.root.rglob(".*.tmp"):

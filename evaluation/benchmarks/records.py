@@ -93,6 +93,10 @@ class QuestionSet:
         kept = [q for q in self.questions if self.images[q.image_id] not in paths]
         return self._only(tuple(kept))
 
+    def only(self, ids: Container[ImageId]) -> "QuestionSet":
+        """The questions with these ids."""
+        return self._only(tuple(q for q in self.questions if q.question_id in ids))
+
     def _only(self, questions: tuple[Question, ...]) -> "QuestionSet":
         wanted = {question.image_id for question in questions}
         return QuestionSet(

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from evaluation.benchmarks import prompts
 from evaluation.benchmarks.catalogue import Benchmark
-from evaluation.caption import Captioner
-from evaluation.retrieval import Embedders, Rerank, itm_scores
-from evaluation.vqa import Answerer, Respond, text_of
+from evaluation.tasks.captions import Captioner
+from evaluation.tasks.questions import Answerer, Respond, text_of
+from evaluation.tasks.retrieval import Embedders, Rerank, itm_scores
 from jobs.prediction.embedder import Embedder
 from jobs.prediction.writer import CAPTION, VQA, Writer
 from modeling.language.ranking import Length
@@ -24,7 +24,7 @@ def captioner(model: Writer, prompt: str | None, instructed: bool) -> Captioner:
     """
     if prompt is None:
         prompt = prompts.CAPTION if instructed else model.caption_prompt
-    return Captioner(model.encode, partial(model.speak, settings=CAPTION), prompt, remedy(model))
+    return Captioner(model.encode, partial(model.speak, settings=CAPTION), prompt)
 
 
 def answerer(
@@ -47,7 +47,7 @@ def answerer(
         return Answerer(model.encode, chosen, choose_behind, model.vqa_prompt, ask=ask)
     speak = partial(model.speak, settings=VQA)
     respond: Respond = model.respond if instructed is None else speak
-    return Answerer(model.encode, respond, speak, model.vqa_prompt, remedy(model), ask)
+    return Answerer(model.encode, respond, speak, model.vqa_prompt, ask)
 
 
 def embedders(model: Embedder, rerank: Rerank) -> Embedders:
@@ -61,11 +61,4 @@ def embedders(model: Embedder, rerank: Rerank) -> Embedders:
         return itm_scores(model.match_tokens(tokens_BPD, rows_R, texts), rerank)
 
     weight = 1 / model.temperature if rerank == "odds" else 1.0
-    return Embedders(model.embed_images, model.text_embeds, match, weight, rerank)
-
-
-def remedy(model: Writer) -> str:
-    """Advice for a user whose texts come out empty."""
-    if model.has_unused_chat_template:
-        return "ask it through its chat template: --prompt-template chat"
-    return "look at the prompt, and at how the checkpoint was trained"
+    return Embedders(model.embed_images, model.text_embeds, match, weight)

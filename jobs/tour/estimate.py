@@ -12,7 +12,7 @@ import torch
 from cluster.malloc import keep_freed_memory
 from jobs import recipes
 from modeling.blip2 import Stage1
-from modeling.precision import DTYPES, chosen, multiplies_bf16, one_thread
+from modeling.precision import DTYPES, chosen, multiplies_bf16, threads_set
 
 TRIAL_BATCH, TRIAL_WORDS = 16, 20
 START = 170.0
@@ -57,7 +57,7 @@ def measure() -> tuple[str, float, float]:
     """The number format that training will take here, and the trial's rates in it and in fp32."""
     keep_freed_memory()
     dtype = chosen("auto", multiplies_bf16("cpu"))
-    with one_thread():
+    with threads_set(1):
         fp32 = _samples_per_second(torch.float32)
         return dtype, fp32 if dtype == "fp32" else _samples_per_second(DTYPES[dtype]), fp32
 

@@ -7,14 +7,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from evaluation.benchmarks.catalogue import BENCHMARKS
 from evaluation.benchmarks.folder import Asked
 from evaluation.benchmarks.records import Question, QuestionSet
-from evaluation.choice import Choosing, choose, choosing_of, evaluate_choices, score_choices
+from evaluation.chunks.memory import answer_in_memory
 from evaluation.outputs import Outputs
+from evaluation.tasks.choices import (
+    ChoiceTask,
+    Choosing,
+    Rank,
+    choices,
+    choosing_of,
+    score_choices,
+)
+from evaluation.tasks.choices import choose as choose_items
 from pipeline.tinyworld.benchmarks import write_benchmarks
 
 CHOICES = [name for name, benchmark in BENCHMARKS.items() if benchmark.way == "choose"]
@@ -73,12 +83,34 @@ class Knowing:
         ]
 
 
+def choose(questions: QuestionSet, rank: Rank, choosing: Choosing) -> list[dict[str, Any]]:
+    return choose_items(choices(questions).items, rank, choosing)
+
+
+def evaluate_choices(
+    questions: QuestionSet,
+    rank: Rank,
+    choosing: Choosing,
+    out: Outputs,
+    *,
+    task: str,
+    split: str = "test",
+    batch_size: int = 64,
+    controls: bool = True,
+) -> dict[str, Any]:
+    whole = ChoiceTask(questions, choosing, task, split, controls)
+    done = answer_in_memory(
+        whole, lambda _, items: choose_items(items, rank, choosing, batch_size), chunk=6
+    )
+    return whole.score(done, out)
+
+
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_model_that_knows_scores_one(world: Path, tmp_path: Path, name: str) -> None:
     questions, choosing = load(world, name)
     model = Knowing(questions, choosing)
     scores = evaluate_choices(
-        questions, model, choosing, Outputs(tmp_path), task=name, split="x", batch_size=3
+        questions, model, choosing, Outputs(str(tmp_path)), task=name, split="x", batch_size=3
     )
     first = {"accuracy": "accuracy", "auroc": "auroc", "dialog": "mrr"}[choosing.metric]
     assert scores[first] == 1.0
@@ -98,7 +130,7 @@ def test_a_model_that_knows_scores_one(world: Path, tmp_path: Path, name: str) -
 def test_test_sets_are_ranked_and_not_scored(world: Path, tmp_path: Path, name: str) -> None:
     questions, choosing = load(world, name, "test")
     model = Knowing(questions, choosing)
-    scores = evaluate_choices(questions, model, choosing, Outputs(tmp_path), task=name)
+    scores = evaluate_choices(questions, model, choosing, Outputs(str(tmp_path)), task=name)
     assert scores["count"] == 0
     assert scores["notes"] == ["nothing was scored: no question has a known right candidate"]
     assert len(json.loads((tmp_path / f"{name}_test_results.json").read_text()))
@@ -107,7 +139,7 @@ def test_test_sets_are_ranked_and_not_scored(world: Path, tmp_path: Path, name: 
 
 def submitted(world: Path, folder: Path, name: str) -> str:
     questions, choosing = load(world, name)
-    out = Outputs(folder)
+    out = Outputs(str(folder))
     evaluate_choices(
         questions, Knowing(questions, choosing), choosing, out, task=name, controls=False
     )

@@ -2,22 +2,26 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from evaluation.benchmarks.records import CaptionedImage, Question, QuestionSet
-from evaluation.caption import caption_images, score_captions
-from evaluation.retrieval import Embedders, retrieve
+from evaluation.chunks.memory import answer_in_memory
 from evaluation.scores.answers import gqa_accuracy
-from evaluation.vqa import (
-    answer_from_text,
-    answer_questions,
+from evaluation.tasks.batches import batches
+from evaluation.tasks.captions import Captioner, CaptionTask, caption_pictures, score_captions
+from evaluation.tasks.questions import (
+    Answerer,
+    answer_askings,
+    askings,
+    readings,
     score_answers,
     score_within_reach,
 )
-from evaluation.work import chunks
+from evaluation.tasks.retrieval import Embedders, Rankings, RetrievalTask, embed_and_match
 
 COLOURS = ["red", "green", "blue", "white", "black", "pink", "grey"]
 
@@ -58,15 +62,23 @@ def question_set(images: int, each: int) -> QuestionSet:
     return QuestionSet(tuple(asked), {n: Path(f"{n}.jpg") for n in range(images)})
 
 
-def test_chunks() -> None:
-    assert list(chunks([1, 2, 3], 2)) == [[1, 2], [3]]
+def answerer(model: Reader) -> Answerer:
+    return Answerer(model.encode, model.generate, model.generate, str)
+
+
+def test_batches() -> None:
+    assert list(batches([1, 2, 3], 2)) == [[1, 2], [3]]
     with pytest.raises(ValueError, match="batch size"):
-        list(chunks([1], 0))
+        list(batches([1], 0))
 
 
 def test_captions_come_in_cocos_format_and_order() -> None:
     model = Reader()
-    results = caption_images(pictures(5), model.encode, model.generate, batch_size=2)
+    task = CaptionTask(pictures(5))
+    captioner = Captioner(model.encode, model.generate)
+    done = answer_in_memory(task, lambda _, items: caption_pictures(items, captioner, 2), chunk=3)
+    results = done[""]
+    assert model.largest == 2
     assert results == [{"image_id": n, "caption": COLOURS[n]} for n in range(5)]
 
 
@@ -85,9 +97,7 @@ def test_caption_scores_beat_their_shuffled_selves() -> None:
 
 def test_each_image_is_encoded_once_for_all_its_questions() -> None:
     model, asked = Reader(), question_set(images=5, each=3)
-    results = answer_questions(
-        asked, model.encode, model.generate, batch_size=4, image_batch_size=2
-    )
+    results = answer_askings(askings(asked).items, answerer(model), 4, image_batch_size=2)
     assert sorted(model.encoded) == ["0", "1", "2", "3", "4"]
     assert model.largest == 2
     assert [r["question_id"] for r in results] == [q.question_id for q in asked.questions]
@@ -98,13 +108,13 @@ def test_each_image_is_encoded_once_for_all_its_questions() -> None:
 
 def test_blind_model_fails_and_text_only_reads() -> None:
     model, asked = Reader(), question_set(images=5, each=1)
-    blind = answer_questions(asked.shuffled(0), model.encode, model.generate)
+    blind = answer_askings(askings(asked.shuffled(0)).items, answerer(model))
     assert score_answers(asked, blind)["accuracy"] == 0.0
     contexts = {n: f"{COLOURS[n]} star." for n in range(5)}
-    read = answer_from_text(asked, contexts, model.generate, str, batch_size=2)
+    read = answer_askings(readings(asked, contexts).items, answerer(model), batch_size=2)
     assert score_answers(asked, read)["accuracy"] == 1.0
     with pytest.raises(ValueError, match="context 4"):
-        answer_from_text(asked, dict.fromkeys(range(4), "x"), model.generate, str)
+        readings(asked, dict.fromkeys(range(4), "x"))
 
 
 def test_unscorable_answers_are_named() -> None:
@@ -158,6 +168,25 @@ def embedders(log: list[int], trust_match: bool = True) -> Embedders:
     return Embedders(images, texts, match)
 
 
+def retrieve(
+    items: list[CaptionedImage],
+    model: Embedders,
+    *,
+    k: int,
+    captions_per_image: int | None = None,
+    batch_size: int = 64,
+    match_batch_size: int = 128,
+    chunk: int = 256,
+) -> tuple[dict[str, Any], Rankings]:
+    task = RetrievalTask(items, k=k, captions_per_image=captions_per_image)
+    done = answer_in_memory(
+        task,
+        lambda look, part: embed_and_match(look, part, model, batch_size, match_batch_size),
+        chunk,
+    )
+    return task.rank(done)
+
+
 def test_matching_reranks_what_contrast_confuses() -> None:
     log: list[int] = []
     scores, rankings = retrieve(pictures(6), embedders(log), k=4, batch_size=4, match_batch_size=5)
@@ -165,7 +194,7 @@ def test_matching_reranks_what_contrast_confuses() -> None:
     assert scores["itc"]["tr_r1"] == pytest.approx(0.5)  # tied with its neighbour's captions
     assert scores["itc"]["ir_r5"] == 1.0
     assert scores["chance"] == pytest.approx(1 / 6)
-    assert [n for n in log if n > 0] == [4, 2]  # every image once
+    assert [n for n in log if n > 0] == [4, 2, 4, 2]  # once for its features, once for its pairs
     assert rankings.image_of_text[rankings.top_texts(3, 1)[0]] == 3
     assert rankings.top_images(11, 2)[0] == 5
 

@@ -9,7 +9,8 @@ import pytest
 from evaluation.benchmarks.catalogue import BENCHMARKS
 from evaluation.results import TASKS, paper_metrics, print_results
 from evaluation.scores import lemmas
-from jobs.evaluate import EvaluateArgs, FurtherArgs, ScoringArgs, Task, evaluate
+from jobs.evaluation.arguments import EvaluateArgs, FurtherArgs, ScoringArgs, Task
+from jobs.evaluation.run import evaluate
 from jobs.predict import Predictor, load
 from pipeline.tinyworld.benchmarks import write_benchmarks
 
@@ -18,7 +19,9 @@ ANSWERED = [name for name, benchmark in BENCHMARKS.items() if benchmark.way == "
 
 @pytest.fixture(scope="module")
 def model(t5_run: Path) -> Predictor:
-    return load(t5_run)
+    loaded = load(t5_run)
+    loaded.folder = t5_run  # type: ignore[attr-defined]
+    return loaded
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,7 @@ def run(
     model: Predictor, data: Path, out: Path, *tasks: str, split: str | None = None, **answers: Any
 ) -> dict[str, Any]:
     args = EvaluateArgs(
-        *(Path("run"), data, tasks),  # type: ignore[arg-type]
+        *(model.folder, data, tasks),  # type: ignore[arg-type]
         split=split,
         out=out,
         scoring=ScoringArgs(**answers),
@@ -105,6 +108,7 @@ def test_captions_of_a_test_set_and_of_flickr(
 
 def test_retrieval_of_both_benchmarks(stage1_run: Path, world: Path, tmp_path: Path) -> None:
     model = load(stage1_run)
+    model.folder = stage1_run  # type: ignore[union-attr]
     tasks = ("coco_retrieval", "flickr30k_retrieval")
     results = run(model, world, tmp_path, *tasks)  # type: ignore[arg-type]
     for name in tasks:
@@ -155,7 +159,7 @@ def test_answers_are_lemmatised_where_references_are_lemmas(
     assert any(note.startswith("answers are not lemmatised") for note in plain["notes"])
     assert plain["by_question_type"]["color"] == 0.0
     change = (lambda answer: answer.removesuffix("s"), "answers are lemmatised by a fake")
-    monkeypatch.setattr("evaluation.scoring.load_lemmatiser", lambda: change)
+    monkeypatch.setattr("evaluation.tasks.scoring.load_lemmatiser", lambda: change)
     found = run(model, world, tmp_path, "okvqa", "vqav2")
     assert "answers are lemmatised by a fake" in found["okvqa"]["notes"]
     assert not any("lemmatised" in note for note in found["vqav2"]["notes"])

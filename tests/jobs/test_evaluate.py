@@ -9,7 +9,8 @@ import torch
 from evaluation.benchmarks.folder import read_questions as read
 from evaluation.benchmarks.folder import true_captions
 from evaluation.results import paper_metrics, print_results
-from jobs.evaluate import AnswerArgs, EvaluateArgs, FurtherArgs, RetrievalArgs, evaluate
+from jobs.evaluation.arguments import AnswerArgs, EvaluateArgs, FurtherArgs, RetrievalArgs
+from jobs.evaluation.run import evaluate
 from jobs.predict import load
 
 ROOT = Path(__file__).parents[2]

@@ -10,13 +10,16 @@ from PIL import Image
 
 from evaluation.results import print_results
 from evaluation.scores import captions
-from jobs.evaluate import EvaluateArgs, FurtherArgs, evaluate
+from jobs.evaluation.arguments import EvaluateArgs, FurtherArgs, WorkArgs
+from jobs.evaluation.run import evaluate
 from jobs.predict import Predictor, load
 
 
 @pytest.fixture(scope="module")
 def model(t5_run: Path) -> Predictor:
-    return load(t5_run)
+    loaded = load(t5_run)
+    loaded.folder = t5_run  # type: ignore[attr-defined]
+    return loaded
 
 
 @pytest.fixture
@@ -31,11 +34,14 @@ def run(
     *tasks: str,
     controls: bool = False,
     skip_unreadable: bool = False,
+    chunk: int = 256,
+    replace: bool = False,
     **more: Any,
 ) -> tuple[dict[str, Any], Path]:
     out = data.parent / "out"
     further = FurtherArgs(controls=controls, skip_unreadable=skip_unreadable)
-    args = EvaluateArgs(Path("run"), data, tasks, out=out, further=further, **more)  # type: ignore[arg-type]
+    work = WorkArgs(chunk=chunk, replace=replace)
+    args = EvaluateArgs(model.folder, data, tasks, out=out, further=further, work=work, **more)  # type: ignore
     return evaluate(args, model), out
 
 
@@ -66,7 +72,11 @@ def test_test_sets_are_predicted_and_not_scored(
     assert [row["question_id"] for row in read(out / "gqa_test_results.json")][:2] == ["g0", "g1"]
     assert len(read(out / "vqa_test_results.json")) == 3
     assert len(read(out / "captions_test_results.json")) == 3
-    names = {"results.json", *(f"{t}_test_results.json" for t in ("captions", "vqa", "gqa"))}
+    names = {
+        "answers",
+        "results.json",
+        *(f"{t}_test_results.json" for t in ("captions", "vqa", "gqa")),
+    }
     assert {path.name for path in out.iterdir()} == names  # no control, which is only for scores
     print_results(results)
     assert "no question has a reference answer (gqa)" in capsys.readouterr().out
@@ -174,10 +184,7 @@ def test_doubled_ids_are_found_before_other_tasks_begin(
 
 
 def test_a_late_failure_loses_nothing_that_was_done(
-    model: Predictor,
-    data: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    model: Predictor, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = iter(range(4))
 
@@ -188,21 +195,18 @@ def test_a_late_failure_loses_nothing_that_was_done(
 
     monkeypatch.setattr(model, "respond", respond)
     with pytest.raises(RuntimeError, match="out of memory"):
-        run(model, data, "gqa", "vqa", batch_size=2)
+        run(model, data, "gqa", "vqa", chunk=2)
     out = data.parent / "out"
     assert set(read(out / "results.json")) >= {"gqa"}
-    unfinished = (out / "vqa_test_results.unfinished.jsonl").read_text().splitlines()
-    kept = [json.loads(line) for line in unfinished]
-    assert [row["answer"] for row in kept] == ["red", "red"]
-    assert "vqa_test_results.unfinished.jsonl" in capsys.readouterr().err
-    assert {path.name for path in out.iterdir()} == {
-        "results.json",
-        "gqa_test_results.json",
-        "vqa_test_results.unfinished.jsonl",
-    }
+    assert not (out / "vqa_test_results.json").exists()
+    kept = (out / "answers/vqa_test/answers-00000.jsonl").read_text().splitlines()
+    assert [json.loads(line)["answer"] for line in kept[1:]] == ["red", "red"]
     monkeypatch.undo()
-    run(model, data, "vqa")
-    assert not (out / "vqa_test_results.unfinished.jsonl").exists()
+    run(model, data, "vqa", chunk=2)
+    answers = [row["answer"] for row in read(out / "vqa_test_results.json")]
+    assert (
+        answers[:2] == ["red", "red"] and len(answers) == 12
+    )  # the first two were not asked again
 
 
 def test_folders_as_systems_leave_them(model: Predictor, data: Path) -> None:

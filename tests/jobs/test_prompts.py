@@ -9,7 +9,8 @@ import torch
 from transformers import AutoTokenizer
 
 from jobs import predict, recipes
-from jobs.evaluate import EvaluateArgs, FurtherArgs, evaluate
+from jobs.evaluation.arguments import EvaluateArgs, FurtherArgs
+from jobs.evaluation.run import evaluate
 from jobs.models import languages
 from jobs.models.sizes import with_model_sizes
 from jobs.recipes.schema import EncoderChoice, LanguageChoice
@@ -128,11 +129,10 @@ def test_answers_that_are_mostly_empty_are_told(chat_run, benchmark_data, capsys
         )
         warning = f"100% of {texts} texts are empty"
         assert warning in results[task]["notes"][0] and f"warning: {warning}" in said
-    assert said.count("ask it through its chat template: --prompt-template chat") == 2
+    assert said.count("is asked through it by --prompt-template chat") == 2
     chat = replace(args.further, prompt_template="chat")
     evaluate(replace(args, tasks=("vqa",), further=chat))
-    said = capsys.readouterr().err
-    assert "100% of 12 texts are empty" in said and "--prompt-template" not in said
+    assert "100% of 12 texts are empty" in capsys.readouterr().err
 
 
 def test_answers_that_say_something_are_not_warned_of(opt_run, benchmark_data, capsys):

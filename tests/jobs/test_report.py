@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from jobs.evaluate import EvaluateArgs, FurtherArgs, RetrievalArgs, evaluate
+from jobs.evaluation.arguments import EvaluateArgs, FurtherArgs, RetrievalArgs
+from jobs.evaluation.run import evaluate
 from jobs.predict import Predictor, load
 from jobs.report import ReportArgs, report
 
 
 @pytest.fixture(scope="module")
 def model(t5_run: Path) -> Predictor:
-    return load(t5_run)
+    loaded = load(t5_run)
+    loaded.folder = t5_run  # type: ignore[attr-defined]
+    return loaded
 
 
 def page(data: Path, folder: Path) -> str:
@@ -26,7 +29,7 @@ def answer(model: Predictor, data: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     out = data.parent / "eval"
     monkeypatch.setattr(model, "respond", lambda encoded, questions: ["Red"] * len(questions))
     args = EvaluateArgs(
-        Path("run"), data, ("vqa",), out=out, limit=3, further=FurtherArgs(controls=False)
+        model.folder, data, ("vqa",), out=out, limit=3, further=FurtherArgs(controls=False)
     )
     evaluate(args, model)
     return out

@@ -6,7 +6,7 @@ import pytest
 
 from evaluation.benchmarks.records import Question, QuestionSet
 from evaluation.scores.gqa import chi_square
-from evaluation.vqa import score_answers
+from evaluation.tasks.questions import score_answers
 
 
 def asked(key: str, answer: str, kind: str, group: str = "", **more: object) -> Question:

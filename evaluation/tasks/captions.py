@@ -2,18 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
-from evaluation.benchmarks.records import CaptionedImage, derangement
+from evaluation.benchmarks.records import CaptionedImage, ImageId, derangement
 from evaluation.notes import reference_notes, warn_of_empty
-from evaluation.outputs import Keep, Outputs, keep_nothing
+from evaluation.outputs import Outputs
 from evaluation.scores.captions import CIDER_ON_ONE, caption_metrics, cider, tokenise_captions
-from evaluation.work import chunks
+from evaluation.tasks.base import Pass, Row, without_failed
+from evaluation.tasks.batches import batches
 
 Encode = Callable[[Sequence[Path]], Tensor]
 """Image files -> a row for each that a model computes before a text is known."""
@@ -27,79 +26,88 @@ class Captioner:
 
     Attributes:
         prompt: text that every caption continues.
-        remedy: advice for the user where most captions are empty.
     """
 
     encode: Encode
     generate: Generate
     prompt: str = ""
-    remedy: str = ""
 
 
-def evaluate_captions(
-    items: Sequence[CaptionedImage],
-    model: Captioner,
-    out: Outputs,
-    *,
-    task: str = "captions",
-    split: str = "test",
-    batch_size: int = 64,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Caption the images, and score the captions of those that have references.
+@dataclass(frozen=True)
+class Picture:
+    """One image to caption."""
 
-    Writes ``TASK_SPLIT_results.json`` in COCO's format, and the CIDEr of each image to
-    ``TASK_SPLIT_scores.json``.
+    image_id: ImageId
+    path: Path
 
-    Args:
-        task: name of the task, as its files begin.
+    def told(self) -> str:
+        return f"{self.image_id}\t{self.path.name}"
+
+    def row_id(self) -> Row:
+        return {"image_id": self.image_id}
+
+
+@dataclass(frozen=True)
+class CaptionTask:
+    """Captions of images, and the scores of the captions of those that have references.
+
+    Attributes:
+        items: the images, in the order of the results.
+        name: name of the task.
+        files: beginning of the files' names.
         seed: seed of the shuffled control.
-
-    Returns:
-        cider, bleu1 … bleu4, meteor, rouge_l, shuffled_cider, domains (``score_captions``), empty:
-        share of empty captions, count: scored images, notes.
     """
-    caption = partial(caption_images, items, model.encode, model.generate, model.prompt, batch_size)
-    predictions = out.predictions(f"{task}_{split}_results.json", lambda keep: caption(keep=keep))
-    empty, warnings = warn_of_empty([said["caption"] for said in predictions], model.remedy)
-    notes = [*warnings, *reference_notes(items)]
-    scored = [item for item in items if item.references]
-    if not scored:
-        return {"count": 0, "empty": empty, "notes": notes}
-    scores = score_captions(scored, predictions, seed)
-    out.write(f"{task}_{split}_scores.json", scores.pop("cider_per_image"))
-    if "shuffled" in scores:
-        scores["shuffled_cider"] = scores.pop("shuffled")["cider"]
-    return scores | {"empty": empty, "notes": [*notes, *scores["notes"]]}
+
+    items: Sequence[CaptionedImage]
+    name: str = "caption"
+    split: str = "test"
+    files: str = "captions"
+    seed: int = 0
+
+    def passes(self, done: Mapping[str, list[Any]]) -> list[Pass]:
+        """One pass over the images."""
+        return [Pass("", [Picture(item.image_id, item.path) for item in self.items])]
+
+    def score(self, done: Mapping[str, list[Any]], out: Outputs) -> dict[str, Any]:
+        """The scores of the captions.
+
+        Writes ``FILES_SPLIT_results.json`` in COCO's format, and the CIDEr of each image to
+        ``FILES_SPLIT_scores.json``.
+
+        Returns:
+            cider, bleu1 … bleu4, meteor, rouge_l, shuffled_cider, domains (``score_captions``),
+            empty: share of empty captions, count: scored images, notes.
+        """
+        predictions, failed = without_failed(done[""], "images")
+        out.write(f"{self.files}_{self.split}_results.json", predictions)
+        empty, warnings = warn_of_empty([said["caption"] for said in predictions])
+        notes = [*failed, *warnings, *reference_notes(self.items)]
+        answered = {row["image_id"] for row in predictions}
+        scored = [item for item in self.items if item.references and item.image_id in answered]
+        if not scored:
+            return {"count": 0, "empty": empty, "notes": notes}
+        kept = {item.image_id for item in scored}
+        scores = score_captions(
+            scored, [row for row in predictions if row["image_id"] in kept], self.seed
+        )
+        out.write(f"{self.files}_{self.split}_scores.json", scores.pop("cider_per_image"))
+        if "shuffled" in scores:
+            scores["shuffled_cider"] = scores.pop("shuffled")["cider"]
+        return scores | {"empty": empty, "notes": [*notes, *scores["notes"]]}
 
 
-def caption_images(
-    items: Sequence[CaptionedImage],
-    encode: Encode,
-    generate: Generate,
-    prompt: str = "",
-    batch_size: int = 64,
-    *,
-    keep: Keep = keep_nothing,
-) -> list[dict[str, Any]]:
-    """One caption an image, in COCO's results format ``[{"image_id", "caption"}]``.
-
-    Args:
-        keep: called with the captions of each batch as they come.
-    """
-    results: list[dict[str, Any]] = []
-    with tqdm(total=len(items), desc="caption", unit="image") as progress:
-        for batch in chunks(items, batch_size):
-            encoded = encode([item.path for item in batch])
-            texts = generate(encoded, [prompt] * len(batch))
-            captions = [
-                {"image_id": item.image_id, "caption": text.strip()}
-                for item, text in zip(batch, texts, strict=True)
-            ]
-            keep(captions)
-            results += captions
-            progress.update(len(batch))
-    return results
+def caption_pictures(items: Sequence[Picture], model: Captioner, batch_size: int = 64) -> list[Row]:
+    """One caption an image, in COCO's results format ``[{"image_id", "caption"}]``."""
+    rows: list[Row] = []
+    for batch in batches(items, batch_size):
+        texts = model.generate(
+            model.encode([item.path for item in batch]), [model.prompt] * len(batch)
+        )
+        rows += [
+            {"image_id": item.image_id, "caption": text.strip()}
+            for item, text in zip(batch, texts, strict=True)
+        ]
+    return rows
 
 
 def score_captions(

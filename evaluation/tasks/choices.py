@@ -11,13 +11,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, Protocol
 
-from tqdm import tqdm
-
 from evaluation.benchmarks.catalogue import Benchmark
 from evaluation.benchmarks.prompts import Prompt
-from evaluation.benchmarks.records import ImageId, Question, QuestionSet
+from evaluation.benchmarks.records import Question, QuestionSet
 from evaluation.benchmarks.submissions import Submission
-from evaluation.outputs import Keep, Outputs, keep_nothing
+from evaluation.notes import submission_notes
+from evaluation.outputs import Outputs
 from evaluation.scores.choices import (
     auroc,
     check_scores,
@@ -28,7 +27,8 @@ from evaluation.scores.choices import (
 from evaluation.scores.dialog import is_tied, ndcg, rank_metrics, rank_of
 from evaluation.scores.means import GroupedMean
 from evaluation.scores.predictions import require_predictions
-from evaluation.work import chunks
+from evaluation.tasks.base import Pass, Row, without_failed
+from evaluation.tasks.batches import batches
 
 Length = Literal["sum", "mean"]
 """Score of a candidate: the sum of its tokens' log-probabilities, or their mean."""
@@ -87,96 +87,132 @@ def choosing_of(benchmark: Benchmark, length: Length = "sum") -> Choosing:
     )
 
 
-def evaluate_choices(
-    questions: QuestionSet,
-    rank: Rank,
-    choosing: Choosing,
-    out: Outputs,
-    *,
-    task: str,
-    split: str = "test",
-    batch_size: int = 64,
-    controls: bool = True,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Rank the candidates of all questions, and score those whose right candidate is known.
+@dataclass(frozen=True)
+class Choice:
+    """One question as its candidates are ranked.
 
-    Writes ``TASK_SPLIT_results.json`` (``choose``), the same of the blind control, and
-    ``TASK_SPLIT_submission.json`` or ``.csv`` where there is a server's format.
-
-    Args:
-        task: name of the task, as its files begin.
-        controls: also ask about the pictures of other images.
-        seed: seed of the blind control.
-
-    Returns:
-        The scores of ``score_choices``, the first of them for the control under ``blind``, metric:
-        its name, and notes.
+    Attributes:
+        path: image that the model is shown.
     """
 
-    def look(questions: QuestionSet, what: str) -> list[dict[str, Any]]:
-        name = "_".join(filter(None, (task, split, what, "results.json")))
-        title = f"{task} {what}".strip()
-        asked = (questions, rank, choosing)
-        return out.predictions(
-            name, lambda keep: choose(*asked, batch_size=batch_size, title=title, keep=keep)
-        )
+    question: Question
+    path: Path
 
-    rows, answered = look(questions, ""), questions.answered()
-    if choosing.submission is not None:
-        content = choosing.submission(questions.questions, rows)
-        out.write_text(f"{task}_{split}_submission{choosing.suffix}", content)
-    asked, known = len(questions.questions), len(answered.questions)
-    if not known:
-        notes = ["nothing was scored: no question has a known right candidate"]
-        return {"count": 0, "metric": choosing.metric, "notes": notes}
-    scores = score_choices(answered, rows, choosing.metric)
-    if controls and len(answered.images) > 1:
-        blind = score_choices(answered, look(answered.shuffled(seed), "blind"), choosing.metric)
-        scores["blind"] = next(iter(blind.values()))
-    notes = [*scores.get("notes", [])]
-    if known < asked:
-        notes.append(f"{asked - known} of {asked} questions have no known right candidate; they "
-                     "were ranked and not scored")  # fmt: skip
-    return scores | {"metric": choosing.metric, "notes": notes}
+    def told(self) -> str:
+        return f"{self.question}\t{self.path.name}"
+
+    def row_id(self) -> Row:
+        return {"question_id": self.question.question_id}
+
+
+def choices(questions: QuestionSet, name: str = "") -> Pass:
+    """The pass in which the candidates of each question are ranked behind its image."""
+    asked = questions.questions
+    items = [Choice(question, questions.images[question.image_id]) for question in asked]
+    return Pass(name, items, [question.image_id for question in asked])
+
+
+@dataclass(frozen=True)
+class ChoiceTask:
+    """Questions that are answered by the likeliest of their own candidates.
+
+    Attributes:
+        questions: the questions, in the order of the results.
+        choosing: way in which candidates are asked for, scored and handed in.
+        name: name of the task, as its files begin.
+        controls: whether to ask about the pictures of other images as well.
+        seed: seed of the blind control.
+        partial: reason why answers to a part of the split are lacking, so that no server would
+            take them; empty: none are.
+    """
+
+    questions: QuestionSet
+    choosing: Choosing
+    name: str
+    split: str = "test"
+    controls: bool = True
+    seed: int = 0
+    partial: str = ""
+
+    def passes(self, done: Mapping[str, list[Any]]) -> list[Pass]:
+        """All questions with their image; those whose right candidate is known also blind."""
+        passes = [choices(self.questions)]
+        answered = self.questions.answered()
+        if self.controls and len(answered.images) > 1:
+            passes.append(choices(answered.shuffled(self.seed), "blind"))
+        return passes
+
+    def score(self, done: Mapping[str, list[Any]], out: Outputs) -> dict[str, Any]:
+        """The scores of those questions whose right candidate is known.
+
+        Writes ``TASK_SPLIT_results.json`` (rows of ``choose``), the same of the blind control, and
+        ``TASK_SPLIT_submission.json`` or ``.csv`` where there is a server's format.
+
+        Returns:
+            The scores of ``score_choices``, the first of them for the control under ``blind``,
+            metric: its name, and notes.
+        """
+        choosing, answered = self.choosing, self.questions.answered()
+        rows, notes = self._rows("", done, out)
+        if choosing.submission is not None and not notes and not self.partial:
+            content = choosing.submission(self.questions.questions, rows)
+            out.write_text(f"{self.name}_{self.split}_submission{choosing.suffix}", content)
+        notes += submission_notes(self.partial)
+        asked, known = len(self.questions.questions), len(answered.questions)
+        if not known:
+            notes.append("nothing was scored: no question has a known right candidate")
+            return {"count": 0, "metric": choosing.metric, "notes": notes}
+
+        def score(rows: list[Row]) -> dict[str, Any]:
+            given = {row["question_id"] for row in rows}
+            return score_choices(answered.only(given), rows, choosing.metric)
+
+        scores = score(rows)
+        if "blind" in done:
+            blind, failed = self._rows("blind", done, out)
+            scores["blind"] = next(iter(score(blind).values()))
+            notes += failed
+        notes += scores.get("notes", [])
+        if known < asked:
+            notes.append(f"{asked - known} of {asked} questions have no known right candidate; "
+                         "they were ranked and not scored")  # fmt: skip
+        return scores | {"metric": choosing.metric, "notes": notes}
+
+    def _rows(
+        self, what: str, done: Mapping[str, list[Any]], out: Outputs
+    ) -> tuple[list[Row], list[str]]:
+        """The rows of a pass, which it also writes, and a note where some are lacking."""
+        rows, failed = without_failed(done[what], "questions")
+        out.write("_".join(filter(None, (self.name, self.split, what, "results.json"))), rows)
+        return rows, failed
 
 
 def choose(
-    questions: QuestionSet,
-    rank: Rank,
-    choosing: Choosing,
-    *,
-    batch_size: int = 64,
-    title: str = "choose",
-    keep: Keep = keep_nothing,
-) -> list[dict[str, Any]]:
+    items: Sequence[Choice], rank: Rank, choosing: Choosing, batch_size: int = 64
+) -> list[Row]:
     """A row ``{"question_id", "answer", "scores", "tokens"}`` for each question, in their order.
 
     The answer is the likeliest candidate, the first of several. Scores are log-probabilities, one
     for each candidate; tokens are the lengths of the texts that were ranked. Questions about one
     image follow each other, so that it is encoded once.
 
-    Args:
-        keep: called with the rows of each batch as they come.
-
     Raises:
         ValueError: a question has no candidates, or the scores of one are not what they must be.
     """
-    place = {image_id: number for number, image_id in enumerate(questions.images)}
-    order = sorted(questions.questions, key=lambda question: place[question.image_id])
-    rows: dict[ImageId, dict[str, Any]] = {}
-    with tqdm(total=len(order), desc=title, unit="question") as progress:
-        for batch in chunks(order, batch_size):
-            texts = [_texts(question, choosing.verbalisers) for question in batch]
-            paths = [questions.images[question.image_id] for question in batch]
-            prompts = [choosing.prompt(question) for question in batch]
-            flat = [[text for of_one in of_each for text in of_one] for of_each in texts]
-            ranked = rank(paths, prompts, flat)
-            new = [_row(*one, choosing.length) for one in zip(batch, texts, ranked, strict=True)]
-            keep(new)
-            rows |= {row["question_id"]: row for row in new}
-            progress.update(len(batch))
-    return [rows[question.question_id] for question in questions.questions]
+    of_image: dict[Path, list[int]] = {}
+    for place, item in enumerate(items):
+        of_image.setdefault(item.path, []).append(place)
+    order = [place for places in of_image.values() for place in places]
+    rows: dict[int, Row] = {}
+    for places in batches(order, batch_size):
+        batch = [items[place] for place in places]
+        texts = [_texts(item.question, choosing.verbalisers) for item in batch]
+        prompts = [choosing.prompt(item.question) for item in batch]
+        flat = [[text for of_one in of_each for text in of_one] for of_each in texts]
+        ranked = rank([item.path for item in batch], prompts, flat)
+        for place, item, of_each, one in zip(places, batch, texts, ranked, strict=True):
+            rows[place] = _row(item.question, of_each, one, choosing.length)
+    return [rows[place] for place in range(len(items))]
 
 
 def score_choices(

@@ -1,4 +1,4 @@
-"""The work of a task, cut into batches."""
+"""Items cut into batches."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -7,7 +7,7 @@ from typing import TypeVar
 _Item = TypeVar("_Item")
 
 
-def chunks(items: Sequence[_Item], size: int) -> Iterator[list[_Item]]:
+def batches(items: Sequence[_Item], size: int) -> Iterator[list[_Item]]:
     """Consecutive lists of at most ``size`` items.
 
     Raises:
@@ -16,5 +16,5 @@ def chunks(items: Sequence[_Item], size: int) -> Iterator[list[_Item]]:
     if size < 1:
         raise ValueError(f"batch size must be at least 1, got {size}")
     rest = iter(items)
-    while chunk := list(islice(rest, size)):
-        yield chunk
+    while batch := list(islice(rest, size)):
+        yield batch
