@@ -67,6 +67,9 @@ class Captioned:
 
     items: tuple[CaptionedImage, ...]
 
+    def __len__(self) -> int:
+        return len(self.items)
+
     def paths(self) -> list[Path]:
         """The image file of each entry."""
         return [item.path for item in self.items]
@@ -92,6 +95,9 @@ class Asked:
     questions: QuestionSet
     contexts: Mapping[ImageId, str] | None = None
     candidates: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.questions.questions)
 
     def paths(self) -> list[Path]:
         """The image files that are asked about."""

@@ -138,8 +138,11 @@ class EvaluateArgs:
     """folder or s3:// URL of a run (its latest checkpoint is taken) or of one checkpoint"""
     data: Path
     """folder with images/ and annotations/"""
-    tasks: tuple[Task, ...]
+    tasks: tuple[Task, ...] = ()
     """names of tasks; those of retrieval need a stage-1 checkpoint, all others one of stage 2"""
+    suite: str | None = None
+    """suite of tasks in place of --tasks: paper, instruct, nightly, tinyworld, or a .toml file of
+    your own; those of its tasks are run that the checkpoint and the data are for"""
     split: str | None = None
     """split of the data, which is a part of the file names; default: test for caption, vqa, gqa and
     retrieval, for a benchmark the split that published numbers are of"""
@@ -177,8 +180,9 @@ class EvaluateArgs:
             raise ValueError(f"--out {self.out} is a file; name a folder")
         if self.out is None and (self.work.score_only or self.work.address):
             raise ValueError("--score-only and --address need --out, where the answers are kept")
-        if not self.tasks:
-            raise ValueError(f"--tasks: name at least one of {', '.join(get_args(Task))}")
+        if bool(self.tasks) == (self.suite is not None):
+            known = ", ".join(get_args(Task))
+            raise ValueError(f"give --tasks or --suite; --tasks takes some of {known}")
         if (self.table is None) != (self.row is None):
             raise ValueError("--table and --row belong together; give both or neither")
         if self.table is not None and self.row is not None:

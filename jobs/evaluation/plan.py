@@ -147,10 +147,9 @@ def uses_ray(args: EvaluateArgs) -> bool:
     return not args.work.score_only and (args.work.workers > 0 or _cluster(args) is not None)
 
 
-def plan_of(
-    args: EvaluateArgs, data: TaskData, identity: Identity, arithmetic: Arithmetic
-) -> dict[str, Any]:
+def plan_of(data: TaskData, identity: Identity, arithmetic: Arithmetic) -> dict[str, Any]:
     """What the answers to a task depend on, beside its items."""
+    args = data.args
     plan: dict[str, Any] = {
         "checkpoint": identity.digest,
         "step": identity.step,
@@ -162,11 +161,12 @@ def plan_of(
         "seed": args.further.seed,
         "libraries": {name: version(name) for name in _LIBRARIES},
     }
-    return plan | {"preset": preset(args, data)}
+    return plan | {"preset": preset(data)}
 
 
-def preset(args: EvaluateArgs, data: TaskData) -> dict[str, Any]:
-    """The prompt, the decoding and the metric of a task, by name."""
+def preset(data: TaskData) -> dict[str, Any]:
+    """The prompt and the decoding of a task."""
+    args = data.args
     if data.stage == "stage1":
         return {"k": args.retrieval.k, "captions": args.retrieval.captions,
                 "rerank": args.retrieval.rerank}  # fmt: skip

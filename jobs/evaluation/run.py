@@ -38,6 +38,7 @@ from jobs.evaluation.plan import (
     threads_of,
     uses_ray,
 )
+from jobs.evaluation.suite import options_of_tasks
 from jobs.evaluation.tasks import TaskData, make_task, read_data
 from jobs.evaluation.worker import Answering, settings_of
 from jobs.predict import Embedder, Writer
@@ -89,15 +90,15 @@ def evaluate(args: EvaluateArgs, model: Writer | Embedder | None = None) -> dict
     """
     if not args.data.is_dir():
         raise FileNotFoundError(f"--data {args.data}: no such folder")
-    data = [read_data(args, task) for task in args.tasks]
     identity = identify(args.checkpoint)
+    data = [read_data(own, task) for task, own in options_of_tasks(args, identity.stage).items()]
     _check_stage(args, data, identity)
     broken = find_unreadable({d.task: d.paths() for d in data}, args.further.skip_unreadable)
     results = _header(args, identity)
     with _store(args) as store, _workers(args, store, data, model) as workers:
-        tasks = [_open(args, of_task, broken) for of_task in data]
+        tasks = [_open(of_task, broken) for of_task in data]
         for one in tasks:
-            one.plan |= plan_of(args, one.data, identity, workers.arithmetic)
+            one.plan |= plan_of(one.data, identity, workers.arithmetic)
             if args.work.replace:
                 store.remove(one.task.name, one.task.split)
             store.open_plan(one.task.name, one.task.split, one.plan)
@@ -105,7 +106,7 @@ def evaluate(args: EvaluateArgs, model: Writer | Embedder | None = None) -> dict
             _answer(args, store, tasks, workers)
         finally:
             for one in tasks:
-                _score(one, results, args)
+                _score(one, results)
     return results
 
 
@@ -132,6 +133,8 @@ def _header(args: EvaluateArgs, identity: Identity) -> dict[str, Any]:
         "split": args.split or "test",
         "seconds": {},
     }
+    if args.suite is not None:
+        results["suite"] = Path(args.suite).stem
     if args.table is not None:
         results |= {"table": args.table, "row": args.row}
     if args.answering.candidates is not None:
@@ -150,7 +153,7 @@ def _store(args: EvaluateArgs) -> Iterator[AnswerStore]:
         yield AnswerStore(folder)
 
 
-def _open(args: EvaluateArgs, data: TaskData, broken: Mapping[Path, str]) -> Evaluated:
+def _open(data: TaskData, broken: Mapping[Path, str]) -> Evaluated:
     """A task without the images that cannot be decoded."""
     left_out = {path: broken[path] for path in data.paths() if path in broken}
     notes = []
@@ -158,7 +161,7 @@ def _open(args: EvaluateArgs, data: TaskData, broken: Mapping[Path, str]) -> Eva
         few = f"{len(left_out)} of {len(data.paths())} images"
         notes = [f"{few} cannot be decoded and were left out: {name_some(left_out)}"]
     data = data.without(broken)
-    task = make_task(args, data, len(left_out))
+    task = make_task(data, len(left_out))
     return Evaluated(task, data, {"items": digest_of(task.passes({}))}, notes)
 
 
@@ -296,10 +299,11 @@ def _write(store: AnswerStore, chunk: Chunk, answered: tuple[Answers | None, flo
 # --------------------------------------------------------------------------------- scores
 
 
-def _score(one: Evaluated, results: dict[str, Any], args: EvaluateArgs) -> None:
+def _score(one: Evaluated, results: dict[str, Any]) -> None:
     """Score a task all of whose passes are complete, and write the results so far."""
     if any(p.name not in one.done for p in one.task.passes(one.done)):
         return
+    args = one.data.args
     out = Outputs(as_url(args.out) if args.out is not None else None)
     started = time.monotonic()
     scores = one.task.score(one.done, out)

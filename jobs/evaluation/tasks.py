@@ -22,6 +22,7 @@ from evaluation.tasks.questions import QuestionTask
 from evaluation.tasks.retrieval import RetrievalTask
 from evaluation.tasks.scoring import scoring_of
 from jobs.evaluation.arguments import EvaluateArgs
+from jobs.evaluation.suite import stage_of
 
 _SPLIT = "test"
 
@@ -31,21 +32,25 @@ class TaskData:
     """The data of one task.
 
     Attributes:
+        args: options of the task.
         task: name of the task.
         split: name of the split.
         benchmark: benchmark whose authors' files were read; None: a common format.
         content: images with captions, or questions.
+        cut: whether ``--limit`` left out a part of the split.
     """
 
+    args: EvaluateArgs
     task: str
     split: str
     benchmark: Benchmark | None
     content: Captioned | Asked
+    cut: bool = False
 
     @property
     def stage(self) -> str:
         """Kind of the checkpoint that the task needs."""
-        return "stage1" if self.task.endswith("retrieval") else "stage2"
+        return stage_of(self.task)
 
     @property
     def candidates(self) -> tuple[str, ...]:
@@ -75,20 +80,20 @@ def read_data(args: EvaluateArgs, task: str) -> TaskData:
         ValueError, FileNotFoundError: a file is missing or not what it must be.
     """
     benchmark = find_benchmark(args, task)
-    split = args.split or (benchmark.splits[0] if benchmark else _SPLIT)
-    return TaskData(task, split, benchmark, _read(args, task, split, benchmark))
+    if benchmark is None:
+        split = args.split or _SPLIT
+        return TaskData(args, task, split, None, _read_common(args, task, split))
+    split = args.split or benchmark.splits[0]
+    retrieved = benchmark.way == "retrieve"
+    whole = benchmark.load(args.data, split)
+    data = whole.first(args.retrieval.images or args.limit if retrieved else args.limit)
+    if isinstance(data, Captioned):
+        require_captions(data, split) if retrieved else require_java(data)
+    return TaskData(args, task, split, benchmark, data, len(data) < len(whole))
 
 
-def _read(
-    args: EvaluateArgs, task: str, split: str, benchmark: Benchmark | None
-) -> Captioned | Asked:
-    if benchmark is not None:
-        retrieved = benchmark.way == "retrieve"
-        limit = args.retrieval.images or args.limit if retrieved else args.limit
-        data = benchmark.load(args.data, split).first(limit)
-        if isinstance(data, Captioned):
-            require_captions(data, split) if retrieved else require_java(data)
-        return data
+def _read_common(args: EvaluateArgs, task: str, split: str) -> Captioned | Asked:
+    """The data of a task in a common format."""
     if task == "caption":
         return read_captioning(args.data, split, args.limit)
     if task == "retrieval":
@@ -98,14 +103,14 @@ def _read(
     return replace(asked, candidates=args.answering.read())
 
 
-def make_task(args: EvaluateArgs, data: TaskData, left_out: int = 0) -> Task:
+def make_task(data: TaskData, left_out: int = 0) -> Task:
     """The task over its data.
 
     Args:
         left_out: number of images that were left out because they cannot be decoded.
     """
     name, split, benchmark, content = data.task, data.split, data.benchmark, data.content
-    seed = args.further.seed
+    args, seed = data.args, data.args.further.seed
     if isinstance(content, Captioned):
         if data.stage == "stage1":
             return RetrievalTask(
@@ -118,7 +123,7 @@ def make_task(args: EvaluateArgs, data: TaskData, left_out: int = 0) -> Task:
             )
         files = "captions" if name == "caption" else name
         return CaptionTask(content.items, name, split, files, seed)
-    partial = _partial(args, left_out) if benchmark is not None else ""
+    partial = _partial(data, left_out)
     if benchmark is not None and benchmark.way == "choose":
         choosing = choosing_of(benchmark, args.answering.candidate_score)
         return ChoiceTask(
@@ -134,8 +139,8 @@ def make_task(args: EvaluateArgs, data: TaskData, left_out: int = 0) -> Task:
     return QuestionTask(content, name, split, scoring, args.further.controls, seed, partial)
 
 
-def _partial(args: EvaluateArgs, left_out: int) -> str:
+def _partial(data: TaskData, left_out: int) -> str:
     """The reason why a part of a split is not answered; empty: all of it is."""
-    if args.limit is not None:
-        return f"--limit {args.limit}"
-    return f"{left_out} images cannot be decoded" if left_out else ""
+    if data.cut:
+        return f"--limit {data.args.limit}"
+    return f"{left_out} images cannot be decoded" if left_out and data.benchmark else ""

@@ -25,10 +25,12 @@ class TaskSettings:
     """The part of a task's data that a worker needs beside the items of a chunk.
 
     Attributes:
+        args: options of the task.
         benchmark: benchmark that the task is; None: a common format.
         candidates: texts among which all answers are chosen; empty: they are written.
     """
 
+    args: EvaluateArgs
     benchmark: Benchmark | None
     candidates: tuple[str, ...] = ()
 
@@ -52,7 +54,7 @@ class Answering:
         arithmetic: Arithmetic,
         model: Writer | Embedder | None = None,
     ) -> None:
-        self._args, self._products = args, arithmetic.products
+        self._products = arithmetic.products
         self._model = model or load(
             args.checkpoint,
             device,
@@ -71,7 +73,7 @@ class Answering:
 
     def _answer(self, task: str, settings: TaskSettings) -> Answer:
         """The function that answers items of a task."""
-        args, model, benchmark = self._args, self._model, settings.benchmark
+        args, model, benchmark = settings.args, self._model, settings.benchmark
         if isinstance(model, Embedder):
             embed = embedders(model, args.retrieval.rerank)
             return lambda look, items: embed_and_match(look, items, embed, args.batch_size)
@@ -119,4 +121,7 @@ def answer_each(chunk: Chunk, answer: Answer) -> Answers:
 
 def settings_of(data: Sequence[Any]) -> dict[str, TaskSettings]:
     """The settings of each task (``jobs.evaluation.tasks.TaskData``)."""
-    return {of_task.task: TaskSettings(of_task.benchmark, of_task.candidates) for of_task in data}
+    return {
+        of_task.task: TaskSettings(of_task.args, of_task.benchmark, of_task.candidates)
+        for of_task in data
+    }
