@@ -8,6 +8,7 @@ from typing import Any
 
 from evaluation.benchmarks.folder import read_captions, read_questions
 from evaluation.benchmarks.records import Question
+from evaluation.images.remote import local_data
 from evaluation.outputs import read_output
 from evaluation.report.names import readable
 from evaluation.report.page import (
@@ -42,7 +43,8 @@ class Evaluated:
 
     @property
     def data(self) -> Path:
-        return Path(self.results["data"])
+        """The benchmarks' folder on this machine."""
+        return local_data(Path(self.results["data"]), ("annotations", "images"))
 
     @property
     def split(self) -> str:

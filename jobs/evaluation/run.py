@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from cluster.ray.session import RayConfig, Resources, describe_cluster, session
 from cluster.storage.base import absolute_url, as_url
 from evaluation.chunks.cut import Chunk, cut, digest_of, in_order
 from evaluation.chunks.store import AnswerStore
+from evaluation.images.remote import Home, local_data
 from evaluation.images.unreadable import find_unreadable, name_some
 from evaluation.outputs import Outputs
 from evaluation.tasks.base import Answers, Task
@@ -38,7 +39,7 @@ from jobs.evaluation.plan import (
     threads_of,
     uses_ray,
 )
-from jobs.evaluation.suite import options_of_tasks
+from jobs.evaluation.suite import folders_of, options_of_tasks
 from jobs.evaluation.tasks import TaskData, make_task, read_data
 from jobs.evaluation.worker import Answering, settings_of
 from jobs.predict import Embedder, Writer
@@ -88,14 +89,14 @@ def evaluate(args: EvaluateArgs, model: Writer | Embedder | None = None) -> dict
         ValueError, FileNotFoundError: a checkpoint or data file is missing or not what it must be,
             an image cannot be decoded, or OUT holds answers that were made otherwise.
     """
-    if not args.data.is_dir():
-        raise FileNotFoundError(f"--data {args.data}: no such folder")
     identity = identify(args.checkpoint)
+    home = Home(args.data, folders := folders_of(args), local_data(args.data, folders))
+    results = _header(args, identity)
+    args = replace(args, data=home.root)
     data = [read_data(own, task) for task, own in options_of_tasks(args, identity.stage).items()]
     _check_stage(args, data, identity)
     broken = find_unreadable({d.task: d.paths() for d in data}, args.further.skip_unreadable)
-    results = _header(args, identity)
-    with _store(args) as store, _workers(args, store, data, model) as workers:
+    with _store(args) as store, _workers(args, store, data, home, model) as workers:
         tasks = [_open(of_task, broken) for of_task in data]
         for one in tasks:
             one.plan |= plan_of(one.data, identity, workers.arithmetic)
@@ -129,7 +130,7 @@ def _header(args: EvaluateArgs, identity: Identity) -> dict[str, Any]:
         "step": identity.step,
         "recipe": identity.recipe,
         "text": identity.text,
-        "data": str(args.data.resolve()),
+        "data": absolute_url(as_url(args.data)),
         "split": args.split or "test",
         "seconds": {},
     }
@@ -189,6 +190,7 @@ def _workers(
     args: EvaluateArgs,
     store: AnswerStore,
     data: Sequence[TaskData],
+    home: Home,
     model: Writer | Embedder | None,
 ) -> Iterator[Workers]:
     """The workers that the options ask for; nothing is loaded yet."""
@@ -198,14 +200,14 @@ def _workers(
         device = pick_device(args.device)
         here = settle(args, before, torch.device(device).type)
         with threads_set(threads):
-            yield Workers(here, partial(Answering, args, settings, device, here, model))
+            yield Workers(here, partial(Answering, args, settings, device, here, model=model))
         return
     config = RayConfig(args.work.address, args.work.workers, threads)
     with session(config, _ROOT) as resources:
         there = settle(args, before, resources.device)
         device = "cpu" if resources.device == "cpu" else "cuda"
         print(f"{resources.actors} workers ({resources.device}; {describe_cluster()})", flush=True)
-        make = partial(Answering, args, settings, device, there)
+        make = partial(Answering, args, settings, device, there, home=home)
         yield Workers(there, make, config, resources)
 
 

@@ -55,6 +55,19 @@ def options_of_tasks(args: EvaluateArgs, stage: str) -> dict[str, EvaluateArgs]:
     return {task: changed(args, chosen[task], f"{where}: tasks.{task}") for task in chosen}
 
 
+def folders_of(args: EvaluateArgs) -> tuple[str, ...]:
+    """The names of the folders of the data that the tasks may read."""
+    suite = suite_of(args)
+    names: dict[str, None] = {}
+    for task in suite.tasks if suite else args.tasks:
+        benchmark = BENCHMARKS.get(task)
+        if benchmark is not None:
+            names |= dict.fromkeys((benchmark.shares or benchmark.name, "coco"))
+        if benchmark is None or task == "gqa":
+            names |= dict.fromkeys(("annotations", "images"))
+    return tuple(names)
+
+
 def stage_of(task: str) -> str:
     """The kind of checkpoint that a task needs."""
     return "stage1" if task.endswith("retrieval") else "stage2"

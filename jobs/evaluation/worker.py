@@ -1,13 +1,14 @@
 """A worker of an evaluation: one loaded checkpoint that answers chunks."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 
 from evaluation.benchmarks.catalogue import Benchmark
 from evaluation.chunks.cut import Chunk
+from evaluation.images.remote import Home
 from evaluation.tasks.base import Answer, Answers, Row
 from evaluation.tasks.captions import caption_pictures
 from evaluation.tasks.choices import choose, choosing_of
@@ -43,6 +44,7 @@ class Answering:
         device: torch's name of the device.
         arithmetic: number format of the frozen models, and the library of all fp32 matrix products
             on a CPU, so that every worker makes the same bits.
+        home: folder of the images; None: they are where the items say.
         model: the checkpoint, if it is loaded already.
     """
 
@@ -52,9 +54,11 @@ class Answering:
         tasks: Mapping[str, TaskSettings],
         device: str,
         arithmetic: Arithmetic,
+        *,
+        home: Home | None = None,
         model: Writer | Embedder | None = None,
     ) -> None:
-        self._products = arithmetic.products
+        self._products, self._home = arithmetic.products, home
         self._model = model or load(
             args.checkpoint,
             device,
@@ -68,6 +72,8 @@ class Answering:
         """The answers to a chunk, in the order of its items; None where there is no chunk."""
         if chunk is None:
             return None
+        if self._home is not None:
+            chunk = replace(chunk, items=tuple(self._home.moved(chunk.items)))
         with products_by(self._products), torch.inference_mode():
             return answer_each(chunk, self._answers[chunk.task])
 
