@@ -64,7 +64,7 @@ def beside_paper(
 def print_results(results: dict[str, Any], notes: bool = True) -> None:
     """Print every number as a line of a table, then the notes."""
     for task in TASKS:
-        for key, value in _flat(shown(results.get(task, {}))):
+        for key, value in numbers(results.get(task, {})):
             number = f"{value:>10.3f}" if isinstance(value, float) else f"{value:>6}"
             print(f"{task + '.' + key:44}{number}")
     for task in TASKS if notes else ():
@@ -72,10 +72,15 @@ def print_results(results: dict[str, Any], notes: bool = True) -> None:
             print(f"note: {note} ({task})")
 
 
+def numbers(scores: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Every number of a task's scores that is shown, with its name; parts are joined by dots."""
+    return _flat(shown(scores))
+
+
 def shown(scores: Mapping[str, Any]) -> dict[str, Any]:
     """The scores that are shown: exact match only where VQA accuracy has too few references."""
     enough = scores.get("fewest_answers", 0) >= FEWEST_ANSWERS
-    hidden = ("made_with", *(("exact_match", "fewest_answers") if enough else ()))
+    hidden = ("made_with", "intervals", *(("exact_match", "fewest_answers") if enough else ()))
     return {key: value for key, value in scores.items() if not key.startswith(hidden)}
 
 

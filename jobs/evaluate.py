@@ -29,10 +29,15 @@ from evaluation.results import beside_paper, print_results
 from jobs.cli import run
 from jobs.evaluation.arguments import EvaluateArgs
 from jobs.evaluation.run import evaluate
+from jobs.evaluation.watch import Watch
 
 
 def main() -> int:
-    results = evaluate(tyro.cli(EvaluateArgs, description=__doc__))
+    args = tyro.cli(EvaluateArgs, description=__doc__)
+    if args.watching.watch is not None:
+        Watch(args).forever()
+        return 0
+    results = evaluate(args)
     print_results(results)
     compared = beside_paper(results)
     if compared is not None:

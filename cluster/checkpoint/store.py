@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cluster.checkpoint.files import STATE, Checkpoint, Damaged, as_record, read, walk
-from cluster.storage.base import local_path
+from cluster.checkpoint.pins import pinned
+from cluster.storage.base import Storage, local_path
 from cluster.storage.cache import NodeCache
-from cluster.storage.local import sync_path
+from cluster.storage.local import LocalStorage, sync_path
 from cluster.storage.open import open_storage
 from cluster.storage.s3 import S3Storage
 
@@ -39,6 +40,8 @@ class Store(Protocol):
     def url(self) -> str: ...
     @property
     def folder(self) -> Path: ...
+    @property
+    def files(self) -> Storage: ...
     def names(self) -> list[str]: ...
     def pointer(self, kind: str) -> str: ...
     def point(self, kind: str, name: str) -> None: ...
@@ -63,6 +66,11 @@ class LocalStore:
     def url(self) -> str:
         """The run's folder, as it was given."""
         return str(self.folder)
+
+    @property
+    def files(self) -> Storage:
+        """All files of the run."""
+        return LocalStorage(self.folder)
 
     def names(self) -> list[str]:
         """The checkpoints, oldest first."""
@@ -111,10 +119,13 @@ class LocalStore:
         shutil.rmtree(replaced, ignore_errors=True)
 
     def remove(self, name: str) -> None:
-        """Remove a checkpoint; killed halfway, it does not count."""
+        """Remove a checkpoint that nobody has pinned; killed halfway, it does not count."""
         aside = self._root / f".{name}.removed"
         os.rename(self._root / name, aside)
-        shutil.rmtree(aside)
+        if name in pinned(self.files):
+            os.rename(aside, self._root / name)
+        else:
+            shutil.rmtree(aside)
 
     def set_aside(self, name: str) -> str:
         """Let a checkpoint no longer count, and keep its files; says where."""
@@ -142,6 +153,11 @@ class S3Store:
     def url(self) -> str:
         """The run's URL."""
         return self._storage.url
+
+    @property
+    def files(self) -> Storage:
+        """All files of the run."""
+        return self._storage
 
     def names(self) -> list[str]:
         """The checkpoints that have their record, oldest first."""
@@ -203,8 +219,12 @@ class S3Store:
         shutil.rmtree(aside)
 
     def remove(self, name: str) -> None:
-        """Remove a checkpoint, its record first."""
+        """Remove a checkpoint that nobody has pinned, its record first."""
+        record = self._record(name)
         self._storage.remove(f"{FOLDER}/{name}/{STATE}")
+        if name in pinned(self.files):
+            self._storage.replace(f"{FOLDER}/{name}/{STATE}", record)
+            return
         for entry in self._storage.entries(f"{FOLDER}/{name}", deep=True):
             self._storage.remove(entry.name)
 
@@ -313,10 +333,12 @@ def set_aside(store: Store, damaged: Mapping[str, Damaged], found: Checkpoint) -
 
 
 def rotate(store: Store, keep: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints and the best."""
+    """Remove all but the newest ``keep`` checkpoints, the best, and those that readers pinned."""
     names, best = store.names(), store.pointer(BEST)
-    for name in names[: max(0, len(names) - max(keep, 1))]:
-        if name != best:
+    old = [name for name in names[: max(0, len(names) - max(keep, 1))] if name != best]
+    held = pinned(store.files) if old else set()
+    for name in old:
+        if name not in held:
             store.remove(name)
 
 

@@ -1,5 +1,6 @@
 """The options of ``jobs/evaluate.py``."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -111,6 +112,38 @@ class WorkArgs:
 
 
 @dataclass(frozen=True)
+class WatchArgs:
+    """Options of scheduled evaluation."""
+
+    watch: Path | None = None
+    """folder or s3:// URL of a training run, in place of --checkpoint and --out: each of its
+    checkpoints is evaluated by --suite when it appears, into RUN/evaluations"""
+    every: str = "10m"
+    """time between two looks at the run, such as 30s, 10m or 6h"""
+    stride: int = 1
+    """only checkpoints of steps that this number divides are evaluated"""
+    once: bool = False
+    """evaluate what there is and end, as for cron"""
+
+    def __post_init__(self) -> None:
+        if self.stride < 1:
+            raise ValueError(f"--stride {self.stride}: give at least 1")
+        _ = self.seconds
+
+    @property
+    def seconds(self) -> float:
+        """The time between two looks in seconds.
+
+        Raises:
+            ValueError: it is no duration, or 0.
+        """
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", self.every)
+        if not found or not float(found[1]):
+            raise ValueError(f"--every {self.every!r}: give a duration such as 30s, 10m, 6h or 1d")
+        return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
+@dataclass(frozen=True)
 class FurtherArgs:
     """Options that are rarely changed."""
 
@@ -134,10 +167,10 @@ class FurtherArgs:
 class EvaluateArgs:
     """Checkpoint, data and tasks."""
 
-    checkpoint: Path
+    checkpoint: Path | None = None
     """folder or s3:// URL of a run (its latest checkpoint is taken) or of one checkpoint"""
-    data: Path
-    """folder with images/ and annotations/"""
+    data: Path = tyro.MISSING
+    """folder or s3:// URL with images/ and annotations/, or with a folder for each benchmark"""
     tasks: tuple[Task, ...] = ()
     """names of tasks; those of retrieval need a stage-1 checkpoint, all others one of stage 2"""
     suite: str | None = None
@@ -165,6 +198,7 @@ class EvaluateArgs:
     )
     scoring: Annotated[ScoringArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=ScoringArgs)
     work: Annotated[WorkArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=WorkArgs)
+    watching: Annotated[WatchArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=WatchArgs)
     further: Annotated[FurtherArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=FurtherArgs)
 
     def __post_init__(self) -> None:
@@ -180,6 +214,10 @@ class EvaluateArgs:
             raise ValueError(f"--out {self.out} is a file; name a folder")
         if self.out is None and (self.work.score_only or self.work.address):
             raise ValueError("--score-only and --address need --out, where the answers are kept")
+        if (self.checkpoint is None) == (self.watching.watch is None):
+            raise ValueError("give --checkpoint or --watch, and not both")
+        if self.watching.watch is not None and (self.suite is None or self.out is not None):
+            raise ValueError("--watch needs --suite and takes no --out: results are in the run")
         if bool(self.tasks) == (self.suite is not None):
             known = ", ".join(get_args(Task))
             raise ValueError(f"give --tasks or --suite; --tasks takes some of {known}")

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from cluster.checkpoint import Damaged, Store
 from cluster.storage.cache import default_folder
 from evaluation.chunks.store import AnswerStore
 from jobs.evaluation.arguments import EvaluateArgs
@@ -49,6 +50,20 @@ class Identity:
     digest: str
 
 
+def digest_of_checkpoint(store: Store, step: str) -> str:
+    """The first 8 digits of a checkpoint's digest; "" where it is gone or damaged."""
+    try:
+        return _digest(store.state(step))[:8]
+    except Damaged:
+        return ""
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    """sha256 that changes with any of a checkpoint's weights."""
+    files = {name: file["sha256"] for name, file in state["files"].items()}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
 def identify(checkpoint: Path) -> Identity:
     """The checkpoint behind a path or ``s3://`` URL; its weights are not loaded.
 
@@ -60,8 +75,7 @@ def identify(checkpoint: Path) -> Identity:
         return Identity(recipe.kind, recipe.name, recipe.text, 0, _folder_digest(checkpoint))
     found = find_checkpoint(checkpoint)
     recipe = read_recipe(found)
-    files = {name: file["sha256"] for name, file in found.state["files"].items()}
-    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    digest = _digest(found.state)
     return Identity(recipe.kind, recipe.name, recipe.text, found.step, digest)
 
 

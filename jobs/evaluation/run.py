@@ -89,6 +89,7 @@ def evaluate(args: EvaluateArgs, model: Writer | Embedder | None = None) -> dict
         ValueError, FileNotFoundError: a checkpoint or data file is missing or not what it must be,
             an image cannot be decoded, or OUT holds answers that were made otherwise.
     """
+    assert args.checkpoint is not None  # --watch gives one to each evaluation
     identity = identify(args.checkpoint)
     home = Home(args.data, folders := folders_of(args), local_data(args.data, folders))
     results = _header(args, identity)

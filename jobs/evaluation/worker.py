@@ -59,6 +59,7 @@ class Answering:
         model: Writer | Embedder | None = None,
     ) -> None:
         self._products, self._home = arithmetic.products, home
+        assert args.checkpoint is not None
         self._model = model or load(
             args.checkpoint,
             device,

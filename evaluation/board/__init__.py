@@ -1,0 +1,1 @@
+"""The leaderboard of scheduled evaluations: its history in Parquet, and its page."""
