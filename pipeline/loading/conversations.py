@@ -25,13 +25,13 @@ class ConversationShards(Shards):
         content = derive_seed(*((one.id, one.image is None, one.turns) for one in told))
         super().__init__(name, LocalStorage(Path()), [name], [len(told)], f"{content:016x}")
         # Not the folder: what is drawn must not change when the data is moved.
-        self._told, self._file = tuple(told), Path(split_name(name)[0]).name
+        self._told, self._stem = tuple(told), Path(split_name(name)[0]).stem
 
     def members(self, shard: int, index: int) -> dict[str, bytes]:
         """The image's bytes, where there is one, and the conversation as a record."""
         one = self._told[index]
         turns = [{"from": role, "value": text} for role, text in one.turns]
-        uid = make_uid("conversations", self._file, self.key(shard, index))
+        uid = make_uid("conversations", self._stem, self.key(shard, index))
         record = {"uid": uid, "conversations": turns}
         members = {"json": json.dumps(record).encode()}
         if one.image is None:

@@ -20,7 +20,7 @@ from pipeline.images import decode
 from pipeline.loading.schedule import SampleRef, Schedule
 from pipeline.sample import make_uid
 from pipeline.shards.reading import BadSample, Shards
-from pipeline.sources.conversations import HUMAN, IMAGE, MODEL
+from pipeline.sources.conversations import HUMAN, IMAGE, MODEL, checked_turns
 from pipeline.text import TextError, check_caption, has_lone_surrogate, load_json
 from pipeline.text_processors import SampleText, caption_text, question_text
 from pipeline.transforms import TrainTransform
@@ -129,8 +129,8 @@ class Samples:
         told, asked = record.get("conversations"), ""
         image = next((members[ext] for ext in members if ext in _IMAGES), None)
         if self.text == "conversation" and isinstance(told, list):
-            text = json.dumps(told, ensure_ascii=False)
-            image = b"" if image is None and IMAGE not in text else image
+            checked_turns(told, pictured=image is not None)
+            text, image = json.dumps(told, ensure_ascii=False), image or b""
         else:
             text, asked = self._caption(record, members, uid, ref.visit)
         if image is None:
@@ -155,6 +155,8 @@ class Samples:
         )
         asked = _question(record)
         if self.text == "conversation":
+            if IMAGE in asked + text:
+                raise BadSample(f"its text holds {IMAGE}, which stands for an image")
             return as_conversation(asked, text), ""
         if not asked:  # what answers a question stays as people wrote it, as in the reference
             text = caption_text(text, self.text)

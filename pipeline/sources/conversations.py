@@ -75,6 +75,21 @@ def _slim(record: dict[str, Any]) -> dict[str, Any]:
     return {name: record[name] for name in kept if name in record}
 
 
+def checked_turns(told: Any, pictured: bool) -> tuple[tuple[str, str], ...]:
+    """Turns of a sample's ``conversations``.
+
+    Args:
+        told: value of the field.
+        pictured: whether the sample has an image.
+
+    Raises:
+        ValueError: they are malformed; the message says how.
+    """
+    turns = _turns(told)
+    _check_images(turns, pictured)
+    return turns
+
+
 def _conversation(
     record: Any, number: int, path: Path, find: Callable[[str], Path]
 ) -> Conversation:
@@ -83,8 +98,8 @@ def _conversation(
         image = record.get("image") if isinstance(record, dict) else None
         if image is not None and (not isinstance(image, str) or is_unsafe(image)):
             raise ValueError(f"its image {str(image)[:80]!r} is no file name inside the folder")
-        turns = _turns(record.get("conversations") if isinstance(record, dict) else None)
-        _check_images(turns, image is not None)
+        told = record.get("conversations") if isinstance(record, dict) else None
+        turns = checked_turns(told, image is not None)
     except ValueError as wrong:
         raise ValueError(f"conversations {path}: sample {name}: {wrong}") from wrong
     return Conversation(name, None if image is None else find(image), turns)
