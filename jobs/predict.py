@@ -9,7 +9,8 @@
     model = load("runs/demo/train/stage1")
     model.match(["a.jpg", "b.jpg"], ["a red star", "a blue circle"])
 
-A stage-2 checkpoint becomes a ``Writer``, a stage-1 checkpoint an ``Embedder``. Images are paths,
+A stage-2 checkpoint becomes a ``Writer``, one of LLaVA a ``LlavaWriter``, a stage-1 checkpoint an
+``Embedder``. Images are paths,
 encoded bytes or PIL images. An image that is given several times in a call is encoded once.
 """
 
@@ -20,9 +21,12 @@ from typing import Literal, get_args
 from cluster.storage.cache import default_folder
 from jobs.interchange import formats
 from jobs.interchange.huggingface import is_huggingface
+from jobs.interchange.llava import formats as llava_formats
+from jobs.models import llava
 from jobs.models.languages import adapter
 from jobs.models.trained import Trained, load_trained
 from jobs.prediction.embedder import Embedder
+from jobs.prediction.llava import LlavaWriter
 from jobs.prediction.pictures import Picture, check_pictures, read_picture
 from jobs.prediction.predictor import Predictor, WrongStage
 from jobs.prediction.writer import CAPTION, VQA, Writer
@@ -34,6 +38,7 @@ __all__ = [
     "CAPTION",
     "VQA",
     "Embedder",
+    "LlavaWriter",
     "Picture",
     "PredictDtype",
     "Predictor",
@@ -82,6 +87,14 @@ def load(
     device = pick_device(device)
     linear.CHOICES.keep_in(default_folder())
     foreign = is_huggingface(Path(checkpoint))
+    kind = "hf" if foreign else "native"
+    if llava_formats.concerns(kind, checkpoint):
+        if prompt_template != "recipe":
+            raise ValueError(
+                f"prompt template {prompt_template!r}: a checkpoint of LLaVA writes prompts in the "
+                "layout that it was trained with; leave it out"
+            )
+        return _load_llava(checkpoint, kind, device, dtype, batch_size)
     trained = (
         formats.load(Path(checkpoint), device) if foreign else load_trained(checkpoint, device)
     )
@@ -95,6 +108,22 @@ def load(
         trained = _with_template(trained, prompt_template)
     predictor = Embedder if trained.recipe.kind == "stage1" else Writer
     return predictor(trained, device, batch_size)
+
+
+def _load_llava(
+    checkpoint: str | Path, kind: str, device: str, dtype: PredictDtype, batch_size: int
+) -> LlavaWriter:
+    """A LLaVA checkpoint of ours or a folder of Hugging Face's LLaVA."""
+    if kind == "hf":
+        trained = llava_formats.read(kind, Path(checkpoint)).load(device)
+    else:
+        trained = llava.load_trained(checkpoint, device)
+    if dtype == "auto":
+        dtype = "recipe" if multiplies_bf16(device) else "fp32"
+    if dtype != "recipe":
+        trained.encoder.to(DTYPES[dtype])
+        trained.language.to(DTYPES[dtype])
+    return LlavaWriter(trained, device, batch_size)
 
 
 def _with_template(trained: Trained, template: Literal["plain", "chat"]) -> Trained:

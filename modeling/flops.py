@@ -311,13 +311,16 @@ def language_sizes(config: Any) -> LanguageSizes:
     return LanguageSizes(stack, config.vocab_size, head, pair)
 
 
-def language_flops(sizes: LanguageSizes, given: float, targets: float) -> float:
-    """FLOPs of a frozen language model, forward and backward; only its inputs get gradients.
+def language_flops(
+    sizes: LanguageSizes, given: float, targets: float, *, learned: bool = False
+) -> float:
+    """FLOPs of a language model, forward and backward.
 
     Args:
         sizes: Sizes of the language model.
         given: Tokens that are not targets: queries, prompt, prefix.
         targets: Tokens that are targets.
+        learned: Whether a decoder's weights get gradients too; else only its inputs do.
     """
     head = Work(2 * targets * sizes.head_width * sizes.vocab)
     if sizes.encoder is None:
@@ -325,7 +328,7 @@ def language_flops(sizes: LanguageSizes, given: float, targets: float) -> float:
         if sizes.projected:
             both = 2 * (given + targets) * sizes.decoder.width * sizes.head_width
             body += Work(both)
-        return (body + head).through
+        return (body + head).trained if learned else (body + head).through
     decoder = sizes.decoder
     body = sizes.encoder.run(given) + decoder.run(targets) + decoder.cross(targets, given) + head
     # In front of the decoder's first cross-attention no gradient leads back to the image.

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 ALIGNED = 64  # elements: 128 bytes of bf16
+BRIDGE = "bridge."
 NO_DECAY = ("query_tokens", "temperature", "cls_token", "pos_embed")
 
 
@@ -26,6 +27,7 @@ class OptimConfig:
         betas: AdamW's decay rates of the two moments.
         eps: AdamW's epsilon.
         weight_decay: AdamW's weight decay.
+        bridge_lr: highest learning rate of LLaVA's bridge, whose schedule is the same; 0: `lr`.
         layer_decay: factor of the learning rate from one block of a finetuned image encoder to the
             block below it (tables 7-9); 1: none.
     """
@@ -39,6 +41,7 @@ class OptimConfig:
     eps: float = 1e-8
     weight_decay: float = 0.05
     layer_decay: float = 1.0
+    bridge_lr: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_steps < self.total_steps:
@@ -52,6 +55,10 @@ class OptimConfig:
             )
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"optim.layer_decay = {self.layer_decay} must lie in (0, 1].")
+        if self.bridge_lr < 0 or (self.bridge_lr and not self.lr):
+            raise ValueError(
+                f"optim.bridge_lr = {self.bridge_lr}: give 0 or more, and an optim.lr."
+            )
 
 
 def learning_rate(config: OptimConfig, step: int) -> float:
@@ -82,7 +89,7 @@ def parameter_groups(
 
     Biases, norms, query tokens, the temperature, and a ViT's position and class embeddings have no
     weight decay. Blocks of an encoder have the learning rate lr × layer_decay^(distance from the
-    top), all other parameters lr.
+    top), LLaVA's bridge has bridge_lr, all other parameters lr.
 
     Args:
         model: The module that trains.
@@ -105,6 +112,8 @@ def parameter_groups(
             continue
         decay = config.weight_decay if is_decayed(name, parameter.ndim) else 0.0
         scale = config.layer_decay ** _distance_from_top(name, encoder_prefix, depth)
+        if config.bridge_lr and name.startswith(BRIDGE):
+            scale = config.bridge_lr / config.lr
         group = groups.setdefault(
             (decay, scale),
             {

@@ -96,15 +96,18 @@ def engine(
     """Wrap ``module`` (trainable parts only) in a DeepSpeed engine.
 
     The optimizer's moments are made at once, filled with zeros, so that they can be read and
-    written before the first step. The fp32 masters start from the module's fp32 weights, not from
-    their bf16 copies.
+    written before the first step. The fp32 masters start from the module's own weights, not from
+    the bf16 copies that the engine makes of fp32 or fp16 ones.
 
     Raises:
         ValueError: a 0-dimensional or a frozen parameter, which DeepSpeed would choke on or save.
     """
     _check(module)
-    named = module.named_parameters()
-    fp32 = {name: p.detach().to("cpu", torch.float32, copy=True) for name, p in named}
+    rounded = {
+        name: parameter.detach().to("cpu", copy=True)
+        for name, parameter in module.named_parameters()
+        if parameter.dtype != torch.bfloat16
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wrapped, *_ = _deepspeed().initialize(
@@ -116,7 +119,7 @@ def engine(
     if hasattr(wrapped.optimizer, "get_grad_norm_direct"):
         wrapped.optimizer.get_grad_norm_direct = _norm_over_ranks
     zero_state.prime(wrapped)
-    zero_state.write(wrapped, zero_state.MASTER, fp32)
+    zero_state.write(wrapped, zero_state.MASTER, rounded)
     return wrapped
 
 

@@ -30,26 +30,44 @@ def prime(engine: Any) -> None:
 
 
 def read(engine: Any, kind: str) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, whole fp32 tensor) of ``master``, ``exp_avg`` or ``exp_avg_sq``."""
+    """Yield (name, whole fp32 tensor) of ``master``, ``exp_avg`` or ``exp_avg_sq``.
+
+    Raises:
+        RuntimeError: a tensor that is empty, or of another shape than its parameter: the part of a
+            rank must never be taken for the whole.
+    """
+    for name, parameter in engine.module.named_parameters():
+        value, shape = (
+            _whole(engine, parameter, kind),
+            getattr(parameter, "ds_shape", parameter.shape),
+        )
+        if value is None or tuple(value.shape) != tuple(shape) or not value.numel():
+            found = None if value is None else tuple(value.shape)
+            raise RuntimeError(
+                f"{kind} of {name} was gathered with shape {found}, not {tuple(shape)}"
+            )
+        yield name, value
+
+
+def _whole(engine: Any, parameter: nn.Parameter, kind: str) -> Tensor | None:
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-    for name, parameter in engine.module.named_parameters():
-        if not _sharded(parameter):
-            state = engine.basic_optimizer.state[parameter]
-            yield name, parameter.detach() if kind == MASTER else state[kind]
-        elif kind == MASTER:
-            yield name, safe_get_full_fp32_param(parameter)
-        else:
-            yield name, safe_get_full_optimizer_state(parameter, kind)
+    if not _sharded(parameter):
+        state = engine.basic_optimizer.state[parameter]
+        return parameter.detach() if kind == MASTER else state[kind]
+    if kind == MASTER:
+        return safe_get_full_fp32_param(parameter)
+    return safe_get_full_optimizer_state(parameter, kind)
 
 
 def write(engine: Any, kind: str, tensors: Mapping[str, Tensor]) -> None:
     """Set masters (and with them the weights that the forward pass uses) or one moment.
 
-    Raises:
-        KeyError: a parameter without its tensor; ``checkpoint`` checks names and shapes before.
+    A parameter without a tensor stays as it is; ``checkpoint`` checks names and shapes before.
     """
     for name, parameter in engine.module.named_parameters():
+        if name not in tensors:
+            continue
         value = tensors[name].to(device=engine.device, dtype=torch.float32)
         if hasattr(parameter, "ds_id"):
             _write_stage3(parameter, kind, value)

@@ -94,11 +94,14 @@ def of_huggingface(config: Mapping[str, Any], where: str) -> ImageProcessor:
     number = config.get("resample", by_default)
     if size < cut:
         raise ValueError(f"{where}: crop_size {cut} is larger than size {size}")
+    geometry: Any = "crop" if crop and short else "squash"
+    if kind.startswith("LlavaImage") and config.get("do_pad"):
+        geometry = "pad"
     pixels = PixelConfig(
         mean,
         std,
         _FILTERS.get(number, "auto"),
-        "crop" if crop and short else "squash",
+        geometry,
         size if size != cut else 0,
         "float" if kind.startswith("DINOv3ViT") else "torch",
     )

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from cluster.ranks import dist
-from jobs.recipes.schema import Stage2Recipe, TrainRecipe
+from jobs.recipes.schema import LlavaRecipe, SpeakingRecipe, TrainRecipe
 from modeling.precision import chosen, multiplies_bf16
 
 RecipeT = TypeVar("RecipeT", bound=TrainRecipe)
@@ -38,7 +38,7 @@ def _each_format(recipe: RecipeT, other: RecipeT, choose: Callable[[str, str], A
     zero = replace(run.zero, precision=choose(run.zero.precision, then.zero.precision))
     encoder = replace(recipe.encoder, dtype=choose(recipe.encoder.dtype, other.encoder.dtype))
     recipe = replace(recipe, run=replace(run, zero=zero), encoder=encoder)
-    if isinstance(recipe, Stage2Recipe) and isinstance(other, Stage2Recipe):
+    if isinstance(recipe, SpeakingRecipe) and isinstance(other, SpeakingRecipe):
         dtype = choose(recipe.language.dtype, other.language.dtype)
         return replace(recipe, language=replace(recipe.language, dtype=dtype))
     return recipe
@@ -49,7 +49,8 @@ def formats(recipe: TrainRecipe) -> dict[str, str]:
     found: dict[str, str] = {"training": recipe.run.zero.precision}
     if not recipe.encoder.train:
         found["encoder"] = recipe.encoder.dtype
-    if isinstance(recipe, Stage2Recipe):
+    trains = isinstance(recipe, LlavaRecipe) and recipe.stage == 2
+    if isinstance(recipe, SpeakingRecipe) and not trains:
         found["language model"] = recipe.language.dtype
     return found
 

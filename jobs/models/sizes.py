@@ -8,7 +8,7 @@ from jobs.models.encoder_settings import is_here, own_size
 from jobs.models.encoders import encoder_width
 from jobs.models.files import local_folder
 from jobs.models.languages import language_width
-from jobs.recipes.schema import Stage1Recipe, Stage2Recipe, TrainRecipe
+from jobs.recipes.schema import LlavaRecipe, Stage1Recipe, Stage2Recipe, TrainRecipe
 
 RecipeT = TypeVar("RecipeT", bound=TrainRecipe)
 
@@ -24,6 +24,12 @@ def with_model_sizes(recipe: RecipeT) -> RecipeT:
     """
     if not recipe.encoder.image_size:
         recipe = at_own_size(recipe)
+    if isinstance(recipe, LlavaRecipe):
+        bridge = recipe.model
+        seen = encoder_width(recipe.encoder) or bridge.encoder_width
+        said = language_width(recipe.language) or bridge.llm_width
+        return replace(recipe, model=replace(bridge, encoder_width=seen, llm_width=said))
+    assert isinstance(recipe, Stage1Recipe | Stage2Recipe)
     width = encoder_width(recipe.encoder) or recipe.model.qformer.encoder_width
     qformer = replace(recipe.model.qformer, encoder_width=width)
     if isinstance(recipe, Stage1Recipe):
@@ -33,7 +39,6 @@ def with_model_sizes(recipe: RecipeT) -> RecipeT:
             qformer = replace(qformer, vocab=len(tokenizer))
             model = replace(model, dec_token_id=tokenizer.convert_tokens_to_ids(DEC))
         return replace(recipe, model=replace(model, qformer=qformer))
-    assert isinstance(recipe, Stage2Recipe)
     if qformer.text and local_folder(recipe.tokenizer) is not None:
         qformer = replace(qformer, vocab=len(load_bert_tokenizer(recipe.tokenizer)))
     llm_width = language_width(recipe.language) or recipe.model.llm_width

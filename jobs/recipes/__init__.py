@@ -15,6 +15,8 @@ _MODULES = {
     "finetune_caption": ("CAPTION", "jobs.recipes.finetune"),
     "finetune_retrieval": ("RETRIEVAL", "jobs.recipes.finetune"),
     "finetune_vqa": ("VQA", "jobs.recipes.finetune"),
+    "llava_stage1": ("STAGE1", "jobs.recipes.llava"),
+    "llava_stage2": ("STAGE2", "jobs.recipes.llava"),
 }
 
 

@@ -12,13 +12,15 @@ from tyro.conf import Suppress, arg
 from cluster.ranks.guard import GuardConfig
 from cluster.ranks.zero import ZeroConfig
 from modeling.blip2 import Stage1Config, Stage2Config
+from modeling.language.conversation import LAYOUTS
 from modeling.language.text import Rules, Template
+from modeling.llava import LlavaConfig
 from modeling.optim import OptimConfig
 from modeling.precision import Dtype
 from modeling.vision.features import FeatureConfig
 from pipeline.loading.loader import LoaderConfig
 from pipeline.pixels import PixelConfig
-from pipeline.text_processors import TextRule
+from pipeline.text_processors import SampleText, TextRule
 from pipeline.transforms import TransformConfig
 
 
@@ -156,16 +158,16 @@ class TrainRecipe:
         bert: folder or hub id of the BERT that initialises the Q-Former; empty: random weights.
         text: rule for captions and questions, in training and after it: ``reference`` lower-cases
             them, takes ten punctuation marks out and keeps 50 words, as the reference does;
-            ``plain`` leaves them as they are.
+            ``plain`` leaves them as they are; ``conversation`` is LLaVA's.
     """
 
     name: Annotated[str, Suppress]
     encoder: EncoderChoice
-    model: Stage1Config | Stage2Config
+    model: Stage1Config | Stage2Config | LlavaConfig
     run: Annotated[RunConfig, arg(name="")]
     tokenizer: str = ""
     bert: str = ""
-    text: TextRule = "plain"
+    text: SampleText = "plain"
     kind: Annotated[str, Suppress] = ""
 
 
@@ -180,6 +182,7 @@ class Stage1Recipe(TrainRecipe):
     """
 
     model: Stage1Config
+    text: TextRule = "plain"
     max_text: int = 32
     image_ids: bool = False
     kind: Annotated[str, Suppress] = "stage1"
@@ -197,7 +200,54 @@ class Stage2Recipe(TrainRecipe):
     """
 
     model: Stage2Config
+    text: TextRule = "plain"
     language: LanguageChoice
     prompt: str = ""
     max_question: int = 32
     kind: Annotated[str, Suppress] = "stage2"
+
+
+@dataclass(frozen=True)
+class Digests:
+    """The models that a bridge was trained between, by their weights (``jobs.models.digests``)."""
+
+    encoder: str = ""
+    language: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlavaRecipe(TrainRecipe):
+    """A stage of LLaVA (arXiv:2304.08485, section 4.2).
+
+    Attributes:
+        language: the language model, a decoder; ``max_text`` is the number of positions that a
+            whole sequence may take, the image included. Its ``dtype`` is read in stage 1 alone.
+        stage: 1 trains the bridge alone, 2 the bridge and the whole language model.
+        layout: written form of conversations (``modeling.language.conversation``).
+        image_place: ``file`` leaves the image where the data has it, in front of the question or
+            behind it (the paper); ``front`` moves it to the front (the authors' code).
+        checkpoint_blocks: recompute the language model's activations in the backward pass, block by
+            block, where it trains.
+        usual_text: text tokens of a usual sample, by which a dry run counts the FLOPs.
+    """
+
+    model: LlavaConfig
+    language: LanguageChoice
+    stage: Annotated[Literal[1, 2], Suppress] = 1
+    layout: str = "plain"
+    image_place: Literal["file", "front"] = "front"
+    checkpoint_blocks: bool = True
+    usual_text: int = 200
+    text: Annotated[Literal["conversation"], Suppress] = "conversation"
+    made_for: Annotated[Digests, Suppress] = field(default_factory=Digests)
+    kind: Annotated[str, Suppress] = "llava"
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout = {self.layout!r}: choose one of {', '.join(LAYOUTS)}")
+        if self.encoder.train:
+            raise ValueError("encoder.train = True: LLaVA's image encoder is frozen; leave it out")
+
+
+SpeakingRecipe = Stage2Recipe | LlavaRecipe
+"""The recipes with a language model."""

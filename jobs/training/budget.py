@@ -10,7 +10,14 @@ from typing import Any
 from cluster.ranks.dist import this_process
 from jobs.models import encoder_settings, precision
 from jobs.recipes import as_json
-from jobs.recipes.schema import RunConfig, Stage1Recipe, Stage2Recipe, TrainRecipe
+from jobs.recipes.schema import (
+    LlavaRecipe,
+    RunConfig,
+    SpeakingRecipe,
+    Stage1Recipe,
+    Stage2Recipe,
+    TrainRecipe,
+)
 from jobs.training import hardware
 from jobs.training.command import Given
 from jobs.training.hardware import GIB, Gpu
@@ -21,6 +28,7 @@ from jobs.training.sketch import (
     Sketch,
     frozen_models,
     image_tokens,
+    language_trains,
     sketch,
     text_lengths,
     trainable,
@@ -116,7 +124,7 @@ def table(
             _expected(gpu, world, step, recipe.run, price),
         ]
     missing = [f"{recipe.encoder.name} (encoder)"] if sketched.encoder is None else []
-    if isinstance(recipe, Stage2Recipe) and sketched.language is None:
+    if isinstance(recipe, SpeakingRecipe) and sketched.language is None:
         missing.append(f"{recipe.language.name} (language model)")
     if missing:
         lines.append(f"not counted, since its folder is not here: {', '.join(missing)}")
@@ -157,6 +165,8 @@ def sample_flops(recipe: TrainRecipe, sketched: Sketch, world: int) -> dict[str,
             learned=recipe.encoder.train,
         )
         return parts | {name: part.trained for name, part in work.items()}
+    if isinstance(recipe, LlavaRecipe):
+        return parts | _llava_flops(recipe, sketched, tokens)
     assert isinstance(recipe, Stage2Recipe)
     question = recipe.max_question if recipe.model.qformer.text else 0
     parts["Q-Former"] = flops.stage2_work(
@@ -166,6 +176,21 @@ def sample_flops(recipe: TrainRecipe, sketched: Sketch, world: int) -> dict[str,
         given, targets = text_lengths(recipe, sketched)
         sizes = flops.language_sizes(sketched.language.config)
         parts["language model"] = flops.language_flops(sizes, given, targets)
+    return parts
+
+
+def _llava_flops(recipe: LlavaRecipe, sketched: Sketch, tokens: int) -> dict[str, float]:
+    """FLOPs of LLaVA's bridge and language model for a usual sample, half of it targets."""
+    sizes = recipe.model
+    first = flops.Work(2 * tokens * sizes.llm_width * sizes.encoder_width)
+    second = flops.Work(2 * tokens * sizes.llm_width**2 * (sizes.bridge == "mlp2x_gelu"))
+    parts = {"bridge": 2 * first.forward + second.trained}  # the encoder's tokens get no gradient
+    if sketched.language is not None:
+        half = recipe.usual_text / 2
+        language = flops.language_sizes(sketched.language.config)
+        learned = language_trains(recipe)
+        given = tokens + half
+        parts["language model"] = flops.language_flops(language, given, half, learned=learned)
     return parts
 
 

@@ -84,27 +84,30 @@ class Common:
     dry_run: bool = False
 
 
-def parse(job: str, arguments: Sequence[str] | None, about: str | None = None) -> Given[Any]:
+def parse(
+    job: str, arguments: Sequence[str] | None, about: str | None = None, kind: str = ""
+) -> Given[Any]:
     """Parse a training job's command line: the recipe named, with the overrides given.
 
     Args:
-        job: name of the job, which is also the kind of its recipes.
+        job: name of the job.
         arguments: the command line; None: this process's own.
         about: description for ``--help``.
+        kind: kind of its recipes; empty: the job's name.
 
     Raises:
         ValueError: no recipe named or an unknown one, no ``--data`` or ``--out``, ``--init`` in
             stage 1, or a value that the recipe's parts refuse.
     """
     line = list(sys.argv[1:] if arguments is None else arguments)
-    named = _recipe_name(line)
+    named, kind = _recipe_name(line), kind or job
     wants_help = bool({"-h", "--help"} & set(line))
     if named is None and not wants_help:
-        raise ValueError(f"--recipe: none given; choose one of {', '.join(recipes.names(job))}")
-    base = recipes.recipe(job, named or recipes.names(job)[0])
+        raise ValueError(f"--recipe: none given; choose one of {', '.join(recipes.names(kind))}")
+    base = recipes.recipe(kind, named or recipes.names(kind)[0])
     speaks = os.environ.get("RANK", "0") == "0"
     if wants_help and speaks:
-        _show_common(job, base, about)
+        _show_common(job, kind, base, about)
     default: Given[Any] = Given(base, base.name, job=job)
     shape: Any = Given[type(base)]  # type: ignore[misc]
     given = tyro.cli(
@@ -120,13 +123,13 @@ def parse(job: str, arguments: Sequence[str] | None, about: str | None = None) -
     return replace(given, config=_settle_run(config, given.zero_stage))
 
 
-def _show_common(job: str, base: TrainRecipe, about: str | None) -> None:
+def _show_common(job: str, kind: str, base: TrainRecipe, about: str | None) -> None:
     """Print the options that are set most often, in front of the list of all."""
     run = base.run
     common = Common(
         base.name, steps=run.steps, global_batch=run.global_batch, micro_batch=run.micro_batch
     )
-    names = f"Recipes: {', '.join(recipes.names(job))}."
+    names = f"Recipes: {', '.join(recipes.names(kind))}."
     with contextlib.suppress(SystemExit):
         tyro.cli(
             Common,

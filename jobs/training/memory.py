@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from jobs.models.files import dtype_of
-from jobs.recipes.schema import Stage1Recipe, Stage2Recipe, TrainRecipe
+from jobs.recipes.schema import LlavaRecipe, SpeakingRecipe, Stage1Recipe, Stage2Recipe, TrainRecipe
 from jobs.training.hardware import GIB
 from jobs.training.sketch import Sketch, frozen_models, image_tokens, text_lengths, trainable
 from modeling import flops, losses
@@ -58,7 +58,7 @@ def plan_memory(recipe: TrainRecipe, sketched: Sketch, world: int, micro: int) -
     states = 12 if cast or zero.stage else 8
     frozen = frozen_models(recipe, sketched)
     held = 1.0 * frozen.get("encoder", 0) * _width(recipe.encoder.dtype)
-    if isinstance(recipe, Stage2Recipe):
+    if isinstance(recipe, SpeakingRecipe) and "language model" in frozen:
         # Sharded, one block at a time is whole: some four percent of the model.
         part = min(1.0, 1 / world + 0.04) if recipe.language.shard else 1.0
         held += frozen["language model"] * _width(recipe.language.dtype) * part
@@ -107,6 +107,8 @@ def _activations(recipe: TrainRecipe, sketched: Sketch) -> float:
             total += one + sizes.tokens * sizes.stack.width * sizes.stack.blocks
         else:
             total += sizes.stack.saved(sizes.tokens, trained=True)
+    if isinstance(recipe, LlavaRecipe):
+        return width * (total + _llava_activations(recipe, sketched))
     total += _qformer_activations(recipe, image_tokens(sketched))
     if isinstance(recipe, Stage2Recipe) and sketched.language is not None:
         given, targets = text_lengths(recipe, sketched)
@@ -119,8 +121,27 @@ def _activations(recipe: TrainRecipe, sketched: Sketch) -> float:
     return width * total
 
 
+def _llava_activations(recipe: LlavaRecipe, sketched: Sketch) -> float:
+    """Elements that one sample of full length keeps in the bridge and the language model."""
+    sizes, tokens = recipe.model, image_tokens(sketched)
+    maps = 3 if sizes.bridge == "mlp2x_gelu" else 1
+    kept = tokens * (sizes.encoder_width + maps * sizes.llm_width)
+    length = recipe.language.max_text
+    kept += 2 * length * sizes.llm_width  # words and images apart, then joined
+    if sketched.language is None:
+        return kept
+    stack = flops.language_sizes(sketched.language.config).decoder
+    if recipe.stage == 1:
+        return kept + stack.saved(length, trained=False)
+    if not recipe.checkpoint_blocks:
+        return kept + stack.saved(length, trained=True)
+    one = replace(stack, blocks=1).saved(length, trained=True)
+    return kept + one + length * stack.width * stack.blocks
+
+
 def _qformer_activations(recipe: TrainRecipe, tokens: int) -> float:
     """Elements that one sample keeps in the Q-Former and its image keys and values."""
+    assert isinstance(recipe, Stage1Recipe | Stage2Recipe)
     sizes = recipe.model.qformer
     stack = Stack(sizes.width, sizes.layers, sizes.ffn, sizes.width, sizes.width)
     image = 2 * -(-sizes.layers // sizes.cross_every) * tokens * sizes.width

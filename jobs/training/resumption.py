@@ -20,6 +20,7 @@ FREE_PARTS = (
     "mfu",
     "language.shard",
     "guard.limit",
+    "made_for",  # LLaVA's models, which the job compares itself
     "zero",
     "loader.workers",
     "loader.prefetch",

@@ -15,18 +15,29 @@ from jobs.models.encoders import load_encoder
 from jobs.models.files import local_path
 from jobs.models.trained import new_module
 from jobs.recipes import published
-from jobs.recipes.schema import EncoderChoice, Stage2Recipe, TrainRecipe
+from jobs.recipes.schema import (
+    EncoderChoice,
+    LlavaRecipe,
+    SpeakingRecipe,
+    Stage2Recipe,
+    TrainRecipe,
+)
 from modeling import flops
 from modeling.blip2 import Stage1, Stage2
+from modeling.llava import Llava, LlavaConfig
 from modeling.vision.encoders import ImageEncoder, build_clip_encoder
 from modeling.vision.features import PAPER
 
 
 @dataclass(frozen=True)
 class Sketch:
-    """A recipe's models without weights; None where a frozen model's sizes are not to be had."""
+    """A recipe's models without weights; None where a model's sizes are not to be had.
 
-    stage: Stage1 | Stage2
+    Attributes:
+        stage: what trains, without an encoder or a language model that trains too.
+    """
+
+    stage: Stage1 | Stage2 | Llava
     encoder: ImageEncoder | None
     language: Any
 
@@ -34,14 +45,18 @@ class Sketch:
 def sketch(recipe: TrainRecipe) -> Sketch:
     """The recipe's models on the meta device."""
     with torch.device("meta"):
-        stage = new_module(recipe.model)
-        language = _language(recipe.language.name) if isinstance(recipe, Stage2Recipe) else None
+        model = recipe.model
+        stage = Llava(model) if isinstance(model, LlavaConfig) else new_module(model)
+        language = _language(recipe.language.name) if isinstance(recipe, SpeakingRecipe) else None
         return Sketch(stage, _encoder(recipe.encoder), language)
 
 
 def trainable(recipe: TrainRecipe, sketched: Sketch) -> dict[str, int]:
     """Parameters that train, by part."""
-    parts = {"Q-Former and heads": _count(sketched.stage)}
+    llava = isinstance(recipe, LlavaRecipe)
+    parts = {"bridge" if llava else "Q-Former and heads": _count(sketched.stage)}
+    if language_trains(recipe):
+        parts["language model"] = _count(sketched.language)
     if recipe.encoder.train:
         parts["encoder"] = _count(sketched.encoder)
     return parts
@@ -50,9 +65,14 @@ def trainable(recipe: TrainRecipe, sketched: Sketch) -> dict[str, int]:
 def frozen_models(recipe: TrainRecipe, sketched: Sketch) -> dict[str, int]:
     """Parameters that do not, by part."""
     parts = {} if recipe.encoder.train else {"encoder": _count(sketched.encoder)}
-    if isinstance(recipe, Stage2Recipe):
+    if isinstance(recipe, SpeakingRecipe) and not language_trains(recipe):
         parts["language model"] = _count(sketched.language)
     return parts
+
+
+def language_trains(recipe: TrainRecipe) -> bool:
+    """Whether the language model is a part of what trains."""
+    return isinstance(recipe, LlavaRecipe) and recipe.stage == 2
 
 
 def image_tokens(sketched: Sketch) -> int:

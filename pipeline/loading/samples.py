@@ -4,6 +4,7 @@ A sample is a function of the data and (seed, uid, visit) alone, not of its batc
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -19,8 +20,9 @@ from pipeline.images import decode
 from pipeline.loading.schedule import SampleRef, Schedule
 from pipeline.sample import make_uid
 from pipeline.shards.reading import BadSample, Shards
+from pipeline.sources.conversations import HUMAN, IMAGE, MODEL, checked_turns
 from pipeline.text import TextError, check_caption, has_lone_surrogate, load_json
-from pipeline.text_processors import TextRule, caption_text, question_text
+from pipeline.text_processors import SampleText, caption_text, question_text
 from pipeline.transforms import TrainTransform
 
 MAX_REPLACED_IN_A_ROW = 100
@@ -37,8 +39,8 @@ class EncodedSample(NamedTuple):
     """One visit of a sample, its image still encoded.
 
     Attributes:
-        image: encoded file.
-        text: caption of this visit, or answer of its question.
+        image: encoded file; empty for a conversation without an image, whose square is black.
+        text: caption of this visit, or answer of its question; or a conversation as JSON.
         uid: 32 hex digits.
         image_id: 63 bits of the image's sha256.
         question: question that the text answers; "" without one.
@@ -63,7 +65,7 @@ class Samples:
 
     Args:
         captions: which kept caption is taken (``pipeline.loading.loader.LoaderConfig.captions``).
-        text: normalisation of captions and questions.
+        text: normalisation of captions and questions, or ``conversation``.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class Samples:
         schedule: Schedule,
         transform: TrainTransform,
         captions: str = "random_top2",
-        text: TextRule = "plain",
+        text: SampleText = "plain",
     ) -> None:
         self.sources, self.schedule, self.transform = sources, schedule, transform
         self.captions, self.text = captions, text
@@ -105,7 +107,7 @@ class Samples:
             this = self.schedule.replacement(ref, attempt) if attempt else ref
             try:
                 sample = self._read(this) if attempt or first is None else first
-                square.copy_(self._augmented(sample))
+                self._draw(sample, square)
                 return sample._replace(replaced=tuple(replaced)) if replaced else sample
             except ValueError as bad:
                 source = self.sources[this.source]
@@ -123,28 +125,51 @@ class Samples:
         uid = record.get("uid")
         if not isinstance(uid, str):
             uid = make_uid(*source.uid_parts(ref.shard), source.key(ref.shard, ref.index))
-        seed = self.schedule.seed
-        text = choose_caption(
-            record, members, policy=self.captions, seed=seed, uid=uid, visit=ref.visit
-        )
-        asked = _question(record)
-        if not asked:  # what answers a question stays as people wrote it, as in the reference
-            text = caption_text(text, self.text)
-        if not text:
-            raise BadSample("its caption holds no words")
+        key = (self.schedule.seed, uid, ref.visit)
+        told, asked = record.get("conversations"), ""
         image = next((members[ext] for ext in members if ext in _IMAGES), None)
+        if self.text == "conversation" and isinstance(told, list):
+            checked_turns(told, pictured=image is not None)
+            text, image = json.dumps(told, ensure_ascii=False), image or b""
+        else:
+            text, asked = self._caption(record, members, uid, ref.visit)
         if image is None:
             raise BadSample(f"no image among its members {sorted(members)}")
-        key = (seed, uid, ref.visit)
         return EncodedSample(
             image,
             text,
             uid,
             image_id=_image_id(record, image),
-            question=question_text(asked, self.text),
+            question=asked,
             augment=derive_seed("augment", *key),
             draws=(uniform("first draw", *key), uniform("second draw", *key)),
         )
+
+    def _caption(
+        self, record: dict[str, Any], members: dict[str, bytes], uid: str, visit: int
+    ) -> tuple[str, str]:
+        """The caption or answer of a visit, and the question that it answers."""
+        seed = self.schedule.seed
+        text = choose_caption(
+            record, members, policy=self.captions, seed=seed, uid=uid, visit=visit
+        )
+        asked = _question(record)
+        if self.text == "conversation":
+            if IMAGE in asked + text:
+                raise BadSample(f"its text holds {IMAGE}, which stands for an image")
+            return as_conversation(asked, text), ""
+        if not asked:  # what answers a question stays as people wrote it, as in the reference
+            text = caption_text(text, self.text)
+        if not text:
+            raise BadSample("its caption holds no words")
+        return text, question_text(asked, self.text)
+
+    def _draw(self, sample: EncodedSample, square: Tensor) -> None:
+        """Write a sample's image into its square."""
+        if sample.image:
+            square.copy_(self._augmented(sample))
+        else:
+            square.zero_()
 
     def _augmented(self, sample: EncodedSample) -> Tensor:
         keeps_sides = self.transform.config.keep_sides
@@ -192,6 +217,13 @@ def choose_caption(
     if not text:
         raise BadSample("its caption is empty")
     return text
+
+
+def as_conversation(question: str, answer: str) -> str:
+    """A caption, or a question with its answer, as a conversation about an image, in JSON."""
+    asked = f"{IMAGE}\n{question}" if question else IMAGE
+    turns = [{"from": HUMAN, "value": asked}, {"from": MODEL, "value": answer}]
+    return json.dumps(turns, ensure_ascii=False)
 
 
 def uniform(*parts: object) -> float:
