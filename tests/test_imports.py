@@ -31,6 +31,7 @@ BELOW = {
     "captioning": {"recipes", "models"},
     "prediction": {"recipes", "models", "interchange"},
     "tour": {"recipes"},
+    "instructions": {"recipes"},
 }
 # Leaves: rooms that may import every other, and that one entry point alone imports.
 LEAVES = {"benchmarks": "jobs.benchmark", "zoo_training": "jobs.zoo"}

@@ -41,7 +41,7 @@ class EncodedSample(NamedTuple):
         text: caption of this visit, or answer of its question.
         uid: 32 hex digits.
         image_id: 63 bits of the image's sha256.
-        question: question that the text answers; "" without one.
+        question: question or instruction that the text answers; "" without one.
         augment: seed of its crop and flip.
         draws, replaced: see ``pipeline.loading.batch.Batch``.
     """
@@ -123,28 +123,47 @@ class Samples:
         uid = record.get("uid")
         if not isinstance(uid, str):
             uid = make_uid(*source.uid_parts(ref.shard), source.key(ref.shard, ref.index))
-        seed = self.schedule.seed
-        text = choose_caption(
-            record, members, policy=self.captions, seed=seed, uid=uid, visit=ref.visit
-        )
-        asked = _question(record)
-        if not asked:  # what answers a question stays as people wrote it, as in the reference
-            text = caption_text(text, self.text)
-        if not text:
-            raise BadSample("its caption holds no words")
+        key = (self.schedule.seed, uid, ref.visit)
+        asked, text = self._texts(source, record, members, key)
         image = next((members[ext] for ext in members if ext in _IMAGES), None)
         if image is None:
             raise BadSample(f"no image among its members {sorted(members)}")
-        key = (seed, uid, ref.visit)
         return EncodedSample(
             image,
             text,
             uid,
             image_id=_image_id(record, image),
-            question=question_text(asked, self.text),
+            question=asked,
             augment=derive_seed("augment", *key),
             draws=(uniform("first draw", *key), uniform("second draw", *key)),
         )
+
+    def _texts(
+        self,
+        source: Shards,
+        record: dict[str, Any],
+        members: dict[str, bytes],
+        key: tuple[int, str, int],
+    ) -> tuple[str, str]:
+        """The question or instruction of a visit, "" without one, and the text to learn."""
+        seed, uid, visit = key
+
+        def chosen() -> str:
+            return choose_caption(
+                record, members, policy=self.captions, seed=seed, uid=uid, visit=visit
+            )
+
+        if source.phrase is not None:
+            asked, text = source.phrase(record, chosen, lambda name: uniform(name, *key))
+            if has_lone_surrogate(asked + text):
+                raise BadSample("its instruction or answer is not UTF-8")
+            return asked, text
+        text, asked = chosen(), _question(record)
+        if not asked:  # what answers a question stays as people wrote it, as in the reference
+            text = caption_text(text, self.text)
+        if not text:
+            raise BadSample("its caption holds no words")
+        return question_text(asked, self.text), text
 
     def _augmented(self, sample: EncodedSample) -> Tensor:
         keeps_sides = self.transform.config.keep_sides
