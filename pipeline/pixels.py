@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as vision
 
-from pipeline.images import resize_square
+from pipeline.images import MAX_PIXELS, resize_square
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -32,8 +32,10 @@ class PixelConfig:
         std: three channel standard deviations, likewise.
         interpolation: filter of every resize, in training too; ``auto`` takes the model's own.
         geometry: ``squash`` resizes the whole image to a square, ``crop`` resizes its short side
-            and keeps the centre; evaluation and prediction only. ``auto`` takes ``squash`` for
-            CLIP, EVA-CLIP and BLIP-2, as the reference does, and the model's own for the others.
+            and keeps the centre, ``pad`` puts it into a square of the mean colour first; evaluation
+            and prediction only, unless ``transform.whole`` is ``own``. ``auto`` takes ``squash``
+            for CLIP, EVA-CLIP and BLIP-2, as the reference does, and the model's own for the
+            others.
         resize_to: side in pixels (``crop``: short side) after the resize, from which the centre of
             the encoder's size is cut; 0 takes the encoder's size.
         resize_by: implementation of the resize, for pixels equal to the model's own library:
@@ -44,7 +46,7 @@ class PixelConfig:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     interpolation: Literal["auto", "bicubic", "bilinear"] = "auto"
-    geometry: Literal["auto", "squash", "crop"] = "auto"
+    geometry: Literal["auto", "squash", "crop", "pad"] = "auto"
     resize_to: int = 0
     resize_by: Literal["auto", "torch", "float", "pillow"] = "auto"
 
@@ -109,6 +111,8 @@ def fit_square(image: Tensor, size: int, pixels: PixelConfig = CLIP_PIXELS) -> T
         ValueError: ``resize_to`` is smaller than ``size``.
     """
     side, crop = pixels.resize_to or size, pixels.geometry == "crop"
+    if pixels.geometry == "pad":
+        image = _padded(image, side, pixels)
     if side < size:
         raise ValueError(
             f"encoder.pixels.resize_to = {side} is below encoder.image_size = {size}: "
@@ -143,6 +147,29 @@ def _resize(image: Tensor, target: tuple[int, int], pixels: PixelConfig) -> Tens
     whole = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
     small = whole.resize((target[1], target[0]), filters[pixels.interpolation])
     return torch.from_numpy(np.array(small)).permute(2, 0, 1)
+
+
+def _padded(image: Tensor, side: int, pixels: PixelConfig) -> Tensor:
+    """An image in the centre of the smallest square around it, of the mean colour (LLaVA-1.5).
+
+    An odd pixel of the margin is at the right or at the bottom. Where the square would be larger
+    than any image that is decoded, the image is resized first.
+    """
+    _, height, width = image.shape
+    longest = max(height, width)
+    if height == width:
+        return image
+    if longest**2 > MAX_PIXELS:
+        target = (max(1, round(side * height / longest)), max(1, round(side * width / longest)))
+        image, longest = _resize(image, target, pixels).to(torch.uint8), side
+    colour = torch.tensor([int(255 * mean) for mean in pixels.mean], dtype=torch.uint8)
+    # In memory as an image that was decoded, which torch resizes faster.
+    square = torch.empty((longest, longest, 3), dtype=torch.uint8).permute(2, 0, 1)
+    square[:] = colour[:, None, None]
+    _, height, width = image.shape
+    top, left = (longest - height) // 2, (longest - width) // 2
+    square[:, top : top + height, left : left + width] = image
+    return square
 
 
 def _without_ends(image: Tensor) -> Tensor:

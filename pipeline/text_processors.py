@@ -10,6 +10,9 @@ from typing import Literal
 
 TextRule = Literal["reference", "plain"]
 """``reference``: as LAVIS does it; ``plain``: only white space in captions is normalised."""
+SampleText = Literal["reference", "plain", "conversation"]
+"""The text of a training sample: a caption or answer under a ``TextRule``, or a ``conversation`` as
+JSON, which a caption is too: as the answer to the image alone."""
 
 MAX_WORDS = 50
 _MARKS = re.compile(r'[.!"()*#:;~]')

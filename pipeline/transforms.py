@@ -29,6 +29,8 @@ class TransformConfig:
         flip: probability of a horizontal flip.
         keep_sides: no flip where the text names left or right.
         interpolation: filter of the resize; follows ``encoder.pixels.interpolation``.
+        whole: geometry of an image that is not cropped at random, with scale and ratio (1, 1):
+            ``squash``, or ``own``, the square that the encoder is shown outside training.
     """
 
     size: int = 224
@@ -37,6 +39,7 @@ class TransformConfig:
     flip: float = 0.5
     keep_sides: bool = False
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    whole: Literal["squash", "own"] = "squash"
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -45,13 +48,21 @@ class TransformConfig:
             raise ValueError(f"transform.ratio = {self.ratio}: give 0 < smallest <= largest")
         if not 0 <= self.flip <= 1:
             raise ValueError(f"transform.flip = {self.flip}: give a probability")
+        if self.whole == "own" and (self.scale, self.ratio) != ((1.0, 1.0), (1.0, 1.0)):
+            raise ValueError(
+                "transform.whole = own: give transform.scale 1 1 and transform.ratio 1 1 too"
+            )
 
 
 class TrainTransform:
-    """uint8 3HW -> uint8 3SS, augmented by a generator and nothing else."""
+    """uint8 3HW -> uint8 3SS, augmented by a generator and nothing else.
 
-    def __init__(self, config: TransformConfig) -> None:
-        self.config = config
+    Args:
+        pixels: the encoder's own preparation, settled; read where ``config.whole`` is ``own``.
+    """
+
+    def __init__(self, config: TransformConfig, pixels: PixelConfig = CLIP_PIXELS) -> None:
+        self.config, self.pixels = config, pixels
         self._whole = config.scale == (1.0, 1.0) and config.ratio == (1.0, 1.0)
 
     def __call__(
@@ -60,7 +71,9 @@ class TrainTransform:
         """Crop, resize, flip; draws as many numbers with a flip as without."""
         size, mode = self.config.size, self.config.interpolation
         draws = torch.rand(3 + 2, generator=generator, dtype=torch.float64).tolist()
-        if self._whole and mode == "bicubic":
+        if self.config.whole == "own":
+            square = fit_square(image, size, self.pixels)
+        elif self._whole and mode == "bicubic":
             square = resize_square(image, size)
         elif self._whole:
             square = resize(image, size, size, mode)

@@ -19,8 +19,10 @@ from pipeline.instructions.config import InstructionConfig
 from pipeline.instructions.mixing import weights_of
 from pipeline.instructions.phrasing import Phrasing, Task
 from pipeline.instructions.rows import Row, RowShards
+from pipeline.loading.conversations import ConversationShards
 from pipeline.loading.loader import LoaderConfig
 from pipeline.shards.reading import Shards, open_shards
+from pipeline.sources.conversations import read_conversations
 from pipeline.text import load_json
 
 Read = Callable[[Path, str], list[Row]]
@@ -33,13 +35,16 @@ class Held:
 
     Attributes:
         task: form of its instructions.
-        read: reader of its files; None: it is an output of CapFilt, or a folder of tars.
+        read: reader of its files; None: it is an output of CapFilt, or a folder of tars, or one of
+            LLaVA's files.
         folder: name of its folder, where it is not its own name.
+        file: name of LLaVA's file in that folder; "" for all others.
     """
 
     task: Task
     read: Read | None = None
     folder: str = ""
+    file: str = ""
 
 
 # ------------------------------------------------------------------ readers: files -> rows
@@ -109,6 +114,9 @@ SETS: Mapping[str, Held] = {
     "vqg_vqav2": Held("vqg", partial(_asked, "vqav2"), "vqav2"),
     "vqg_okvqa": Held("vqg", partial(_asked, "okvqa"), "okvqa"),
     "vqg_aokvqa": Held("vqg", partial(_asked, "aokvqa"), "aokvqa"),
+    "llava_conversation": Held("conversation", folder="llava", file="conversation_58k.json"),
+    "llava_detail": Held("conversation", folder="llava", file="detail_23k.json"),
+    "llava_reasoning": Held("conversation", folder="llava", file="complex_reasoning_77k.json"),
 }
 
 # ------------------------------------------------------------------------- opening --data
@@ -175,8 +183,34 @@ def _open(name: str, held: Held, place: str, split: str, loader: LoaderConfig) -
                 "leave the data set out with --instructions.sets"
             )
         return RowShards(name, held.read(Path(place), split))
+    if held.file:
+        return _open_llava(name, Path(place), held.file)
     source = open_shards(place, loader.node_cache())
     check_web(source)
+    source.name = name
+    return source
+
+
+def _open_llava(name: str, place: Path, file: str) -> Shards:
+    """A file of LLaVA's conversations; the images are COCO's, of the training set of 2014.
+
+    Args:
+        place: folder of the file, or the file itself.
+
+    Raises:
+        ValueError: the file cannot be used, or a conversation has no image, which InstructBLIP
+            cannot take.
+    """
+    path = place / file if place.is_dir() else place
+    shared = path.parent.parent / "coco" / "train2014"
+    told = read_conversations(path, shared if shared.is_dir() else None)
+    mute = next((one.id for one in told if one.image is None), None)
+    if mute is not None:
+        raise ValueError(
+            f"--data {name}={path}: sample {mute} has no image, and the Q-Former needs one; take "
+            "the conversations without an image out"
+        )
+    source = ConversationShards(str(path), told)
     source.name = name
     return source
 

@@ -77,9 +77,11 @@ def train(
     log.say(_opening(plan, here, micro, accumulation))
     if warning := precision.slow_word(plan.recipe, here.device, not plan.fresh):
         log.say(warning)
-    validation = None
+    validation, pixels = None, plan.recipe.encoder.pixels
     if plan.validation:
-        validation = Validation(plan.validation, run, here, accumulation, plan.recipe.text)
+        validation = Validation(
+            plan.validation, run, here, accumulation, text=plan.recipe.text, pixels=pixels
+        )
 
     def save(step: int, last: bool, metric: float | None) -> None:
         state = _state(plan, here, step, guard)
@@ -99,7 +101,7 @@ def train(
         accumulation=accumulation,
         validation=validation,
     )
-    transform = TrainTransform(run.transform)
+    transform = TrainTransform(run.transform, pixels)
     steps = range(plan.done, run.steps)
     with Batches(
         Samples(plan.sources, plan.schedule, transform, run.loader.captions, text=plan.recipe.text),

@@ -14,8 +14,9 @@ from cluster.ranks.dist import Process
 from jobs.recipes.schema import RunConfig
 from jobs.training.objective import Micro, Objective
 from pipeline.loading.loader import Batches, Samples, make_schedule
+from pipeline.pixels import CLIP_PIXELS, PixelConfig
 from pipeline.shards.reading import Shards
-from pipeline.text_processors import TextRule
+from pipeline.text_processors import SampleText
 from pipeline.transforms import TrainTransform
 
 
@@ -25,6 +26,7 @@ class Validation:
     Args:
         sources: of ``--validate``.
         text: rule for captions and questions, the recipe's.
+        pixels: the encoder's own preparation of images.
 
     Raises:
         ValueError: they hold fewer samples than a global batch has.
@@ -36,7 +38,9 @@ class Validation:
         run: RunConfig,
         here: Process,
         accumulation: int,
-        text: TextRule = "plain",
+        *,
+        text: SampleText = "plain",
+        pixels: PixelConfig = CLIP_PIXELS,
     ) -> None:
         self._run, self._here, self._accumulation = run, here, accumulation
         held = sum(sum(source.sizes) for source in sources)
@@ -50,7 +54,8 @@ class Validation:
             sources, replace(run.loader, weights=()), seed=0, global_batch=run.global_batch
         )
         whole = replace(run.transform, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
-        self._samples = Samples(sources, schedule, TrainTransform(whole), "top1", text)
+        transform = TrainTransform(whole, pixels)
+        self._samples = Samples(sources, schedule, transform, "top1", text)
 
     def due(self, made: int) -> bool:
         """Whether the losses are measured after step ``made``."""

@@ -24,6 +24,7 @@ from cluster.malloc import keep_memory
 from cluster.storage.cache import NodeCache, default_folder
 from pipeline.loading.batch import Batch, BatchMessage, Slots, empty_squares
 from pipeline.loading.fetcher import Fetcher
+from pipeline.loading.grouping import GroupedSchedule
 from pipeline.loading.samples import Samples
 from pipeline.loading.schedule import SampleRef, Schedule, SourceSizes
 from pipeline.shards.reading import Shards
@@ -47,6 +48,8 @@ class LoaderConfig:
             user's cache folder.
         cache_gb: size in GiB that the cache may reach.
         fetch_ahead: steps before a remote shard is needed at which its download begins.
+        group: steps whose samples are sorted by length, so that each step's are of like length; 0:
+            none. For conversations, whose lengths differ much.
     """
 
     captions: Literal["random_top2", "top1", "weighted"] = "random_top2"
@@ -56,6 +59,11 @@ class LoaderConfig:
     cache: str = ""
     cache_gb: float = 200.0
     fetch_ahead: int = 50
+    group: int = 0
+
+    def __post_init__(self) -> None:
+        if self.group < 0:
+            raise ValueError(f"loader.group = {self.group}: give 0 or more steps")
 
     def node_cache(self) -> NodeCache:
         """The cache that these fields name."""
@@ -78,7 +86,11 @@ def make_schedule(
         )
     weights = config.weights or [source.weight for source in sources]
     pairs = zip(sources, weights, strict=True)
-    return Schedule([SourceSizes(s.name, s.sizes, w) for s, w in pairs], seed, global_batch)
+    sizes = [SourceSizes(s.name, s.sizes, w) for s, w in pairs]
+    if not config.group:
+        return Schedule(sizes, seed, global_batch)
+    lengths = [[s.lengths(shard) for shard in range(len(s.tars))] for s in sources]
+    return GroupedSchedule(sizes, seed, global_batch, lengths, config.group)
 
 
 class Batches:

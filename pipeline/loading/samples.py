@@ -4,6 +4,7 @@ A sample is a function of the data and (seed, uid, visit) alone, not of its batc
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -19,8 +20,9 @@ from pipeline.images import decode
 from pipeline.loading.schedule import SampleRef, Schedule
 from pipeline.sample import make_uid
 from pipeline.shards.reading import BadSample, Shards
+from pipeline.sources.conversations import HUMAN, IMAGE, MODEL
 from pipeline.text import TextError, check_caption, has_lone_surrogate, load_json
-from pipeline.text_processors import TextRule, caption_text, question_text
+from pipeline.text_processors import SampleText, caption_text, question_text
 from pipeline.transforms import TrainTransform
 
 MAX_REPLACED_IN_A_ROW = 100
@@ -37,8 +39,8 @@ class EncodedSample(NamedTuple):
     """One visit of a sample, its image still encoded.
 
     Attributes:
-        image: encoded file.
-        text: caption of this visit, or answer of its question.
+        image: encoded file; empty for a conversation without an image, whose square is black.
+        text: caption of this visit, or answer of its question; or a conversation as JSON.
         uid: 32 hex digits.
         image_id: 63 bits of the image's sha256.
         question: question or instruction that the text answers; "" without one.
@@ -63,7 +65,7 @@ class Samples:
 
     Args:
         captions: which kept caption is taken (``pipeline.loading.loader.LoaderConfig.captions``).
-        text: normalisation of captions and questions.
+        text: normalisation of captions and questions, or ``conversation``.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class Samples:
         schedule: Schedule,
         transform: TrainTransform,
         captions: str = "random_top2",
-        text: TextRule = "plain",
+        text: SampleText = "plain",
     ) -> None:
         self.sources, self.schedule, self.transform = sources, schedule, transform
         self.captions, self.text = captions, text
@@ -105,7 +107,7 @@ class Samples:
             this = self.schedule.replacement(ref, attempt) if attempt else ref
             try:
                 sample = self._read(this) if attempt or first is None else first
-                square.copy_(self._augmented(sample))
+                self._draw(sample, square)
                 return sample._replace(replaced=tuple(replaced)) if replaced else sample
             except ValueError as bad:
                 source = self.sources[this.source]
@@ -124,8 +126,13 @@ class Samples:
         if not isinstance(uid, str):
             uid = make_uid(*source.uid_parts(ref.shard), source.key(ref.shard, ref.index))
         key = (self.schedule.seed, uid, ref.visit)
-        asked, text = self._texts(source, record, members, key)
+        told, asked = record.get("conversations"), ""
         image = next((members[ext] for ext in members if ext in _IMAGES), None)
+        if self.text == "conversation" and isinstance(told, list):
+            text = json.dumps(told, ensure_ascii=False)
+            image = b"" if image is None and IMAGE not in text else image
+        else:
+            text, asked = self._texts(source, record, members, key)
         if image is None:
             raise BadSample(f"no image among its members {sorted(members)}")
         return EncodedSample(
@@ -145,7 +152,7 @@ class Samples:
         members: dict[str, bytes],
         key: tuple[int, str, int],
     ) -> tuple[str, str]:
-        """The question or instruction of a visit, "" without one, and the text to learn."""
+        """The text to learn of a visit, and the question or instruction in front of it."""
         seed, uid, visit = key
 
         def chosen() -> str:
@@ -157,13 +164,22 @@ class Samples:
             asked, text = source.phrase(record, chosen, lambda name: uniform(name, *key))
             if has_lone_surrogate(asked + text):
                 raise BadSample("its instruction or answer is not UTF-8")
-            return asked, text
+            return text, asked
         text, asked = chosen(), _question(record)
+        if self.text == "conversation":
+            return as_conversation(asked, text), ""
         if not asked:  # what answers a question stays as people wrote it, as in the reference
             text = caption_text(text, self.text)
         if not text:
             raise BadSample("its caption holds no words")
-        return question_text(asked, self.text), text
+        return text, question_text(asked, self.text)
+
+    def _draw(self, sample: EncodedSample, square: Tensor) -> None:
+        """Write a sample's image into its square."""
+        if sample.image:
+            square.copy_(self._augmented(sample))
+        else:
+            square.zero_()
 
     def _augmented(self, sample: EncodedSample) -> Tensor:
         keeps_sides = self.transform.config.keep_sides
@@ -211,6 +227,13 @@ def choose_caption(
     if not text:
         raise BadSample("its caption is empty")
     return text
+
+
+def as_conversation(question: str, answer: str) -> str:
+    """A caption, or a question with its answer, as a conversation about an image, in JSON."""
+    asked = f"{IMAGE}\n{question}" if question else IMAGE
+    turns = [{"from": HUMAN, "value": asked}, {"from": MODEL, "value": answer}]
+    return json.dumps(turns, ensure_ascii=False)
 
 
 def uniform(*parts: object) -> float:

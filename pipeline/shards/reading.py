@@ -116,6 +116,14 @@ class Shards:
         """A name of the sample that is unique in its shard, for one whose record has no uid."""
         return str(index)
 
+    def lengths(self, shard: int) -> np.ndarray:
+        """Lengths of a shard's samples, negative for text without an image, int64 (N).
+
+        They are for batches of like lengths (``pipeline.loading.grouping``); of captions all count
+        as one.
+        """
+        return np.ones(self.sizes[shard], dtype=np.int64)
+
     def uid_parts(self, shard: int) -> tuple[str, str]:
         """(source, shard) for ``make_uid``, where a sample's record has no uid."""
         return Path(self.name).name, Path(self.tars[shard]).stem
