@@ -35,9 +35,9 @@ from jobs.cli import run
 from jobs.zoo_training import language, probes, vision
 
 ROOT = Path(__file__).resolve().parents[1]
-Name = Literal["clip", "captioner", "t5", "opt"]
-NAMES: tuple[Name, ...] = ("clip", "captioner", "t5", "opt")
-MAX_BYTES = 16_000_000  # largest size of all weights, which are shipped in the repository
+Name = Literal["clip", "captioner", "t5", "opt", "llama"]
+NAMES: tuple[Name, ...] = ("clip", "captioner", "t5", "opt", "llama")
+MAX_BYTES = 20_000_000  # largest size of all weights, which are shipped in the repository
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,7 @@ TRAINERS: dict[Name, Callable[[Path, int], dict[str, float]]] = {
     "captioner": train_captioner,
     "t5": language.train_t5,
     "opt": language.train_opt,
+    "llama": language.train_llama,
 }
 
 

@@ -11,7 +11,14 @@ import tyro
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-TRAINING = ("stage1", "stage2", "finetune_caption", "finetune_retrieval", "finetune_vqa")
+TRAINING = (
+    "stage1",
+    "stage2",
+    "finetune_caption",
+    "finetune_retrieval",
+    "finetune_vqa",
+    "instruct",
+)
 
 
 def commands(page: Path) -> Iterator[list[str]]:

@@ -32,6 +32,7 @@ BELOW = {
     "prediction": {"recipes", "models", "interchange"},
     "evaluation": {"recipes", "models", "interchange", "prediction"},
     "tour": {"recipes"},
+    "instructions": {"recipes"},
 }
 # Leaves: rooms that may import every other, and that one entry point alone imports.
 LEAVES = {"benchmarks": "jobs.benchmark", "zoo_training": "jobs.zoo"}

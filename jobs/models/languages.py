@@ -57,7 +57,14 @@ def adapter(choice: LanguageChoice, model: Any, tokenizer: Any) -> Language:
     """
     family = EncoderDecoderLM if model.config.is_encoder_decoder else DecoderLM
     try:
-        return family(model, tokenizer, choice.max_text, choice.text_rules, choice.prompt_template)
+        return family(
+            model,
+            tokenizer,
+            choice.max_text,
+            choice.text_rules,
+            choice.prompt_template,
+            max_prompt=choice.max_prompt,
+        )
     except ValueError as broken:
         raise ValueError(f"language model {choice.name!r}: {broken}") from broken
 

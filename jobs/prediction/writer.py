@@ -10,10 +10,11 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
-from jobs.models.bert import tokenise
+from jobs.models.bert import tokenise_instructions
 from jobs.models.languages import Language
 from jobs.prediction.pictures import Picture, check_pairs, distinct
 from jobs.prediction.predictor import Predictor
+from jobs.recipes.schema import Stage2Recipe
 from modeling.blip2 import Stage2
 from modeling.language.adapters import EncoderDecoderLM, GenerationSettings
 from modeling.language.ranking import Length, Ranker, Ranking
@@ -135,8 +136,8 @@ class Writer(Predictor):
         if not self.reads_text:
             return encoded.to(self.device)
         module = cast(Stage2, self.trained.module)
-        limit = self.trained.recipe.max_question
-        read = tokenise(self.trained.tokenizer, list(texts), limit)
+        recipe = cast(Stage2Recipe, self.trained.recipe)
+        read = tokenise_instructions(self.trained.tokenizer, list(texts), recipe)
         ids, mask = (read[name].to(self.device) for name in ("ids", "mask"))
         return module(encoded.to(self.device), ids, mask)
 

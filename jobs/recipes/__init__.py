@@ -11,12 +11,18 @@ from typing import Any
 _MODULES = {
     "capfilt": ("RECIPES", "jobs.recipes.capfilt"),
     "stage1": ("STAGE1", "jobs.recipes.tinyworld", "jobs.recipes.pretrain"),
-    "stage2": ("STAGE2", "jobs.recipes.tinyworld", "jobs.recipes.pretrain"),
+    "stage2": (
+        "STAGE2",
+        "jobs.recipes.tinyworld",
+        "jobs.recipes.pretrain",
+        "jobs.recipes.instruct",
+    ),
     "finetune_caption": ("CAPTION", "jobs.recipes.finetune"),
     "finetune_retrieval": ("RETRIEVAL", "jobs.recipes.finetune"),
     "finetune_vqa": ("VQA", "jobs.recipes.finetune"),
     "llava_stage1": ("STAGE1", "jobs.recipes.llava"),
     "llava_stage2": ("STAGE2", "jobs.recipes.llava"),
+    "instruct": ("INSTRUCT", "jobs.recipes.instruct"),
 }
 
 

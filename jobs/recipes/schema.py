@@ -18,6 +18,7 @@ from modeling.llava import LlavaConfig
 from modeling.optim import OptimConfig
 from modeling.precision import Dtype
 from modeling.vision.features import FeatureConfig
+from pipeline.instructions.config import InstructionConfig
 from pipeline.loading.loader import LoaderConfig
 from pipeline.pixels import PixelConfig
 from pipeline.text_processors import SampleText, TextRule
@@ -90,6 +91,7 @@ class LanguageChoice:
             decoder's text ends with its line; ``auto``: ``reference`` for OPT and T5, else ``own``.
         prompt_template: ``plain`` puts a prompt behind the image as it is; ``chat`` writes it with
             the tokenizer's chat template, the image at the begin of the user's message.
+        max_prompt: tokens that a text prompt is cut to, from its left; 0: no limit.
         shard: each rank holds a part of its weights, and they are gathered block by block: for one
             that does not fit a GPU as a whole.
     """
@@ -100,6 +102,7 @@ class LanguageChoice:
     max_text: int = 32
     text_rules: Rules = "auto"
     prompt_template: Template = "plain"
+    max_prompt: int = 0
     shard: bool = False
 
     BEFORE: ClassVar[dict[str, str]] = {"text_rules": "reference"}
@@ -196,7 +199,8 @@ class Stage2Recipe(TrainRecipe):
         language: the frozen language model.
         prompt: text in front of what is learned, itself not learned; ``{}`` stands for the
             sample's question. Empty: none (FlanT5 then learns its prefix LM).
-        max_question: tokens a question is cut to for the Q-Former.
+        max_question: tokens a question or instruction is cut to for the Q-Former.
+        instructions: templates and mix of instruction tuning; ``InstructRecipe`` uses them.
     """
 
     model: Stage2Config
@@ -204,6 +208,7 @@ class Stage2Recipe(TrainRecipe):
     language: LanguageChoice
     prompt: str = ""
     max_question: int = 32
+    instructions: Annotated[InstructionConfig, Suppress] = field(default_factory=InstructionConfig)
     kind: Annotated[str, Suppress] = "stage2"
 
 
@@ -251,3 +256,18 @@ class LlavaRecipe(TrainRecipe):
 
 SpeakingRecipe = Stage2Recipe | LlavaRecipe
 """The recipes with a language model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstructRecipe(Stage2Recipe):
+    """Instruction tuning (InstructBLIP, arXiv:2305.06500): a stage 2 that follows instructions.
+
+    Its checkpoints are those of stage 2. The instruction stands behind the visual prompt and, with
+    ``model.qformer.text``, is read by the Q-Former too; ``--model.qformer.no-text`` is the paper's
+    ablation.
+
+    Attributes:
+        instructions: data sets, their mix, and the templates.
+    """
+
+    instructions: InstructionConfig = field(default_factory=InstructionConfig)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.ranks.sharding import shard_frozen
-from jobs.models.bert import load_reader, text_reader, tokenise
+from jobs.models.bert import load_reader, text_reader, tokenise_instructions
 from jobs.models.encoder_settings import pixels_of
 from jobs.models.encoders import load_encoder
 from jobs.models.languages import load_language
@@ -68,17 +68,38 @@ def answers(recipe: Stage2Recipe, module: nn.Module, device: torch.device) -> Ob
     """VQA: answers given the image and the question, which goes into the Q-Former and, as a prompt,
     into the language model (table 8).
     """
-    images = image_input(recipe, device)
-    reader = load_reader(recipe.tokenizer, recipe.model)
-
-    def shown(batch: Batch) -> tuple[Tensor, ...]:
-        read = tokenise(reader, batch.questions, recipe.max_question)
-        return images(batch), read["ids"].to(device), read["mask"].to(device)
 
     def prompts(batch: Batch) -> list[str]:
         return [recipe.prompt.replace("{}", question) for question in batch.questions]
 
+    shown = _image_and_text(recipe, device)
     return Objective(module, _language_losses(recipe, device, shown, prompts))
+
+
+def instructions(recipe: Stage2Recipe, module: nn.Module, device: torch.device) -> Objective:
+    """Instruction tuning: answers given the image and the instruction, which the language model
+    reads as plain text, and the Q-Former too where it reads text (InstructBLIP, section 2.3).
+    """
+
+    def prompts(batch: Batch) -> list[str]:
+        return batch.questions
+
+    shown = _image_and_text(recipe, device)
+    return Objective(module, _language_losses(recipe, device, shown, prompts))
+
+
+def _image_and_text(recipe: Stage2Recipe, device: torch.device) -> Show:
+    """The image's tokens and, for a Q-Former that reads text, the batch's questions."""
+    images = image_input(recipe, device)
+    if not recipe.model.qformer.text:
+        return lambda batch: (images(batch),)
+    reader = load_reader(recipe.tokenizer, recipe.model)
+
+    def shown(batch: Batch) -> tuple[Tensor, ...]:
+        read = tokenise_instructions(reader, batch.questions, recipe)
+        return images(batch), read["ids"].to(device), read["mask"].to(device)
+
+    return shown
 
 
 def image_input(recipe: TrainRecipe, device: torch.device) -> Callable[[Batch], Tensor]:

@@ -83,6 +83,8 @@ def text_lengths(recipe: Stage2Recipe, sketched: Sketch) -> tuple[float, float]:
     """Tokens given to the language model and tokens learned, of a text of full length."""
     assert sketched.language is not None
     queries, text = recipe.model.qformer.queries, recipe.language.max_text
+    if recipe.language.max_prompt:  # instruction tuning
+        return queries + recipe.language.max_prompt, text
     if recipe.prompt:
         question = recipe.max_question if "{}" in recipe.prompt else 0
         return queries + len(recipe.prompt.split()) + question, text

@@ -54,7 +54,38 @@ def load_pretrained(stage: Stage1 | Stage2, path: str) -> None:
         ValueError: no such checkpoint, one of another kind or of other sizes.
     """
     kind: Kind = "stage1" if isinstance(stage, Stage1) else "stage2"
-    found = trained_weights(path, kind, stage.config.qformer.heads)
+    _take_pretrained(stage, trained_weights(path, kind, stage.config.qformer.heads), path)
+
+
+def load_for_instructions(stage: Stage2, init: str) -> None:
+    """Give a stage the weights that instruction tuning starts from.
+
+    A stage-2 run has no text branch of the Q-Former; it comes from the stage-1 run behind it. A
+    checkpoint that was tuned already has one and needs no other.
+
+    Args:
+        init: ``STAGE2,STAGE1``; without text for the Q-Former, or for a tuned checkpoint, the first
+            alone.
+
+    Raises:
+        ValueError: the text branch would stay random, or a checkpoint cannot be used.
+    """
+    stage2, _, stage1 = init.partition(",")
+    found = trained_weights(stage2, "stage2", stage.config.qformer.heads)
+    reads = stage.config.qformer.text
+    if reads and not stage1 and not any(map(_of_text, found.weights)):
+        raise ValueError(
+            f"--init {init}: this stage-2 checkpoint has no text branch of the Q-Former, which "
+            f"would stay random; add the stage-1 run that it came from, --init {init},STAGE1, or "
+            "give --model.qformer.no-text"
+        )
+    if reads and stage1:
+        load_stage1(stage, stage1)
+    _take_pretrained(stage, found, stage2)
+
+
+def _take_pretrained(stage: Stage1 | Stage2, found: TrainedWeights, path: str) -> None:
+    """Copy the weights that a stage takes of another run of its kind."""
     weights = found.weights
     if found.recipe.get("encoder", {}).get("train"):
         raise ValueError(
@@ -66,6 +97,8 @@ def load_pretrained(stage: Stage1 | Stage2, path: str) -> None:
     if isinstance(stage, Stage2) and stage.config.qformer.text:
         own = {name: parameter.detach() for name, parameter in stage.named_parameters()}
         weights = {k: v for k, v in own.items() if _of_text(k)} | weights
+    elif isinstance(stage, Stage2):
+        weights = {k: v for k, v in weights.items() if not _of_text(k)}
     checkpoint.load_weights(stage, weights, f"--init {found.where}")
     _tell(found)
 

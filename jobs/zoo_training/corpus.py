@@ -26,6 +26,10 @@ from pipeline.tinyworld.text import (
 
 READING_KINDS = (*QUESTION_KINDS, "compositional")
 PROMPTS = (VQA_ENCODER_DECODER, VQA_DECODER)
+CHAT = "USER: {} ASSISTANT:"
+"""A turn as Vicuna's layout has it; the answer and ``</s>`` follow."""
+QUESTION_STARTS = ("Question", "USER")
+"""Beginnings of the prompts that ask; what they ask is read and not learned."""
 _PLACED = re.compile(rf"({'|'.join(SHAPES)}) in the (?:top|bottom) (?:left|right)")
 
 
@@ -72,6 +76,7 @@ class Mix:
         full: share of complete descriptions among the rewritten captions.
         short: share of texts with colours and shapes only, among text contexts and rewriting.
         turns: questions on one context, for models that read on after an answer.
+        prompts: prompts of the questions, drawn with equal chances.
     """
 
     reading: float = 0.5
@@ -82,6 +87,7 @@ class Mix:
     full: float = 0.3
     short: float = 0.0
     turns: int = 1
+    prompts: tuple[str, ...] = PROMPTS
 
 
 # ---------------------------------------------------------------------------- contexts
@@ -227,7 +233,7 @@ def example(rng: random.Random, mix: Mix, domain: Domain = "train") -> Example:
             if kinds[0] in ("plain relation", "one-sided relation"):
                 context = one_sided_context(scene, asked[0], rng)
                 asked = asked[:1]
-            turns = tuple((rng.choice(PROMPTS).format(q.text), q.answer) for q in asked if q)
+            turns = tuple((rng.choice(mix.prompts).format(q.text), q.answer) for q in asked if q)
             return Example(context, turns, kinds[0])
 
 

@@ -7,14 +7,14 @@ the rest come after that.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import OPTConfig, PreTrainedTokenizerBase, T5Config
+from transformers import LlamaConfig, OPTConfig, PreTrainedTokenizerBase, T5Config
 
-from jobs.zoo_training.corpus import READING_KINDS, Mix
+from jobs.zoo_training.corpus import CHAT, PROMPTS, READING_KINDS, Mix
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,16 @@ OPT_SECOND = LanguageTraining(
 )
 
 
+def _chats(plan: LanguageTraining) -> LanguageTraining:
+    """The plan with questions in Vicuna's layout too."""
+    prompts = (*PROMPTS, CHAT)
+    phases = [replace(phase, mix=replace(phase.mix, prompts=prompts)) for phase in plan.phases]
+    return replace(plan, phases=tuple(phases))
+
+
+LLAMA_FIRST, LLAMA_SECOND = _chats(OPT_FIRST), _chats(OPT_SECOND)
+
+
 def t5_config(tokenizer: PreTrainedTokenizerBase) -> T5Config:
     """T5 v1.1's shape (gated GELU, untied head, no dropout) with 1.4 million parameters."""
     settings: dict[str, Any] = {
@@ -159,6 +169,24 @@ def opt_config(tokenizer: PreTrainedTokenizerBase) -> OPTConfig:
     )
 
 
+def llama_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
+    """LLaMA's shape (RMSNorm, rotary positions, SwiGLU) with 1.3 million parameters."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=320,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        initializer_range=0.09,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=False,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+
+
 def initialise(model: Any) -> None:
     """Set initial weights with which looking things up is learned quickly.
 
@@ -167,8 +195,9 @@ def initialise(model: Any) -> None:
     distances apart: here they are larger, and the untied output matrix gives logits of unit size.
     OPT's usual positions have no relation to each other: here they are sinusoids in a quarter of
     the width; the heads of the first layer attend one to four positions back (as far as a place
-    stands behind its shape), two heads of the second layer to equal words. The architectures are
-    unchanged.
+    stands behind its shape), two heads of the second layer to equal words. LLaMA's get the same
+    heads: its positions are rotations, which turn the constant in one number of every word vector.
+    The architectures are unchanged.
     """
     with torch.no_grad():
         if model.config.is_encoder_decoder:
@@ -176,17 +205,59 @@ def initialise(model: Any) -> None:
             for stack in (model.encoder, model.decoder):
                 bias = stack.block[0].layer[0].SelfAttention.relative_attention_bias
                 bias.weight.normal_(0.0, 2.0)
-            return
-        decoder = model.model.decoder
-        positions = decoder.embed_positions.weight
-        quarter = positions.shape[1] // 4
-        positions.zero_()
-        positions[:, :quarter] = 3 * model.config.init_std * _sinusoids(len(positions), quarter)
-        decoder.embed_tokens.weight[:, :quarter] = 0.0
-        for head in range(model.config.num_attention_heads):
-            _look_back(decoder.layers[0].self_attn, head, back=head + 1, width=quarter)
-        for head in range(2):
-            _look_alike(decoder.layers[1].self_attn, head, beyond=quarter)
+        elif model.config.model_type == "llama":
+            _initialise_llama(model)
+        else:
+            _initialise_opt(model)
+
+
+def _initialise_opt(model: Any) -> None:
+    decoder = model.model.decoder
+    positions = decoder.embed_positions.weight
+    quarter = positions.shape[1] // 4
+    positions.zero_()
+    positions[:, :quarter] = 3 * model.config.init_std * _sinusoids(len(positions), quarter)
+    decoder.embed_tokens.weight[:, :quarter] = 0.0
+    for head in range(model.config.num_attention_heads):
+        _look_back(decoder.layers[0].self_attn, head, back=head + 1, width=quarter)
+    for head in range(2):
+        _look_alike(decoder.layers[1].self_attn, head, beyond=quarter)
+
+
+def _initialise_llama(model: Any) -> None:
+    config, layers = model.config, model.model.layers
+    model.lm_head.weight.mul_(config.hidden_size**-0.5 / config.initializer_range)
+    model.model.embed_tokens.weight[:, 0] = 5 * config.initializer_range
+    turns = model.model.rotary_emb.inv_freq  # radians a position, from 1 downwards
+    for head in range(config.num_attention_heads):
+        _turn_back(layers[0].self_attn, head, back=head + 1, turns=turns)
+    for head in range(2):
+        _turn_alike(layers[1].self_attn, head)
+
+
+def _turn_back(attention: Any, head: int, back: int, turns: Tensor, gain: float = 0.8) -> None:
+    """Make a head attend ``back`` positions back, by the faster half of the rotations."""
+    half = attention.head_dim // 2
+    fast = torch.arange(half // 2)
+    rows = head * attention.head_dim + fast
+    angle = -back * turns[fast]
+    for weight, turn in ((attention.q_proj.weight, angle), (attention.k_proj.weight, 0 * angle)):
+        weight[head * attention.head_dim : (head + 1) * attention.head_dim] = 0.0
+        weight[rows, 0] = gain * turn.cos()
+        weight[rows + half, 0] = gain * turn.sin()
+
+
+def _turn_alike(attention: Any, head: int, gain: float = 0.15) -> None:
+    """Make a head attend to equal words: queries equal keys, in the slower rotations."""
+    half, first = attention.head_dim // 2, head * attention.head_dim
+    slow = torch.arange(half // 2, half)
+    attention.q_proj.weight[first : first + attention.head_dim] = 0.0
+    for rows in (first + slow, first + half + slow):
+        attention.q_proj.weight[rows, 1:] = gain * torch.randn(
+            len(rows), attention.q_proj.in_features - 1
+        )
+    rows = slice(first, first + attention.head_dim)
+    attention.k_proj.weight[rows] = attention.q_proj.weight[rows]
 
 
 def _frequencies(width: int) -> Tensor:

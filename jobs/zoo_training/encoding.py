@@ -1,4 +1,4 @@
-"""Examples of text as padded tensors, and their losses, for the small T5 and OPT.
+"""Examples of text as padded tensors, and their losses, for the small T5, OPT and LLaMA.
 
 Shapes: see `modeling`.
 """
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from jobs.zoo_training.corpus import Example
+from jobs.zoo_training.corpus import QUESTION_STARTS, Example
 
 IGNORE = -100
 Encoded = tuple[list[tuple[int, ...]], list[int]]
@@ -23,6 +23,12 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
 
+def decoder_end(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text that ends a decoder's turn: OPT's, whose begin and end tokens are one, a line's."""
+    same = tokenizer.bos_token in (None, tokenizer.eos_token)
+    return "\n" if same else str(tokenizer.eos_token)
+
+
 class ExampleEncoder:
     """Encodes examples for one model; remembers the texts that it has tokenised."""
 
@@ -30,6 +36,7 @@ class ExampleEncoder:
         self.tokenizer = tokenizer
         self.rng = random.Random(seed)
         self.seen: dict[str, list[int]] = {}
+        self.end = decoder_end(tokenizer)
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text without special tokens."""
@@ -53,25 +60,29 @@ class ExampleEncoder:
         source = [*self.context(one), *((token,) for token in self.ids(prompt)), (end,)]
         return source, [*self.ids(target), end]
 
-    def opt(self, one: Example) -> Encoded:
-        r"""Running text, each turn ended by "\n". Contexts and questions are not targets.
+    def decoder(self, one: Example) -> Encoded:
+        r"""Running text, each turn ended by "\n" (OPT) or ``</s>``.
 
-        ``</s>`` stands first, as OPT's tokenizer puts it, or behind the context: there it stands
-        when stage 2 puts queries in front of a tokenised prompt.
+        Contexts and questions are not targets.
+
+        The begin token stands first, as the tokenizer puts it, or behind the context: there it
+        stands when stage 2 puts queries in front of a tokenised prompt.
         """
         start = self.tokenizer.bos_token_id
         inputs = self.context(one)
         behind = not inputs or bool(one.context.bundles) or self.rng.random() < 0.5
         labels = [IGNORE] * (len(inputs) + 1)
         if behind:
-            inputs, labels[-1] = [*inputs, (start,)], start  # stage 2's loss has it as a target
+            inputs = [*inputs, (start,)]
+            if self.end == "\n":
+                labels[-1] = start  # under the rules of BLIP-2's code it is a target too
         else:
             inputs = [(start,), *inputs]
         for index, (prompt, target) in enumerate(one.turns):
             space = "" if behind or index else " "
-            asked = prompt.startswith("Question")
+            asked = prompt.startswith(QUESTION_STARTS)
             before = self.ids(space + prompt) if prompt else []
-            after = self.ids((" " if prompt else space) + target + "\n")
+            after = self.ids((" " if prompt else space) + target + self.end)
             inputs += [(token,) for token in (*before, *after)]
             labels += [IGNORE] * len(before) if asked else before
             labels += after
@@ -132,8 +143,8 @@ def t5_loss(model: Any, batch: Sequence[Encoded], power: float = 1.0) -> Tensor:
     return _mean_loss(out.logits, labels, power)
 
 
-def opt_loss(model: Any, batch: Sequence[Encoded], power: float = 1.0) -> Tensor:
-    """Loss of an OPT on a batch; `power` as for `t5_loss`."""
+def decoder_loss(model: Any, batch: Sequence[Encoded], power: float = 1.0) -> Tensor:
+    """Loss of a decoder (OPT, LLaMA) on a batch; `power` as for `t5_loss`."""
     vectors, mask = _embed(model.get_input_embeddings(), batch, 1)
     logits = model(inputs_embeds=vectors, attention_mask=mask).logits
     return _mean_loss(logits[:, :-1], _labels(batch)[:, 1:], power)

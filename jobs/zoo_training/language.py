@@ -1,7 +1,7 @@
-"""TinyWorld's small T5 and OPT, trained from nothing on text alone, and tests of their reading.
+"""TinyWorld's small T5, OPT and LLaMA, trained from nothing on text alone, and tests of them.
 
-They stand for FlanT5 and OPT: stage 2 puts the Q-Former's output where a sentence about the scene
-stands here, and then asks with the paper's prompts. ``jobs/zoo.py`` is the command.
+They stand for FlanT5, OPT and Vicuna: stage 2 puts the Q-Former's output where a sentence about the
+scene stands here, and then asks with the paper's prompts. ``jobs/zoo.py`` is the command.
 
 With one learning rate for all tensors T5 does not learn to look things up; each tensor's rate is
 scaled by its root mean square, as in Adafactor, with which T5 was trained (arXiv:1910.10683, 3.1).
@@ -21,7 +21,9 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoTokenizer,
+    LlamaForCausalLM,
     OPTForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -30,6 +32,8 @@ from transformers import (
 
 from jobs.zoo_training.corpus import Example, pool, reading_test
 from jobs.zoo_training.curriculum import (
+    LLAMA_FIRST,
+    LLAMA_SECOND,
     OPT_FIRST,
     OPT_SECOND,
     T5_FIRST,
@@ -37,10 +41,18 @@ from jobs.zoo_training.curriculum import (
     T5_THIRD,
     LanguageTraining,
     initialise,
+    llama_config,
     opt_config,
     t5_config,
 )
-from jobs.zoo_training.encoding import Encoded, ExampleEncoder, batches, opt_loss, t5_loss
+from jobs.zoo_training.encoding import (
+    Encoded,
+    ExampleEncoder,
+    batches,
+    decoder_end,
+    decoder_loss,
+    t5_loss,
+)
 from jobs.zoo_training.tokenizers import write_tokenizers
 from modeling.precision import multiplies_bf16
 from pipeline.tinyworld.scene import sample_scene, stream
@@ -49,7 +61,7 @@ from pipeline.tinyworld.text import describe, is_true
 BAR = 0.95  # least share of right answers to held-out questions about a text
 Progress = Callable[[str, int, int, float], None]  # name, steps done, steps in all, loss
 
-__all__ = ["check", "train_opt", "train_t5", "write_tokenizers"]
+__all__ = ["check", "train_llama", "train_opt", "train_t5", "write_tokenizers"]
 
 
 def _rate(plan: LanguageTraining, step: int) -> float:
@@ -119,7 +131,9 @@ def _train(
     tokenizer = AutoTokenizer.from_pretrained(folder)
     encoder = ExampleEncoder(tokenizer, seed)
     encode_one, loss_of = (
-        (encoder.t5, t5_loss) if model.config.is_encoder_decoder else (encoder.opt, opt_loss)
+        (encoder.t5, t5_loss)
+        if model.config.is_encoder_decoder
+        else (encoder.decoder, decoder_loss)
     )
 
     def encode(examples: Sequence[Example]) -> list[Encoded]:
@@ -203,6 +217,17 @@ def train_opt(out: str | Path, seed: int = 0, progress: Progress | None = None) 
     return _train("opt", model, plans, out=out, seed=seed, progress=progress)
 
 
+def train_llama(
+    out: str | Path, seed: int = 0, progress: Progress | None = None
+) -> dict[str, float]:
+    """Make ``out/llama``; arguments, result and errors are those of `train_t5`."""
+    tokenizer = _seeded_tokenizer(out, "llama", seed)
+    model = LlamaForCausalLM(llama_config(tokenizer))
+    initialise(model)
+    plans = (LLAMA_FIRST, LLAMA_SECOND)
+    return _train("llama", model, plans, out=out, seed=seed, progress=progress)
+
+
 def _seeded_tokenizer(out: str | Path, name: str, seed: int) -> PreTrainedTokenizerBase:
     """Seed torch, and read a model's tokenizer, which is written first where it is missing."""
     folder = Path(out) / name
@@ -219,11 +244,12 @@ def _seeded_tokenizer(out: str | Path, name: str, seed: int) -> PreTrainedTokeni
 def continue_texts(
     model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], new: int
 ) -> list[str]:
-    """Greedy continuations of at most ``new`` tokens; a decoder's end with the line."""
+    """Greedy continuations of at most ``new`` tokens, up to the end of their turn."""
     decoder = not model.config.is_encoder_decoder
     found: dict[int, str] = {}
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    newline = tokenizer("\n", add_special_tokens=False)["input_ids"][-1] if decoder else None
+    end = decoder_end(tokenizer) if decoder else str(tokenizer.eos_token)
+    stop = tokenizer(end, add_special_tokens=False)["input_ids"][-1]
     for start in range(0, len(order), 100):
         rows = order[start : start + 100]
         side = "left" if decoder else "right"
@@ -235,7 +261,7 @@ def continue_texts(
             attention_mask=batch["attention_mask"],
             max_new_tokens=new,
             do_sample=False,
-            eos_token_id=newline if decoder else tokenizer.eos_token_id,
+            eos_token_id=stop,
         )
         if decoder:
             ids = ids[:, batch["input_ids"].shape[1] :]
@@ -254,7 +280,9 @@ def check(folder: str | Path, count: int = 200) -> dict[str, float]:
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
     config = AutoConfig.from_pretrained(folder)
-    kind_of_model: Any = T5ForConditionalGeneration if config.is_encoder_decoder else OPTForCausalLM
+    kind_of_model: Any = (
+        T5ForConditionalGeneration if config.is_encoder_decoder else AutoModelForCausalLM
+    )
     model = kind_of_model.from_pretrained(folder, dtype=torch.float32).eval()
     tests = reading_test(count)
     asked = [f"{one.context.text} {one.turns[0][0]}" for one in tests]

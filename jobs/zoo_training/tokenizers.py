@@ -1,4 +1,4 @@
-"""The tokenizers of TinyWorld's small models: those of BERT, T5 and OPT with small vocabularies.
+"""The tokenizers of TinyWorld's small models: of BERT, T5, OPT and LLaMA, with few words.
 
 Every word of TinyWorld is one token; other words are spelled in characters or bytes, so that real
 captions have no unknown tokens. ``jobs/zoo.py`` writes them.
@@ -19,7 +19,7 @@ from tokenizers import (
     processors,
     trainers,
 )
-from transformers import BertTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase
+from transformers import BertTokenizer, GPT2Tokenizer, LlamaTokenizer, PreTrainedTokenizerBase
 from transformers import PreTrainedTokenizerFast as TokenizersFile
 
 from pipeline.tinyworld.scene import sample_scene, stream
@@ -31,6 +31,17 @@ Question : Short Answer answer answers Long a photo of an in the on and or is ar
 what where which how many color shape object objects picture image background describe yes no one
 two three zero 0 1 2 3 4 5 6 7 8 9 A An The This We What Is How Are Where Which Describe Two Three
 One red Red white White
+"""
+# The words of InstructBLIP's templates and of Vicuna's system message, for LLaMA alone: the other
+# vocabularies are older than these, and spell them.
+_INSTRUCTIONS = """
+USER ASSISTANT chat between curious user artificial intelligence assistant gives helpful detailed
+polite user s questions Provide Briefly briefly explain Could could you use few words perceive
+photo please Please short depiction Using Use using language account illustrate happening
+description Write write for what see Can can your presented content shows Q Given Based provided
+following with more than respond possible be answered generate whose craft leads reply create
+come up one case Taking into account has given considering Considering From from visual
+representation Options OCR tokens Context Dialog history USER's user's true false statement
 """
 _ACCENTED = "".join(chr(code) for code in range(0xA1, 0x180) if chr(code).isprintable())
 
@@ -51,12 +62,13 @@ def words(scenes: int = 3000) -> list[str]:
 
 
 def write_tokenizers(folder: str | Path) -> None:
-    """Write ``folder/{bert,t5,opt}``, each loadable with ``AutoTokenizer.from_pretrained``."""
+    """Write ``folder/{bert,t5,opt,llama}``, each for ``AutoTokenizer.from_pretrained``."""
     known = words()
     for name, tokenizer in (
         ("bert", bert_tokenizer(known)),
         ("t5", t5_tokenizer(known)),
         ("opt", opt_tokenizer(known)),
+        ("llama", llama_tokenizer(known)),
     ):
         target = Path(folder) / name
         target.mkdir(parents=True, exist_ok=True)
@@ -130,4 +142,32 @@ def opt_tokenizer(known: list[str]) -> PreTrainedTokenizerBase:
         pad_token=AddedToken("<pad>", special=True, normalized=True),
         add_bos_token=True,
         model_max_length=256,
+    )
+
+
+def llama_tokenizer(known: list[str]) -> PreTrainedTokenizerBase:
+    """LLaMA's BPE: unknown 0, ``<s>`` 1, ``</s>`` 2, 256 bytes, then characters and words.
+
+    Like Vicuna's, it pads with the unknown token; it also knows the words of instructions.
+    """
+    every = sorted({*known, *_INSTRUCTIONS.split()})
+    fast = Tokenizer(models.BPE())
+    fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.BpeTrainer(
+        vocab_size=10_000,  # more than there is, as for OPT's
+        min_frequency=1,
+        initial_alphabet=sorted({*string.printable.strip(), *_ACCENTED, "▁"}),
+        show_progress=False,
+    )
+    fast.train_from_iterator([*(f"▁{word}" for word in every), *every], trainer)
+    trained = json.loads(fast.to_str())["model"]
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    learned = sorted(trained["vocab"], key=lambda token: trained["vocab"][token])
+    merges: Any = [tuple(pair) for pair in trained["merges"]]
+    return LlamaTokenizer(
+        vocab={token: index for index, token in enumerate([*special, *learned])},
+        merges=merges,
+        pad_token="<unk>",
+        add_bos_token=True,
+        model_max_length=512,
     )

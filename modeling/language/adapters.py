@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modeling.language.frozen import FrozenLM
+from modeling.language.text import begin_ids
 from modeling.losses import IGNORED
 
 
@@ -165,8 +166,10 @@ class DecoderLM(FrozenLM):
             ]
             return [chat.head + row for row in self._ids(written, special=False)]
         if self.form.reference:
-            return self._ids(prompts, special=True)
-        return [self.form.begin + row for row in self._ids(prompts, special=False)]
+            begin = len(begin_ids(self.tokenizer)) if self.max_prompt else 0
+            return self._shortened(self._ids(prompts, special=True), begin)
+        rows = [self.form.begin + row for row in self._ids(prompts, special=False)]
+        return self._shortened(rows, len(self.form.begin))
 
     def _joint(self, prompt: str) -> str:
         """Text between a prompt and its continuation."""
@@ -238,7 +241,7 @@ class EncoderDecoderLM(FrozenLM):
 
     def _given(self, prompts: list[str], pictured: bool = True) -> list[list[int]]:
         """Token ids of the text prompts; `pictured` changes nothing here."""
-        return self._ids(prompts, special=True)
+        return self._shortened(self._ids(prompts, special=True), begin=0)
 
     def _joint(self, prompt: str) -> str:
         """Text between a prompt and its continuation: none, since the decoder begins anew."""

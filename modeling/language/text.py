@@ -99,7 +99,7 @@ def text_form(tokenizer: Any, model: Any, rules: Rules, template: Template) -> T
             "tokenizer_config.json, or give --language.text-rules reference, which ends a text "
             "with its line"
         )
-    begin = [] if reference or chat is not None else _begin(tokenizer)
+    begin = [] if reference or chat is not None else begin_ids(tokenizer)
     return TextForm(
         reference=reference,
         begin=begin,
@@ -131,7 +131,7 @@ def check_words(tokenizer: Any, rows: int, what: str) -> None:
         )
 
 
-def _begin(tokenizer: Any) -> list[int]:
+def begin_ids(tokenizer: Any) -> list[int]:
     """Ids that the tokenizer puts in front of a text."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]

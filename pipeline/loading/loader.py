@@ -43,7 +43,7 @@ class LoaderConfig:
         workers: processes of each rank that decode; 0 decodes in a thread beside the training step.
         prefetch: batches that are made ahead.
         weights: share of each source in the mix, an integer each in the order of ``--data``; none
-            mixes by size.
+            takes the sources' own, which for all but instruction tuning's is their size.
         cache: folder for this node's copies of remote shards; "" takes ``$ISTHMUS_CACHE`` or the
             user's cache folder.
         cache_gb: size in GiB that the cache may reach.
@@ -84,7 +84,7 @@ def make_schedule(
             f"loader.weights = {config.weights}: {len(sources)} sources are given; "
             "give one positive integer each, or none"
         )
-    weights = config.weights or (0,) * len(sources)
+    weights = config.weights or [source.weight for source in sources]
     pairs = zip(sources, weights, strict=True)
     sizes = [SourceSizes(s.name, s.sizes, w) for s, w in pairs]
     if not config.group:

@@ -43,7 +43,7 @@ class EncodedSample(NamedTuple):
         text: caption of this visit, or answer of its question; or a conversation as JSON.
         uid: 32 hex digits.
         image_id: 63 bits of the image's sha256.
-        question: question that the text answers; "" without one.
+        question: question or instruction that the text answers; "" without one.
         augment: seed of its crop and flip.
         draws, replaced: see ``pipeline.loading.batch.Batch``.
     """
@@ -132,7 +132,7 @@ class Samples:
             checked_turns(told, pictured=image is not None)
             text, image = json.dumps(told, ensure_ascii=False), image or b""
         else:
-            text, asked = self._caption(record, members, uid, ref.visit)
+            text, asked = self._texts(source, record, members, key)
         if image is None:
             raise BadSample(f"no image among its members {sorted(members)}")
         return EncodedSample(
@@ -145,15 +145,27 @@ class Samples:
             draws=(uniform("first draw", *key), uniform("second draw", *key)),
         )
 
-    def _caption(
-        self, record: dict[str, Any], members: dict[str, bytes], uid: str, visit: int
+    def _texts(
+        self,
+        source: Shards,
+        record: dict[str, Any],
+        members: dict[str, bytes],
+        key: tuple[int, str, int],
     ) -> tuple[str, str]:
-        """The caption or answer of a visit, and the question that it answers."""
-        seed = self.schedule.seed
-        text = choose_caption(
-            record, members, policy=self.captions, seed=seed, uid=uid, visit=visit
-        )
-        asked = _question(record)
+        """The text to learn of a visit, and the question or instruction in front of it."""
+        seed, uid, visit = key
+
+        def chosen() -> str:
+            return choose_caption(
+                record, members, policy=self.captions, seed=seed, uid=uid, visit=visit
+            )
+
+        if source.phrase is not None:
+            asked, text = source.phrase(record, chosen, lambda name: uniform(name, *key))
+            if has_lone_surrogate(asked + text):
+                raise BadSample("its instruction or answer is not UTF-8")
+            return text, asked
+        text, asked = chosen(), _question(record)
         if self.text == "conversation":
             if IMAGE in asked + text:
                 raise BadSample(f"its text holds {IMAGE}, which stands for an image")

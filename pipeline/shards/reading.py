@@ -7,11 +7,11 @@ others wrote from walking their headers once. Remote shards are read from the no
 import io
 import os
 from codecs import BOM_UTF8
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -61,6 +61,10 @@ class CachedFiles:
         return self.cache.fetch(self.storage, name, *self.checks.get(name, (-1, "")))
 
 
+Phrase = Callable[[dict[str, Any], Callable[[], str], Callable[[str], float]], tuple[str, str]]
+"""Record, function that draws one of its texts, random numbers -> instruction and answer."""
+
+
 class Shards:
     """One source of training samples: its shards, their sizes, and any sample's bytes.
 
@@ -70,7 +74,13 @@ class Shards:
         tars: names of the shards.
         sizes: number of usable samples in each shard.
         digest: hash of the content, made from the commit records or the tars' names and sizes.
+        weight: integer share in a mix of sources; 0: the number of samples.
+        phrase: how a record becomes an instruction and an answer, for instruction tuning; None: its
+            caption is learned, or the answer to its question.
     """
+
+    weight: int = 0
+    phrase: Phrase | None = None
 
     def __init__(
         self, name: str, files: Files, tars: Sequence[str], sizes: Sequence[int], digest: str

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-JOBS = ("stage1", "stage2", "finetune_caption", "finetune_retrieval", "finetune_vqa")
+JOBS = ("stage1", "stage2", "finetune_caption", "finetune_retrieval", "finetune_vqa", "instruct")
 
 
 def run_jobs(commands: list[list[str]]) -> list[dict]:

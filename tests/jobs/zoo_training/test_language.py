@@ -184,7 +184,7 @@ def test_rows_of_opt_learn_answers_and_line_ends_only():
     tokenizer = AutoTokenizer.from_pretrained(ZOO / "opt")
     context = Context("", frozenset(), (("red", "star"),))
     turns = (("Question: What color is the star? Answer:", "red"), ("Question: X? Answer:", "no"))
-    places, labels = ExampleEncoder(tokenizer, 0).opt(Example(context, turns, "color"))
+    places, labels = ExampleEncoder(tokenizer, 0).decoder(Example(context, turns, "color"))
     assert len(places) == len(labels) and len(places[0]) == 2
     learned = [label for label in labels if label != IGNORE]
     assert tokenizer.decode(learned) == "</s> red\n no\n"

@@ -1,0 +1,1 @@
+"""Instruction tuning's data (InstructBLIP): templates, samples, and the mix of many data sets."""
