@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from modeling.language.beams import generate
 from modeling.language.frozen import FrozenLM
 from modeling.language.text import begin_ids
 from modeling.losses import IGNORED
@@ -117,12 +118,13 @@ class DecoderLM(FrozenLM):
             raise ValueError("nothing to continue: give a visual prompt or a text prompt.")
         self._check_length(inputs_BSD.shape[1] + settings.max_new_tokens)
         inputs_BSD, mask_BS = pad_left(inputs_BSD, mask_BS)
-        ids_BL = self.model.generate(
+        ids_BL = generate(
+            self.model,
+            settings.arguments(),
             inputs_embeds=inputs_BSD,
             attention_mask=mask_BS,
             eos_token_id=self.form.stops,
             pad_token_id=self.form.pad,
-            **settings.arguments(),
         )
         return self._decode(ids_BL, self.form.reference or settings.one_line)
 
@@ -213,8 +215,8 @@ class EncoderDecoderLM(FrozenLM):
             return []
         inputs_BSD, mask_BS = self._inputs(prompts_BQD, self._given(prompts_text))
         self._check_length(max(inputs_BSD.shape[1], settings.max_new_tokens))
-        ids_BL = self.model.generate(
-            inputs_embeds=inputs_BSD, attention_mask=mask_BS, **settings.arguments()
+        ids_BL = generate(
+            self.model, settings.arguments(), inputs_embeds=inputs_BSD, attention_mask=mask_BS
         )
         return self._decode(ids_BL, settings.one_line)
 
