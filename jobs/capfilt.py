@@ -29,7 +29,7 @@ from cluster.ray.session import describe_cluster, session
 from cluster.storage.open import open_storage
 from jobs import cli
 from jobs.captioning.arguments import CapFiltArgs, parse
-from jobs.captioning.plan import plan_run, read_settings, show_plan, to_do
+from jobs.captioning.plan import on_device_of_plan, plan_run, read_settings, show_plan, to_do
 from jobs.captioning.retry import take_reasons
 from jobs.captioning.run import caption_shards, finish
 from jobs.captioning.summary import Summary, show
@@ -71,6 +71,7 @@ def run_capfilt(args: CapFiltArgs, reasons: Sequence[str] = ()) -> Summary:
     begun = time.perf_counter()
     source = open_source(args.input, args.images, args.config.shard_size, args.source)
     storage = open_storage(args.output)
+    args = on_device_of_plan(args, storage)
     settings = read_settings(args, source.name)  # before Ray: a wrong path is known at once
     with session(args.ray, ROOT) as resources:
         run = plan_run(args, source, storage, settings, resources)

@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     given = sys.argv[1:] if arguments is None else arguments
     config, address, command = parse(given)
-    with session.session(session.RayConfig(address=address), ROOT):
+    with session.connected(session.RayConfig(address=address), ROOT):
         return launch.run(config, command)
 
 

@@ -171,7 +171,7 @@ def make_world(folder: Path, shards: int) -> tuple[Path, list[str]]:
 
 def job(web: str, out: str, options: list[str], *more: str) -> list[str]:
     """The job's command line."""
-    paths = ["--input", web, "--output", out]
+    paths = ["--input", web, "--output", out, "--device", "cpu"]
     return [sys.executable, "jobs/capfilt.py", "--recipe", "tinyworld", *paths, *options, *more]
 
 

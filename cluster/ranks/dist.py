@@ -65,6 +65,19 @@ def seed_step(seed: int, step: int, micro: int) -> None:
     torch.manual_seed(derive_seed("step", seed, step, micro))
 
 
+def repeat_to_the_bit() -> None:
+    """Let torch use deterministic algorithms only, before anything runs on a device.
+
+    On the same devices, ranks and versions a run then repeats itself, and resumes, to the bit. An
+    operation without such an algorithm raises a ``RuntimeError`` that names it. CPUs repeat
+    themselves in any case.
+    """
+    # cuBLAS may otherwise take its scratch memory, and with it its algorithm, by chance.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
 def all_reduce(values: Iterable[float], op: str = "sum") -> list[float]:
     """Reduce a few numbers over all ranks (``sum``, ``mean``, ``max`` or ``min``), in float64.
 

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cluster.ranks import zero_state
+from cluster.ranks import network, zero_state
 from cluster.ranks.dist import Process, barrier, this_process
 
 
@@ -63,7 +63,11 @@ def start(timeout_s: int = 1800) -> Process:
                 backend, store=dist.HashStore(), rank=0, world_size=1, timeout=limit
             )
         else:
-            dist.init_process_group(backend, timeout=limit)
+            store = network.meet(limit)
+            dist.init_process_group(
+                backend, store=store, rank=here.rank, world_size=here.world, timeout=limit
+            )
+        network.limit_new_groups(limit)
     _deepspeed().init_distributed(backend, auto_mpi_discovery=False, verbose=False)
     return here
 

@@ -4,9 +4,11 @@
      task, CPU     └─ kept ──────────────────────────┴─> finish(kept, processed)   task, CPU
 
 At most ``per_actor`` items per actor are under way, so memory is bounded by construction and work
-is pulled by whoever is free. An item whose worker is lost runs again on another; an error of the
-application is never retried: it ends the map. An item that keeps losing its workers waits until
-the others are done; then, alone, it is halved down to the parts that kill whoever touches them.
+is pulled by whoever is free. An item is prepared with its memory reserved: on the node of its actor
+where that has it, so that it does not travel, else on any that has; not on a small head.
+An item whose worker is lost runs again on another; an error of the application is never retried: it
+ends the map. An item that keeps losing its workers waits until the others are done; then, alone, it
+is halved down to the parts that kill whoever touches them.
 """
 
 import logging
@@ -16,6 +18,7 @@ from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayActorError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.ray.pool import Pool, Worker, call, get
 from cluster.ray.session import RayConfig, Resources
@@ -48,12 +51,14 @@ class Stages:
         finish: (kept, processed) -> a small result; runs in a task.
         bisection: division of an item into parts; without it, an item that keeps killing workers
             ends the map.
+        memory: item -> bytes of main memory that its preparation takes; None reserves none.
     """
 
     prepare: Callable[[Any], tuple[Any, Any]]
     actor: Callable[[], Any]
     finish: Callable[[Any, Any], Any]
     bisection: Bisection | None = None
+    memory: Callable[[Any], int] | None = None
 
 
 def map_shards(
@@ -121,6 +126,7 @@ class _Map:
         self.one: Any = ray.remote(**task)(call)
         self.prepare, self.finish = ray.put(stages.prepare), ray.put(stages.finish)
         self.bisection, self.retries = stages.bisection, config.retries
+        self.memory = stages.memory
         self.pool = Pool(stages.actor, config, resources)
 
     def all(self, items: Sequence[Any], done: Callable[[Any, Any], None]) -> list[Any]:
@@ -193,7 +199,8 @@ class _Map:
     def _kills(self, item: Any) -> bool:
         """Whether preparing and processing an item loses a worker."""
         worker = self.pool.first()
-        _, sent = self.two.options(max_retries=0).remote(self.prepare, item)
+        place = self.place(item, worker)
+        _, sent = self.two.options(**place, max_retries=0).remote(self.prepare, item)
         try:
             get(worker.handle.process.remote(sent))
         except RayActorError:
@@ -206,5 +213,18 @@ class _Map:
     def submit(self, item: Any, worker: Worker) -> Any:
         """Send an item on its way; the reference of its result."""
         worker.load += 1
-        kept, sent = self.two.remote(self.prepare, item)
+        place = self.place(item, worker)
+        kept, sent = self.two.options(**place).remote(self.prepare, item)
         return self.one.remote(self.finish, kept, worker.handle.process.remote(sent))
+
+    def place(self, item: Any, worker: Worker) -> dict[str, Any]:
+        """Options that put an item's preparation on its worker's node, where that has the memory
+        for it, else on any that has; never more memory than the largest node's.
+        """
+        room = self.pool.memory()
+        need = 0 if self.memory is None else min(self.memory(item), max(room.values()))
+        place: dict[str, Any] = {"memory": need} if need else {}
+        if room.get(worker.node, 0) >= need:
+            beside = NodeAffinitySchedulingStrategy(worker.node, soft=True)
+            place["scheduling_strategy"] = beside
+        return place

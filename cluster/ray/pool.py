@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from cluster.ranks.gpus import why_no_gpu
 from cluster.ray.session import RayConfig, Resources, describe_cluster, room
 
 PERIOD = 2.0  # seconds between two looks at the cluster
@@ -31,6 +32,7 @@ class Worker:
         load: number of items under way on it.
         loaded: whether it has ever had its models.
         dismissed: whether the pool has ended it; an item that it loses is then not to blame.
+        node: Ray's id of the node that it is on, once it has answered.
     """
 
     handle: Any
@@ -38,6 +40,7 @@ class Worker:
     load: int = 0
     loaded: bool = False
     dismissed: bool = False
+    node: str = ""
 
 
 class Pool:
@@ -112,6 +115,11 @@ class Pool:
         if worker.answer is None:
             worker.answer = worker.handle.ready.remote()
 
+    def memory(self) -> dict[str, int]:
+        """Bytes of main memory that each node has in Ray's books, by the node's id."""
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        return {node["NodeID"]: int(node["Resources"].get("memory", 0)) for node in nodes}
+
     def stop(self) -> None:
         """End all of them."""
         while self._workers:
@@ -119,7 +127,7 @@ class Pool:
 
     def _hear(self, worker: Worker) -> None:
         try:
-            get(worker.answer)
+            worker.node = get(worker.answer)
         except RayError:  # it died, or its node did
             self._workers.remove(worker)
             self._deaths += not worker.loaded
@@ -175,16 +183,29 @@ class _Holder:
         self._make, self._threads = make, threads
         self._held: Any = None
 
-    def ready(self) -> None:
-        """Load the models. Not at the start: an error there would look like a lost worker."""
+    def ready(self) -> str:
+        """Load the models; Ray's id of this node.
+
+        Not at the start: an error there would look like a lost worker.
+        """
         if self._held is None:
             call(self._load)
+        return ray.get_runtime_context().get_node_id()
 
     def process(self, sent: Any) -> Any:
         return call(self._held.process, sent)
 
     def _load(self) -> None:
+        lent = ray.get_gpu_ids()
+        if not lent:  # a CPU worker on a node with GPUs computes on the CPU, as the plan says
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         import torch
 
+        if lent and not torch.cuda.is_available():
+            raise ValueError(
+                f"Ray lent GPU {lent[0]} of node {ray.util.get_node_ip_address()} to a model "
+                f"worker, but torch sees none there ({why_no_gpu()}); in a container, set "
+                "NVIDIA_VISIBLE_DEVICES=all and use the NVIDIA runtime; or give --device cpu"
+            )
         torch.set_num_threads(self._threads)
         self._held = self._make()

@@ -9,9 +9,11 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
+
+from cluster.ray.reserve import wait_for_room
 
 _KIND = "accelerator_type:"
 _START_ATTEMPTS = 3
@@ -29,6 +31,10 @@ class RayConfig:
         threads: CPU threads of a worker; another number splits sums otherwise, so bits may change.
         per_actor: shards under way per worker.
         retries: runs that a shard gets after it lost its worker, before the shard is suspected.
+        device: device of the model workers. ``gpu`` waits until a node with a GPU is there, for
+            which an autoscaler starts one; ``auto`` takes GPUs where there are some and the CPU
+            where there are none, and is refused on a cluster that has no GPU now, since the device
+            of an output is decided once.
     """
 
     address: str | None = None
@@ -36,6 +42,7 @@ class RayConfig:
     threads: int = 1
     per_actor: int = 3
     retries: int = 3
+    device: Literal["auto", "cpu", "gpu"] = "auto"
 
     def __post_init__(self) -> None:
         for name, least in (("workers", 0), ("threads", 1), ("per_actor", 1), ("retries", 0)):
@@ -70,11 +77,24 @@ class Resources:
 def session(config: RayConfig, root: Path) -> Iterator[Resources]:
     """Connect to the cluster, or start a local Ray that lives as long as this context.
 
+    Waits until there is room for one model worker on the device that the configuration names.
+
     Args:
         root: folder of the clone, from which workers import.
 
     Raises:
-        ValueError: a cluster address at which nobody answers, or with no CPU to spare.
+        ValueError: a cluster address at which nobody answers, or a device that is not there.
+    """
+    with connected(config, root) as is_local:
+        yield _resources(config, is_local)
+
+
+@contextlib.contextmanager
+def connected(config: RayConfig, root: Path) -> Iterator[bool]:
+    """The connection of ``session`` alone, whatever nodes there are; gives whether Ray is local.
+
+    Raises:
+        ValueError: a cluster address at which nobody answers.
     """
     address = config.address or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -84,7 +104,7 @@ def session(config: RayConfig, root: Path) -> Iterator[Resources]:
     else:
         _start_local(config, root)
     try:
-        yield _resources(config)
+        yield not address
     finally:
         ray.shutdown()
         for name, value in before.items():  # Ray sets the mode for all children
@@ -154,14 +174,38 @@ def _token() -> str:
     return secrets.token_hex(32)
 
 
-def _resources(config: RayConfig) -> Resources:
-    total = ray.cluster_resources()
-    if not total.get("CPU", 0):
-        raise ValueError("the Ray cluster has no CPUs; start it with --num-cpus")
-    kinds = sorted(name for name in total if name.startswith(_KIND))
-    device = (",".join(kinds) or "gpu") if total.get("GPU", 0) else "cpu"
+def _resources(config: RayConfig, is_local: bool) -> Resources:
     # Half of the threads are reserved: when nodes are lost, the tasks still find a place.
-    return Resources(room(config, device), config.threads / 2, int(device != "cpu"), device)
+    cpus, gpus = config.threads / 2, int(_wants_gpu(config, is_local))
+    total = ray.cluster_resources()
+    if total.get("CPU", 0) < cpus or total.get("GPU", 0) < gpus:
+        wait_for_room({"CPU": cpus} | ({"GPU": 1.0} if gpus else {}))
+        total = ray.cluster_resources()
+    kinds = sorted(name for name in total if name.startswith(_KIND))
+    device = (",".join(kinds) or "gpu") if gpus else "cpu"
+    return Resources(room(config, device), cpus, gpus, device)
+
+
+def _wants_gpu(config: RayConfig, is_local: bool) -> bool:
+    """Whether model workers are to have GPUs.
+
+    Raises:
+        ValueError: this machine has no GPU, or the cluster has none now and nobody has said
+            whether one will come.
+    """
+    there = ray.cluster_resources().get("GPU", 0) > 0
+    if config.device == "auto" and not there and not is_local:
+        raise ValueError(
+            "--device auto: no node of the cluster has a GPU now, and the device of an output is "
+            "decided once; give --device gpu to wait for a node with one (an autoscaler starts "
+            "it), or --device cpu to make the captions on CPUs"
+        )
+    if config.device == "gpu" and not there and is_local:
+        raise ValueError(
+            "--device gpu: Ray finds no GPU on this machine; give --device cpu, or the --address "
+            "of a cluster"
+        )
+    return there if config.device == "auto" else config.device == "gpu"
 
 
 def room(config: RayConfig, device: str) -> int:

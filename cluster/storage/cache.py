@@ -3,14 +3,18 @@
     FOLDER/ab/abcdef….tar      a copy, under the hash of where it comes from and what it must hold
     FOLDER/ab/abcdef….lock     held by the one process that fetches it; the others wait for it
 
-A copy appears by rename when it is whole. When all copies together exceed the limit, the least
-recently used ones are removed; a process that has one open can read on.
+A copy appears by rename when it is whole. When all copies together exceed the limit, or the disk is
+full, the least recently used ones are removed; a process that has one open can read on. The folder
+may be one that several nodes see: each writes under names of its own, whether or not the locks of
+that file system reach the other nodes.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,10 +23,16 @@ from pathlib import Path
 from cluster.storage.base import Storage
 
 _GIB = 1 << 30
+_STALE_S = 24 * 3600
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Changed(RuntimeError):
     """A file differs from its record: neither its samples nor replacements for them may be used."""
+
+
+class NoRoom(ValueError):
+    """The disk of the cache does not hold one more copy."""
 
 
 def default_folder() -> Path:
@@ -54,6 +64,7 @@ class NodeCache:
         Raises:
             Changed: the file there has another size or digest; names both.
             FileNotFoundError: no such file there.
+            NoRoom: the disk is full, also after all other copies were removed.
             Unreachable: the store does not answer.
         """
         final = self.path_for(f"{storage.url}/{name}\0{size}\0{sha256}", Path(name).suffix)
@@ -71,7 +82,7 @@ class NodeCache:
     def keep(self, final: Path, data: bytes) -> None:
         """Write a small derived file (an index) at a ``path_for``, whole or not at all."""
         final.parent.mkdir(parents=True, exist_ok=True)
-        aside = final.with_name(f".{final.name}.{os.getpid()}.{time.monotonic_ns()}.part")
+        aside = _aside(final)
         aside.write_bytes(data)
         os.replace(aside, final)
 
@@ -84,21 +95,45 @@ class NodeCache:
             yield
 
     def _fill(self, final: Path, storage: Storage, name: str, size: int, sha256: str) -> None:
-        aside = final.with_name(f".{final.name}.part")  # the lock's holder alone writes it
-        storage.download(name, aside)
-        found = aside.stat().st_size
-        with open(aside, "rb") as copy:
-            digest = hashlib.file_digest(copy, "sha256").hexdigest()
-        if (size >= 0 and found != size) or (sha256 and digest != sha256):
-            aside.unlink()
-            raise Changed(
-                f"{storage.url}/{name} has {found:,} bytes and sha256 {digest}, its record says "
-                f"{size:,} and {sha256}: it was changed after it was written; restore it"
-            )
-        os.replace(aside, final)
-        self._make_room(final)
+        aside = _aside(final)
+        try:
+            self._download(storage, name, aside, final)
+            found = aside.stat().st_size
+            with open(aside, "rb") as copy:
+                digest = hashlib.file_digest(copy, "sha256").hexdigest()
+            if (size >= 0 and found != size) or (sha256 and digest != sha256):
+                raise Changed(
+                    f"{storage.url}/{name} has {found:,} bytes and sha256 {digest}, its record "
+                    f"says {size:,} and {sha256}: it was changed after it was written; restore it"
+                )
+            os.replace(aside, final)
+        finally:
+            aside.unlink(missing_ok=True)
+        self._remove(final, self._excess(final))
 
-    def _make_room(self, newest: Path) -> None:
+    def _download(self, storage: Storage, name: str, aside: Path, final: Path) -> None:
+        """Fetch a file; where the disk is full, once more without the other copies."""
+        _sweep(final)
+        try:
+            return storage.download(name, aside)
+        except OSError as full:
+            if full.errno not in _FULL:
+                raise
+            aside.unlink(missing_ok=True)
+            self._remove(final, float("inf"))
+        try:
+            storage.download(name, aside)
+        except OSError as full:
+            if full.errno not in _FULL:
+                raise
+            raise NoRoom(
+                f"no room for {storage.url}/{name} in this node's cache {self.folder} "
+                f"({os.strerror(full.errno)}), with all other copies removed; make room there, or "
+                "name a folder on a larger disk: ISTHMUS_CACHE=FOLDER"
+            ) from full
+
+    def _copies(self, newest: Path) -> list[tuple[int, int, Path]]:
+        """(time of last use, size, path) of every copy but one, the longest unused first."""
         files = []
         for path in self.folder.glob("??/*"):
             copy = path.is_file() and not path.name.startswith(".") and path.suffix != ".lock"
@@ -106,13 +141,40 @@ class NodeCache:
                 with contextlib.suppress(FileNotFoundError):  # another process was quicker
                     found = path.stat()
                     files.append((found.st_mtime_ns, found.st_size, path))
-        excess = newest.stat().st_size + sum(size for _, size, _ in files)
-        excess -= int(self.limit_gb * _GIB)
-        for _, size, path in sorted(files):
+        return sorted(files)
+
+    def _excess(self, newest: Path) -> float:
+        """Bytes that all copies together have over the limit."""
+        held = newest.stat().st_size + sum(size for _, size, _ in self._copies(newest))
+        return held - self.limit_gb * _GIB
+
+    def _remove(self, newest: Path, excess: float) -> None:
+        """Remove the longest unused copies, until so many bytes are free or one is left."""
+        for _, size, path in self._copies(newest):
             if excess <= 0:
                 return
             path.unlink(missing_ok=True)
             excess -= size
+
+
+def _aside(final: Path) -> Path:
+    """A name for a copy that is being written, which no other process of any node takes."""
+    return final.with_name(f".{final.name}.{_host()}.{os.getpid()}.{time.monotonic_ns()}.part")
+
+
+def _sweep(final: Path) -> None:
+    """Remove what dead processes have left of a file whose lock this one holds: the lock keeps
+    others of this node away, and those of another node are known by their age.
+    """
+    for left in final.parent.glob(f".{final.name}.*.part"):
+        with contextlib.suppress(FileNotFoundError):
+            mine = left.name.startswith(f".{final.name}.{_host()}.")
+            if mine or time.time() - left.stat().st_mtime > _STALE_S:
+                left.unlink()
+
+
+def _host() -> str:
+    return socket.gethostname().replace(".", "-")
 
 
 def _touch(path: Path) -> bool:

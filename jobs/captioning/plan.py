@@ -119,6 +119,15 @@ def plan_run(
     return PlannedRun(args, source, storage, work, products, resumed)
 
 
+def on_device_of_plan(args: CapFiltArgs, storage: Storage) -> CapFiltArgs:
+    """The options with the device that the output began on in place of ``--device auto``."""
+    if args.ray.device != "auto" or not storage.exists(PLAN):
+        return args
+    begun: str = json.loads(storage.read(PLAN))["fingerprint"].get("device", "cpu")
+    device: Any = "cpu" if begun.startswith("cpu") else "gpu"
+    return replace(args, ray=replace(args.ray, device=device))
+
+
 def _settle_arithmetic(
     args: CapFiltArgs, storage: Storage, resources: Resources
 ) -> tuple[Any, Library]:

@@ -23,6 +23,9 @@ from pipeline.capfilt.output import JsonLayout, assemble
 from pipeline.shards.manifest import Commit, commit_shard, committed, compact, is_committed
 from pipeline.sources.open import Source
 
+_ENCODED, _LIBRARIES = 40_000, 1 << 29
+"""Assumed bytes of an encoded image with its texts, and those of a process without any."""
+
 
 def caption_shards(run: PlannedRun, todo: Sequence[Work], resources: Resources) -> Tally:
     """Make the shards of ``todo`` on the connected Ray, with a progress bar.
@@ -72,7 +75,21 @@ def _stages(run: PlannedRun) -> Stages:
         actor=partial(Describer, recipe, run.products),
         finish=partial(commit_described, output, recipe.keep, run.args.json_layout),
         bisection=Bisection(partial(_count_records, reader), Work.only, Work.without),
+        memory=partial(prepared_bytes, [spec.size for spec in specs]),
     )
+
+
+def prepared_bytes(sizes: Sequence[int], item: Work) -> int:
+    """Bytes of main memory that ``prepare_shard`` takes, with the libraries of its process.
+
+    A list tells its number of images and a tar its bytes; the other of the two is an assumption.
+
+    Args:
+        sizes: sides in pixels of the two images that are made of each.
+    """
+    size = item.shard.size
+    images, encoded = (size, size * _ENCODED) if item.shard.items else (size // _ENCODED, size)
+    return _LIBRARIES + images * sum(3 * side**2 for side in sizes) + encoded
 
 
 def prepare_shard(

@@ -125,6 +125,8 @@ class RunConfig:
         wandb: project of Weights & Biases that also gets the log, where it is installed.
         validate_every: steps between measurements on ``--validate``; 0 takes ``save_every``.
         validate_batches: global batches that are measured.
+        deterministic: use deterministic algorithms only, so that runs on GPUs repeat themselves and
+            resume to the bit; slower. On CPUs they do so in any case.
         mfu: share of the GPUs' peak that a dry run counts on.
         profile_at: first of three steps that a profiler trace is made of; 0 makes none.
     """
@@ -142,6 +144,7 @@ class RunConfig:
     validate_every: int = 0
     validate_batches: int = 16
     profile_at: int = 0
+    deterministic: bool = False
     mfu: float = 0.4
     guard: GuardConfig = field(default_factory=GuardConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

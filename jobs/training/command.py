@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import Annotated, Any, Generic, TypeVar, cast
 import tyro
 from tyro.conf import Suppress
 
+from cluster.ranks.gpus import check_gpus
 from jobs import recipes
 from jobs.models.encoder_settings import is_here
 from jobs.recipes.schema import TrainRecipe
@@ -143,12 +145,25 @@ def _show_common(job: str, kind: str, base: TrainRecipe, about: str | None) -> N
 def _check(given: Given[Any]) -> None:
     if given.init and given.job == "stage1":
         raise ValueError(f"--init {given.init}: {given.job} starts from nothing; leave it out")
+    if not given.dry_run:
+        check_gpus()
+        _check_compiler(given.config)
     for name in ("data", "out"):
         if not getattr(given, name) and not given.dry_run:
             raise ValueError(f"--{name}: none given; add --{name} and a path")
     for name in ("epochs", "world", "price"):
         if getattr(given, name) < 0:
             raise ValueError(f"--{name} {getattr(given, name)}: give a positive number")
+
+
+def _check_compiler(recipe: TrainRecipe) -> None:
+    """Refuse ``--encoder.compile`` where the C compiler that it needs is missing."""
+    compilers = (os.environ.get("CC", ""), "cc", "gcc", "clang")
+    if recipe.encoder.compile and not any(name and shutil.which(name) for name in compilers):
+        raise ValueError(
+            "--encoder.compile: no C compiler on this machine, which torch.compile needs; install "
+            "gcc (and Python's headers), set CC, or leave the option out"
+        )
 
 
 def _own_size(recipe: AnyRecipe, base: TrainRecipe, line: Sequence[str]) -> AnyRecipe:

@@ -18,6 +18,7 @@ from cluster.malloc import keep_freed_memory
 from cluster.ranks import dist, supervise, zero
 from cluster.ranks.dist import Process, StopSignal
 from cluster.ranks.guard import Guard
+from cluster.ranks.peers import PATIENCE_S, Peers
 from cluster.ranks.watchdog import Watchdog
 from cluster.runlog import RunLog
 from cluster.storage.cache import default_folder
@@ -66,8 +67,9 @@ def train(
     keep_freed_memory()
     stop = StopSignal()
     supervise.start(run.zero.timeout_s)
+    if run.deterministic:
+        dist.repeat_to_the_bit()
     here = zero.start(run.zero.timeout_s)
-    watchdog = Watchdog(run.zero.timeout_s, here.rank)
     plan = _agreed(plan, here)
     run = plan.run
     objective = make_objective(plan.recipe, module, here.device)
@@ -88,6 +90,9 @@ def train(
         recipe = recipes.as_json(plan.recipe)
         plan.writer.save(engine, here, recipe=recipe, state=state, metric=metric, last=last)
 
+    # From here on: loading models may take longer than a step ever should.
+    watchdog = Watchdog(run.zero.timeout_s, here.rank)
+    peers = Peers(here, min(run.zero.timeout_s, PATIENCE_S))
     loop = Loop(
         run=run,
         here=here,
@@ -101,19 +106,11 @@ def train(
         accumulation=accumulation,
         validation=validation,
     )
-    transform = TrainTransform(run.transform, pixels)
     steps = range(plan.done, run.steps)
-    with Batches(
-        Samples(plan.sources, plan.schedule, transform, run.loader.captions, text=plan.recipe.text),
-        run.loader,
-        steps,
-        rank=here.rank,
-        world=here.world,
-        accumulation=accumulation,
-        tokenise=objective.tokenise,
-    ) as batches:
+    with _batches(plan, here, accumulation, objective, steps) as batches:
         loop.go(batches, steps)
     watchdog.stop()
+    peers.stop()
     log.close()
     zero.stop()
     return 0 if here.world == 1 else zero.leave(0)
@@ -132,6 +129,23 @@ def _agreed(plan: Plan[RecipeT], here: Process) -> Plan[RecipeT]:
     if not dist.same_everywhere(plan.digest()):
         raise ValueError("ranks see different data or recipes; give all nodes the same --data")
     return plan
+
+
+def _batches(
+    plan: Plan[Any], here: Process, accumulation: int, objective: Objective, steps: range
+) -> Batches:
+    """This rank's batches of the steps."""
+    loader = plan.run.loader
+    transform = TrainTransform(plan.run.transform, plan.recipe.encoder.pixels)
+    return Batches(
+        Samples(plan.sources, plan.schedule, transform, loader.captions, text=plan.recipe.text),
+        loader,
+        steps,
+        rank=here.rank,
+        world=here.world,
+        accumulation=accumulation,
+        tokenise=objective.tokenise,
+    )
 
 
 def start_engine(
@@ -194,6 +208,7 @@ def _state(plan: Plan[Any], here: Process, step: int, guard: Guard) -> dict[str,
         "data": [source.name for source in plan.sources],
         "schedule": plan.schedule.fingerprint(),
         "world": here.world,
+        "deterministic": plan.run.deterministic,
         "precision": precision.formats(plan.recipe),
         "processor": precision.processor(here.device),
         "products": dict(sorted(linear.CHOICES.made.items())),
@@ -216,4 +231,5 @@ def _opening(plan: Plan[Any], here: Process, micro: int, accumulation: int) -> s
         f"{run.global_batch * run.steps / plan.samples:.2f} epochs; "
         f"ZeRO-{run.zero.stage} on {here.device.type} "
         f"({precision.processor(here.device)}); precision: {precision.described(plan.recipe)}"
+        + ("; deterministic" if run.deterministic else "")
     )

@@ -6,11 +6,12 @@ file knows none of them; the job decides on which machine each step runs.
 """
 
 import hashlib
+import pickle
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from pipeline.capfilt.filters import (
     missing_columns,
     passing_captions,
 )
+from pipeline.capfilt.squares import Squares
 from pipeline.images import ImageError, ImageHeader, decode, read_header
 from pipeline.pixels import PixelConfig, fit_square
 from pipeline.sample import Rejected, Sample
@@ -77,6 +79,9 @@ class ImageSpec:
 class Kept:
     """The part of a prepared shard that the models do not need.
 
+    Pickled, it hands its images' bytes over as buffers, where the reader takes such: Ray then
+    writes them into its store without a copy in this process.
+
     Attributes:
         samples: samples with their headers and the sha256 of their images, in key order.
         rows: rows of the dropped inputs.
@@ -88,6 +93,19 @@ class Kept:
     rows: list[SampleRow]
     seconds: float
     unlooked: dict[str, int] = field(default_factory=dict)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if protocol < 5:
+            return super().__reduce_ex__(protocol)
+        images = [pickle.PickleBuffer(sample.image) for sample, _, _ in self.samples]
+        bare = [(replace(sample, image=b""), *rest) for sample, *rest in self.samples]
+        return _with_images, (bare, images, self.rows, self.seconds, self.unlooked)
+
+
+def _with_images(bare: list[tuple[Any, ...]], images: Sequence[Any], *rest: Any) -> Kept:
+    """A ``Kept`` that was pickled, with its images' bytes in their places again."""
+    pairs = zip(bare, images, strict=True)
+    return Kept([(replace(s, image=bytes(image)), *more) for (s, *more), image in pairs], *rest)
 
 
 @dataclass(frozen=True)
@@ -124,56 +142,50 @@ class Described:
     short: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class _Passed:
-    """A sample on its way to the models, with its pixels for each of them."""
-
-    sample: Sample
-    header: ImageHeader
-    sha256: str
-    for_captioner: Tensor
-    for_scorer: Tensor
-
-
 def prepare(
     records: Iterable[Sample | Rejected],
     filters: FilterConfig,
     captioner: ImageSpec,
     scorer: ImageSpec,
 ) -> tuple[Kept, ModelInput]:
-    """Filter, decode and resize a shard; samples in key order, everything else as rows."""
+    """Filter, decode and resize a shard; samples in key order, everything else as rows.
+
+    The peak of memory is the result itself and one image (in ``tests/pipeline/capfilt``).
+    """
     start = time.perf_counter()
     rows: list[SampleRow] = []
-    passed: list[_Passed] = []
+    kept: list[tuple[Sample, ImageHeader, str]] = []
+    squares = {spec: Squares(spec.size) for spec in (captioner, scorer)}
     unlooked = Counter[str]()
     for record in records:
         if isinstance(record, Sample):
             unlooked.update(missing_columns(filters, record))
-        outcome = _admit(record, filters, captioner, scorer)
+        outcome = _admit(record, filters)
         if isinstance(outcome, SampleRow):
             rows.append(outcome)
-        else:
-            passed.append(outcome)
-    passed.sort(key=lambda entry: entry.sample.key)
-    samples = [entry.sample for entry in passed]
+            continue
+        sample, header, sha256, image = outcome
+        kept.append((sample, header, sha256))
+        for spec, own in squares.items():
+            own.add(spec.square(image))
+    order = sorted(range(len(kept)), key=lambda place: kept[place][0].key)
+    kept = [kept[place] for place in order]
+    taken = {spec: own.take(order) for spec, own in squares.items()}
+    samples = [sample for sample, _, _ in kept]
     model_input = ModelInput(
         uids=[sample.uid for sample in samples],
         texts=[sample.captions for sample in samples],
         human=[sample.human for sample in samples],
-        for_captioner=_stack([entry.for_captioner for entry in passed], captioner.size),
-        for_scorer=_stack([entry.for_scorer for entry in passed], scorer.size),
+        for_captioner=taken[captioner],
+        for_scorer=taken[scorer],
     )
-    kept = [(entry.sample, entry.header, entry.sha256) for entry in passed]
     return Kept(kept, rows, time.perf_counter() - start, dict(unlooked)), model_input
 
 
-def _stack(images: list[Tensor], size: int) -> np.ndarray:
-    return torch.stack(images).numpy() if images else np.zeros((0, 3, size, size), np.uint8)
-
-
 def _admit(
-    record: Sample | Rejected, filters: FilterConfig, captioner: ImageSpec, scorer: ImageSpec
-) -> SampleRow | _Passed:
+    record: Sample | Rejected, filters: FilterConfig
+) -> SampleRow | tuple[Sample, ImageHeader, str, Tensor]:
+    """The row of a dropped input; or the sample, its header, its sha256 and its uint8 image 3HW."""
     row = SampleRow(record.uid, record.key, record.source, "failed", web_caption=record.caption)
     if isinstance(record, Rejected):
         return replace(row, status=record.status, reason=record.reason, sha256=record.sha256)
@@ -193,8 +205,7 @@ def _admit(
         image = decode(record.image, filters.max_pixels)
     except ImageError as broken:
         return replace(row, reason=broken.reason)
-    small = [spec.square(image) for spec in (captioner, scorer)]
-    return _Passed(record, header, row.sha256, *small)
+    return record, header, row.sha256, image
 
 
 def describe(

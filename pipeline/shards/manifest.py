@@ -74,7 +74,9 @@ def commit_shard(
     """Publish tar, parquet and record, in this order.
 
     Wall times (``stats["seconds"]``) are the only thing two attempts may differ in: the first
-    record stays.
+    record stays. Files without a record are an attempt that was lost. Where its bytes differ, as
+    those of a GPU may in their last bits, this attempt's files get names of their own, which its
+    record holds: nobody reads the lost ones, and nobody who is about to commit them is disturbed.
 
     Returns:
         True if this attempt wrote the record, False if another one had.
@@ -82,15 +84,25 @@ def commit_shard(
     Raises:
         Conflict: another attempt committed different bytes.
     """
-    base = f"{SHARDS}/{name}"
-    storage.publish(f"{base}.tar", tar)
-    storage.publish(f"{base}.parquet", parquet)
+    base, files = f"{SHARDS}/{name}", {"tar": tar, "parquet": parquet}
+    digests = {kind: hashlib.sha256(data).hexdigest() for kind, data in files.items()}
+    own: dict[str, str] = {}
+    for kind, data in files.items():
+        try:
+            storage.publish(f"{base}.{kind}", data)
+        except Conflict:
+            if is_committed(storage, name):
+                record = json.loads(storage.read(base + _RECORD))
+                if record[f"{kind}_sha256"] != digests[kind]:
+                    raise
+            own[kind] = f"{base}-{digests[kind][:12]}.{kind}"
+            storage.publish(own[kind], data)
     record = {
         **stats,
         "name": name,
-        "tar_sha256": hashlib.sha256(tar).hexdigest(),
-        "parquet_sha256": hashlib.sha256(parquet).hexdigest(),
+        **{f"{kind}_sha256": digest for kind, digest in digests.items()},
         "tar_bytes": len(tar),
+        **own,
     }
     try:
         return storage.publish(base + _RECORD, to_json(record))
@@ -132,6 +144,7 @@ def _read_record(storage: Storage, path: str) -> Commit:
     try:
         record = json.loads(storage.read(path))
         base = path.removesuffix(_RECORD)
+        tar, parquet = (record.get(kind, f"{base}.{kind}") for kind in ("tar", "parquet"))
         return Commit(
             name=record["name"],
             n=record["n"],
@@ -142,10 +155,10 @@ def _read_record(storage: Storage, path: str) -> Commit:
             web_won=record["web_won"],
             tar_sha256=record["tar_sha256"],
             parquet_sha256=record["parquet_sha256"],
-            tar=f"{base}.tar",
-            parquet=f"{base}.parquet",
-            tar_path=f"{storage.url}/{base}.tar",
-            parquet_path=f"{storage.url}/{base}.parquet",
+            tar=tar,
+            parquet=parquet,
+            tar_path=f"{storage.url}/{tar}",
+            parquet_path=f"{storage.url}/{parquet}",
             tar_bytes=record["tar_bytes"],
             seconds=record.get("seconds", {}),
             retry_of=record.get("retry_of", ""),
@@ -173,4 +186,4 @@ def compact(storage: Storage, commits: Sequence[Commit]) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     storage.replace(MANIFEST, sink.getvalue().to_pybytes())
-    storage.replace(SIZES, to_json({f"{c.name}.tar": c.ok for c in commits}))
+    storage.replace(SIZES, to_json({c.tar.rpartition("/")[2]: c.ok for c in commits}))

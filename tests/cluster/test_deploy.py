@@ -1,7 +1,10 @@
 """The cluster files: Ray's own validator, tokens on every node, commands that parse."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,3 +62,48 @@ def test_deepspeeds_parser_takes_the_hostfile():
     from deepspeed.launcher.runner import fetch_hostfile
 
     assert fetch_hostfile(str(DEPLOY / "hostfile")) == {"node1": 8, "node2": 8}
+
+
+PDSH = 'echo "$@" > "$SAID"'
+
+
+def test_the_ranks_of_a_hostfile_get_the_variables_that_they_need(tmp_path: Path):
+    """DeepSpeed's own runner, with a pdsh that writes down what it is told to run."""
+    for name, body in (("pdsh", PDSH), ("ssh", "echo 10.0.0.1")):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    own = {"HF_HOME": "/models", "ISTHMUS_CACHE": "/a cache", "AWS_REGION": "r"}
+    own |= {"GLOO_SOCKET_IFNAME": "eth1", "SECRET_OF_MINE": "no", "DS_ACCELERATOR": "cpu"}
+    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = {"PATH": path, "HOME": str(tmp_path), "SAID": str(tmp_path / "said"), **own}
+    wrote = subprocess.run(
+        [DEPLOY / "deepspeed_env.sh"], env=env, capture_output=True, text=True, check=True
+    )
+    assert "HF_HOME" in wrote.stdout and "SECRET" not in wrote.stdout
+    assert (tmp_path / ".deepspeed_env").stat().st_mode & 0o777 == 0o600
+    runner = ["deepspeed", "--hostfile", str(DEPLOY / "hostfile"), "jobs/stage1.py"]
+    subprocess.run(runner, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    said = (tmp_path / "said").read_text()
+    assert "node1,node2" in said and "jobs/stage1.py" in said
+    for name, value in own.items():
+        shown = f'"{value}"' if " " in value else value
+        assert (f"export {name}={shown};" in said) == (name != "SECRET_OF_MINE"), (name, said)
+
+
+def test_the_image_shows_its_gpus_and_has_what_the_jobs_start():
+    text = (DEPLOY / "Containerfile").read_text()
+    assert "NVIDIA_VISIBLE_DEVICES=all" in text
+    for package in ("gcc", "pdsh", "openssh-client"):
+        assert re.search(rf"^\s+(.* )?{package} ", text, re.MULTILINE), package
+
+
+@pytest.mark.parametrize("name", [*CLUSTERS, "kuberay-rayjob.yaml"])
+def test_the_files_name_the_device_and_their_heads_run_no_shard(name: str):
+    text = (DEPLOY / name).read_text()
+    assert "--device gpu" in text
+    if name == "ray-aws.yaml":
+        config = yaml.safe_load(text)
+        assert config["available_node_types"]["head"]["resources"] == {"CPU": 0, "GPU": 0}
+    if name == "kuberay-rayjob.yaml":
+        head = yaml.safe_load(text)["spec"]["rayClusterSpec"]["headGroupSpec"]
+        assert head["rayStartParams"] == {"num-cpus": "0", "num-gpus": "0"}

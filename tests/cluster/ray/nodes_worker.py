@@ -1,4 +1,4 @@
-"""A map over a Ray whose nodes come and go for good: run by test_ray_nodes.py, prints what it saw.
+"""A map over a Ray whose nodes come and go for good: run by test_nodes.py, prints what it saw.
 
 One node of two CPUs begins; one of four comes late; then the first is lost and not replaced.
 """
@@ -58,7 +58,7 @@ def main() -> None:
                 rooms.append(room(CONFIG, "cpu"))
                 made.remove_node(first, allow_graceful=False)
 
-        config = RayConfig(address=made.address)
+        config = RayConfig(address=made.address, device="cpu")
         with session(config, Path(__file__).parents[3]) as resources:
             rooms.append(resources.actors)
             stages: Any = Stages(prepare, Slow, finish)

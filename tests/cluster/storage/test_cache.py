@@ -2,13 +2,14 @@
 
 import hashlib
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from cluster.storage.cache import Changed, NodeCache, default_folder
+from cluster.storage.cache import Changed, NodeCache, NoRoom, default_folder
 from cluster.storage.local import LocalStorage
 
 ROOT = Path(__file__).parents[3]
@@ -86,6 +87,69 @@ def test_racing_processes_fetch_it_once_and_a_dead_one_leaves_no_lock(
     dead = subprocess.run([sys.executable, "-c", dying, *places], cwd=ROOT, check=False)
     assert dead.returncode == -9
     assert NodeCache(tmp_path / "cache").fetch(store, "b.tar").stat().st_size == 1000
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A file system of 64 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"a small disk needs a mount, which is refused here: {done.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_costs_other_copies_and_then_says_so(
+    store: Counted, small_disk: Path, tmp_path: Path
+):
+    cache = NodeCache(small_disk)
+    for name, count in (("d", 40_000), ("e", 40_000), ("f", 80_000)):
+        (store.root / f"{name}.tar").write_bytes(name.encode() * count)
+    first = cache.fetch(store, "d.tar")
+    second = cache.fetch(store, "e.tar")
+    assert second.stat().st_size == 40_000 and not first.exists()
+    with pytest.raises(NoRoom, match=r"no room for .*f\.tar .*ISTHMUS_CACHE=FOLDER"):
+        cache.fetch(store, "f.tar")
+    assert not list(small_disk.rglob("*.part"))
+    assert cache.fetch(store, "d.tar").stat().st_size == 40_000
+
+
+def test_nodes_that_share_the_folder_do_not_share_a_file(
+    store: Counted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Where locks do not reach the other node, as on some NFS: each writes a file of its own."""
+    cache = NodeCache(tmp_path / "cache")
+    seen: list[str] = []
+
+    class Slow(Counted):
+        def download(self, name: str, path: Path) -> None:
+            super().download(name, path)
+            seen.append(path.name)
+            if len(seen) == 1:  # meanwhile, on the other node, which does not see our lock
+                monkeypatch.setattr("socket.gethostname", lambda: "other.node")
+                cache._fill(path.with_name(final.name), self, name, 1000, "")
+                monkeypatch.undo()
+            assert path.read_bytes() == b"a" * 1000
+
+    final = cache.path_for(f"{store.url}/a.tar\0{1000}\0", ".tar")
+    assert cache.fetch(Slow(store.root), "a.tar", 1000).read_bytes() == b"a" * 1000
+    assert len(set(seen)) == 2 and not list((tmp_path / "cache").rglob("*.part"))
+
+
+def test_what_a_dead_process_left_is_removed(store: Counted, tmp_path: Path):
+    cache = NodeCache(tmp_path / "cache")
+    final = cache.path_for(f"{store.url}/a.tar\0{-1}\0", ".tar")
+    final.parent.mkdir(parents=True)
+    host = socket.gethostname().replace(".", "-")
+    names = [f".{final.name}.{who}.7.7.part" for who in (host, "old", "new")]
+    for name in names:
+        (final.parent / name).touch()
+    os.utime(final.parent / names[1], (1, 1))
+    cache.fetch(store, "a.tar")
+    assert [path.name for path in final.parent.glob(".*.part")] == [names[2]]
 
 
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch):

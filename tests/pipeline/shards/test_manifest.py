@@ -78,6 +78,22 @@ def test_other_bytes_are_a_conflict_that_names_both(tmp_path: Path):
     assert storage.read("shards/00000000.tar") == b"tar"
 
 
+@pytest.mark.parametrize("lost", [("tar",), ("tar", "parquet")])
+def test_what_a_lost_attempt_left_does_not_stop_one_with_other_bytes(tmp_path: Path, lost: tuple):
+    storage = LocalStorage(tmp_path)
+    for kind in lost:
+        storage.publish(f"shards/00000000.{kind}", b"lost " + kind.encode())
+    for _ in range(2):  # the second attempt is a worker's that was thought to be lost
+        commit_shard(storage, "00000000", b"tar", b"rows", STATS)
+    (commit,) = committed(str(tmp_path))
+    assert Path(commit.tar_path).read_bytes() == storage.read(commit.tar) == b"tar"
+    assert Path(commit.parquet_path).read_bytes() == storage.read(commit.parquet) == b"rows"
+    assert commit.tar != "shards/00000000.tar"
+    compact(storage, [commit])
+    sizes = json.loads((tmp_path / "sizes.json").read_text())
+    assert sizes == {commit.tar.removeprefix("shards/"): 2}
+
+
 def test_hash_is_of_the_content_and_not_of_the_place(tmp_path: Path):
     for name in ("a", "b"):
         commit_shard(LocalStorage(tmp_path / name), "00000000", b"tar", b"rows", STATS)
