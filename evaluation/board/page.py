@@ -13,7 +13,7 @@ from evaluation.report.page import Curves, Grid, Report, Section, write_report
 from evaluation.report.plots import Chart, Series
 
 # The number that stands for a task: the first of these that it has.
-LEADING = ("accuracy", "cider", "auroc", "mrr", "tr_r1")
+LEADING = ("auroc", "mrr", "accuracy", "cider", "tr_r1")
 _FEW = 12  # charts of a page
 
 

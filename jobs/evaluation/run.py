@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
@@ -203,7 +203,10 @@ def _workers(
         with threads_set(threads):
             yield Workers(here, partial(Answering, args, settings, device, here, model=model))
         return
-    config = RayConfig(args.work.address, args.work.workers, threads)
+    kind: Literal["auto", "cpu", "gpu"] = "auto"
+    if args.device != "auto":
+        kind = "cpu" if args.device == "cpu" else "gpu"
+    config = RayConfig(args.work.address, args.work.workers, threads, device=kind)
     with session(config, _ROOT) as resources:
         there = settle(args, before, resources.device)
         device = "cpu" if resources.device == "cpu" else "cuda"

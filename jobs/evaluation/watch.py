@@ -121,12 +121,12 @@ class Watch:
         """Bring history, TensorBoard and leaderboard up to the results that are there."""
         changed = False
         for name, results, finished in self._finished():
+            write_events(self._files, name, results)
             if history.has(self._files, name):
                 continue
             rows = history.entries_of(
                 results, run=self._run, name=name, suite=self.suite, finished=finished
             )
-            write_events(self._files, name, results)
             history.append(self._files, name, rows)
             changed = True
         if changed or not self._files.exists("index.html"):
