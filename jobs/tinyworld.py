@@ -24,7 +24,10 @@ from jobs.cli import run
 from jobs.tour.estimate import Work, expected_seconds, measure
 from jobs.tour.results import FAMILIES, print_table, read_results, write_page
 from jobs.tour.stages import Tour
+from pipeline.tinyworld.benchmarks import write_benchmarks
 from pipeline.tinyworld.write import load_truth, write_coco, write_eval, write_web
+
+_BENCHMARK_IMAGES = 64  # of each benchmark's small copy, for jobs/evaluate.py --suite tinyworld
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ def make_data(args: TourArgs, data: Path) -> None:
     write_web(data / "web", args.web, seed=args.seed, shard_size=512)
     write_coco(data / "coco", args.human, seed=args.seed)
     write_eval(data / "eval", val=min(256, args.test), test=args.test, out=256, seed=args.seed)
+    write_benchmarks(data / "eval", _BENCHMARK_IMAGES, seed=args.seed)
     (data / "complete").touch()
 
 

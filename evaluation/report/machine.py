@@ -25,14 +25,22 @@ _INSTRUCTIONS = {
 
 def hardware() -> Facts:
     """Commit, machine and package versions of this process."""
-    command = ["git", "describe", "--always", "--dirty"]
-    git = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
     rows = {
-        "commit": git.stdout.strip() or "not a git clone",
+        "commit": commit(),
         "machine": f"{cpu()}, {platform.system()}",
         "python": platform.python_version(),
     }
     return Facts("What ran", rows | {name: version(name) for name in _PACKAGES})
+
+
+def commit() -> str:
+    """The commit of the code that runs, with ``-dirty`` where it was changed."""
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        git = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # a container without git
+        return "unknown: there is no git"
+    return git.stdout.strip() or "not a git clone"
 
 
 def cpu(info: str | None = None) -> str:

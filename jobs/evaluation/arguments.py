@@ -212,7 +212,8 @@ class EvaluateArgs:
                 raise ValueError(f"--{name} {value}: give at least 1")
         if self.out is not None and self.out.exists() and not self.out.is_dir():
             raise ValueError(f"--out {self.out} is a file; name a folder")
-        if self.out is None and (self.work.score_only or self.work.address):
+        kept = self.out is not None or self.watching.watch is not None
+        if not kept and (self.work.score_only or self.work.address):
             raise ValueError("--score-only and --address need --out, where the answers are kept")
         if (self.checkpoint is None) == (self.watching.watch is None):
             raise ValueError("give --checkpoint or --watch, and not both")

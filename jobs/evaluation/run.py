@@ -27,6 +27,7 @@ from evaluation.chunks.store import AnswerStore
 from evaluation.images.remote import Home, local_data
 from evaluation.images.unreadable import find_unreadable, name_some
 from evaluation.outputs import Outputs
+from evaluation.report.machine import commit
 from evaluation.tasks.base import Answers, Task
 from jobs.evaluation.arguments import EvaluateArgs
 from jobs.evaluation.plan import (
@@ -133,6 +134,7 @@ def _header(args: EvaluateArgs, identity: Identity) -> dict[str, Any]:
         "text": identity.text,
         "data": absolute_url(as_url(args.data)),
         "split": args.split or "test",
+        "commit": commit(),
         "seconds": {},
     }
     if args.suite is not None:

@@ -107,3 +107,40 @@ def test_the_files_name_the_device_and_their_heads_run_no_shard(name: str):
     if name == "kuberay-rayjob.yaml":
         head = yaml.safe_load(text)["spec"]["rayClusterSpec"]["headGroupSpec"]
         assert head["rayStartParams"] == {"num-cpus": "0", "num-gpus": "0"}
+
+
+def evaluation_files() -> dict[str, dict]:
+    """The objects of the CronJob's file by kind, and the RayJob that it holds."""
+    text = (DEPLOY / "kuberay-evaluate-cronjob.yaml").read_text()
+    objects = {one["kind"]: one for one in yaml.safe_load_all(text)}
+    return objects | {"RayJob": yaml.safe_load(objects["ConfigMap"]["data"]["rayjob.yaml"])}
+
+
+def test_the_cronjob_starts_the_rayjob_that_it_brings():
+    objects = evaluation_files()
+    cron, rayjob = objects["CronJob"]["spec"], objects["RayJob"]
+    assert cron["concurrencyPolicy"] == "Forbid"
+    pod = cron["jobTemplate"]["spec"]["template"]["spec"]
+    (volume,) = pod["volumes"]
+    assert volume["configMap"]["name"] == objects["ConfigMap"]["metadata"]["name"]
+    spec = rayjob["spec"]["rayClusterSpec"]
+    assert spec["authOptions"] == {"mode": "token"}
+    assert f"ray[default]=={spec['rayVersion']}\n" in (ROOT / "requirements.txt").read_text()
+    (group,) = spec["workerGroupSpecs"]
+    named = group["template"]["spec"]["priorityClassName"]
+    assert named == objects["PriorityClass"]["metadata"]["name"]
+    assert objects["PriorityClass"]["value"] < 0
+
+
+def test_the_commands_of_scheduled_evaluation_parse():
+    import tyro
+
+    from jobs.evaluation.arguments import EvaluateArgs
+
+    entry = evaluation_files()["RayJob"]["spec"]["entrypoint"].split()
+    script = (DEPLOY / "slurm_evaluate.sh").read_text()
+    shown = re.search(r"slurm_evaluate\.sh (--watch .*--once)\n", script)
+    assert entry[:2] == ["python", "jobs/evaluate.py"] and shown
+    for options in (entry[2:], shlex.split(shown[1])):
+        args = tyro.cli(EvaluateArgs, args=options)
+        assert args.suite == "nightly" and args.watching.once
