@@ -125,6 +125,8 @@ def start_from(module: Llava, recipe: LlavaRecipe, init: str) -> None:
         )
     weights = found.bridge
     if recipe.stage == 2:
+        if found.language and module.language is not None:
+            module.language.float()  # the checkpoint's are fp32, and must not be rounded
         own = {name: p.detach() for name, p in module.named_parameters()}
         kept = {name: p for name, p in own.items() if name.startswith("language.")}
         weights = weights | kept | found.language
