@@ -6,7 +6,7 @@ text to be generated (section 3.2), is added to BERT's tokenizer as its last one
 
 import os
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from jobs.models.files import find_folder, read_state, readable
 from jobs.models.missing_parts import check_tokenizer
-from jobs.recipes.schema import Stage1Recipe
+from jobs.recipes.schema import Stage1Recipe, Stage2Recipe
 from modeling.blip2 import Stage1, Stage1Config, Stage2, Stage2Config
 from modeling.language.text import IMAGE_TOKEN
 from modeling.names import from_bert
@@ -58,19 +58,33 @@ def load_reader(name: str, model: Stage1Config | Stage2Config) -> Any:
     return tokenizer
 
 
-def tokenise(tokenizer: Any, texts: list[str], max_text: int = 32) -> dict[str, Tensor]:
+def tokenise(
+    tokenizer: Any, texts: list[str], max_text: int = 32, keep: Literal["first", "last"] = "first"
+) -> dict[str, Tensor]:
     """Token ids of texts, padded to the longest of them.
 
     Args:
         max_text: largest number of tokens; longer texts are cut.
+        keep: words of a longer text that stay; ``[CLS]`` and ``[SEP]`` always do.
 
     Returns:
         ``ids`` and ``mask`` (1 for a token, 0 for padding), both (B, L) int64.
     """
+    tokenizer.truncation_side = "right" if keep == "first" else "left"
     found = tokenizer(
         texts, padding=True, truncation=True, max_length=max_text, return_tensors="pt"
     )
     return {"ids": found["input_ids"], "mask": found["attention_mask"]}
+
+
+def tokenise_instructions(
+    tokenizer: Any, texts: list[str], recipe: Stage2Recipe
+) -> dict[str, Tensor]:
+    """``tokenise`` for the Q-Former of stage 2: instructions keep their last words, and questions,
+    as in the reference, their first.
+    """
+    keep: Literal["first", "last"] = "last" if recipe.language.max_prompt else "first"
+    return tokenise(tokenizer, texts, recipe.max_question, keep)
 
 
 def text_reader(recipe: Stage1Recipe) -> Any:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modeling.language.frozen import FrozenLM
+from modeling.language.text import begin_ids
 from modeling.losses import IGNORED
 
 
@@ -148,6 +149,9 @@ class DecoderLM(FrozenLM):
         return self._ended(self._ids(written, special=False))
 
     def _ended(self, rows: list[list[int]]) -> list[list[int]]:
+        if self.form.cuts_end:  # the begin token counts too
+            limit = self.max_text - len(self.form.begin)
+            return [[*row, self.form.end][:limit] for row in rows]
         return [[*row[: self.max_text - 1], self.form.end] for row in rows]
 
     def _given(self, prompts: list[str], pictured: bool) -> list[list[int]]:
@@ -165,8 +169,10 @@ class DecoderLM(FrozenLM):
             ]
             return [chat.head + row for row in self._ids(written, special=False)]
         if self.form.reference:
-            return self._ids(prompts, special=True)
-        return [self.form.begin + row for row in self._ids(prompts, special=False)]
+            begin = len(begin_ids(self.tokenizer)) if self.max_prompt else 0
+            return self._shortened(self._ids(prompts, special=True), begin)
+        rows = [self.form.begin + row for row in self._ids(prompts, special=False)]
+        return self._shortened(rows, len(self.form.begin))
 
     def _joint(self, prompt: str) -> str:
         """Text between a prompt and its continuation."""
@@ -238,7 +244,7 @@ class EncoderDecoderLM(FrozenLM):
 
     def _given(self, prompts: list[str], pictured: bool = True) -> list[list[int]]:
         """Token ids of the text prompts; `pictured` changes nothing here."""
-        return self._ids(prompts, special=True)
+        return self._shortened(self._ids(prompts, special=True), begin=0)
 
     def _joint(self, prompt: str) -> str:
         """Text between a prompt and its continuation: none, since the decoder begins anew."""

@@ -66,6 +66,8 @@ class FrozenLM:
         max_text: int = 32,
         rules: Rules = "auto",
         template: Template = "plain",
+        *,
+        max_prompt: int = 0,
     ) -> None:
         """Args:
             model: A language model from transformers; it is frozen and put into eval mode.
@@ -73,6 +75,8 @@ class FrozenLM:
             max_text: Tokens of a text at most, its end included; longer ones are cut.
             rules: Choice of how texts begin and end (`modeling.language.text`).
             template: Whether prompts are written with the tokenizer's chat template.
+            max_prompt: Tokens of a text prompt at most, those that begin it included; longer ones
+                lose their first words (InstructBLIP). 0: no limit. Chat templates are not cut.
 
         Raises:
             ValueError: The tokenizer does not fit the model, or lacks what `rules` or `template`
@@ -82,6 +86,7 @@ class FrozenLM:
         self.model = fused_attention(fused_gelu(faster_products(freeze(model))))
         self.tokenizer = tokenizer
         self.max_text = max_text
+        self.max_prompt = max_prompt
         self.embed = model.get_input_embeddings()
         self.width: int = self.embed.embedding_dim
         self.max_positions: int | None = getattr(
@@ -170,6 +175,18 @@ class FrozenLM:
     ) -> tuple[Tensor, Tensor]:
         """Summed loss on `targets` after the visual prompts and `given`, and their number."""
         raise NotImplementedError
+
+    def _shortened(self, rows: list[list[int]], begin: int) -> list[list[int]]:
+        """Prompts without the first of their words where they are too long.
+
+        Args:
+            begin: Number of tokens that begin each row; they stay.
+        """
+        most = self.max_prompt or max(map(len, rows), default=0)
+        return [
+            row if len(row) <= most else row[:begin] + row[len(row) - most + begin :]
+            for row in rows
+        ]
 
     def _ids(self, texts: list[str], special: bool) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=special)["input_ids"] if texts else []
