@@ -33,7 +33,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 def parser_of(job: str, arguments: list[str]) -> Callable[[], Any]:
     """A function that reads a job's command line as the job does, and starts nothing."""
-    from jobs import benchmark, convert, demo, launch, report, zoo
+    from jobs import benchmark, convert, demo, launch, llava, report, zoo
     from jobs.captioning import arguments as capfilt
     from jobs.captioning import tools
     from jobs.evaluation.arguments import EvaluateArgs
@@ -46,8 +46,9 @@ def parser_of(job: str, arguments: list[str]) -> Callable[[], Any]:
         "report": report.ReportArgs,
         "zoo": zoo.ZooArgs,
     }
-    if job in TRAINING:
-        return lambda: parse(job, arguments)
+    if job in (*TRAINING, "llava"):
+        stage, line = llava.take_stage(arguments) if job == "llava" else ("", arguments)
+        return lambda: parse(job, line, kind=stage and f"llava_stage{stage}")
     if job in forms:
         return lambda: tyro.cli(forms[job], args=arguments)
     if job == "launch":

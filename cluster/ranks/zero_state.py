@@ -37,15 +37,11 @@ def read(engine: Any, kind: str) -> Iterator[tuple[str, Tensor]]:
             rank must never be taken for the whole.
     """
     for name, parameter in engine.module.named_parameters():
-        value, shape = (
-            _whole(engine, parameter, kind),
-            getattr(parameter, "ds_shape", parameter.shape),
-        )
-        if value is None or tuple(value.shape) != tuple(shape) or not value.numel():
-            found = None if value is None else tuple(value.shape)
-            raise RuntimeError(
-                f"{kind} of {name} was gathered with shape {found}, not {tuple(shape)}"
-            )
+        value = _whole(engine, parameter, kind)
+        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+        found = None if value is None else tuple(value.shape)
+        if value is None or found != shape or not value.numel():
+            raise RuntimeError(f"{kind} of {name} was gathered with shape {found}, not {shape}")
         yield name, value
 
 

@@ -165,3 +165,10 @@ def load_words(choice: LanguageChoice) -> Any:
         config: Any = AutoConfig.from_pretrained(folder)
     check_words(tokenizer, config.get_text_config().vocab_size, f"language model {choice.name!r}")
     return tokenizer
+
+
+def max_positions(choice: LanguageChoice) -> int:
+    """Positions of a language model; a billion where its configuration names no limit."""
+    folder = find_folder("language model", choice.name, weights=False)
+    config = checked_config(choice, folder).get_text_config()
+    return getattr(config, "max_position_embeddings", None) or 10**9

@@ -71,6 +71,11 @@ class LlavaWriter(Writer):
         return language.converse(visual, talks, settings)
 
     @property
+    def kind(self) -> str:
+        """``stage2``: it does what a checkpoint of stage 2 does."""
+        return "stage2"
+
+    @property
     def caption_prompt(self) -> str:
         """The request for a caption; a bridge alone writes one without being asked."""
         return "" if self.trained.recipe.layout == "plain" else BRIEF

@@ -111,7 +111,7 @@ def _recipe(
         steps=steps,
         global_batch=numbers.batch,
         optim=optim,
-        zero=ZeroConfig(stage={1: 2, 2: 3}[stage], precision="bf16"),
+        zero=ZeroConfig(stage=2 if stage == 1 else 3, precision="bf16"),
         loader=LoaderConfig(workers=8),
         transform=_transform(encoder.image_size),
     )
@@ -148,7 +148,7 @@ def llava_tinyworld(stage: Stage) -> LlavaRecipe:
         global_batch=32,
         save_every=100,
         optim=optim,
-        zero=ZeroConfig(stage={1: 0, 2: 3}[stage], clip=1.0),
+        zero=ZeroConfig(stage=0 if stage == 1 else 3, clip=1.0),
         loader=LoaderConfig(group={1: 0, 2: 8}[stage]),
         transform=_transform(64),
     )
@@ -160,7 +160,7 @@ def llava_tinyworld(stage: Stage) -> LlavaRecipe:
         ),
         model=LlavaConfig("linear", 128, 128),
         language=LanguageChoice("modeling/zoo/opt", "decoder", max_text=256, text_rules="own"),
-        layout={1: "plain", 2: "v1"}[stage],
+        layout={1: "plain", 2: "tinyworld"}[stage],
         usual_text={1: 24, 2: 100}[stage],
         run=run,
     )

@@ -22,7 +22,7 @@ from jobs.interchange.llava.bridges import read_bridge
 from jobs.models.digests import weights_digest
 from jobs.models.encoder_settings import pixels_of
 from jobs.models.encoders import load_encoder
-from jobs.models.llava import load_decoder, load_words
+from jobs.models.llava import load_decoder, load_words, max_positions
 from jobs.recipes.schema import Digests, LlavaRecipe
 from jobs.training.objective import Losses, Micro, Objective
 from jobs.training.plan import Plan
@@ -60,12 +60,23 @@ def load_models(recipe: LlavaRecipe) -> Models:
         ValueError: one of them is missing, damaged, or of another kind.
     """
     encoder, tokenizer = load_encoder(recipe.encoder), load_words(recipe.language)
+    _check_lengths(recipe, encoder)
     if recipe.stage == 1:
         return Models(encoder, freeze(load_decoder(recipe.language, trained=False)), tokenizer)
     language = load_decoder(recipe.language, trained=True)
     if recipe.run.zero.stage == 0 or recipe.run.zero.precision == "fp32":
         language.float()
     return Models(encoder, language, tokenizer)
+
+
+def _check_lengths(recipe: LlavaRecipe, encoder: ImageEncoder) -> None:
+    """Refuse sequences that hold no text, or are longer than the language model's positions."""
+    longest, positions = recipe.language.max_text, max_positions(recipe.language)
+    if not encoder.num_tokens < longest <= positions:
+        raise ValueError(
+            f"--language.max-text {longest}: an image takes {encoder.num_tokens} positions, and "
+            f"{recipe.language.name} has {positions} positions: give a number between them"
+        )
 
 
 def settle(plan: Plan[LlavaRecipe], models: Models) -> Plan[LlavaRecipe]:
@@ -114,6 +125,8 @@ def start_from(module: Llava, recipe: LlavaRecipe, init: str) -> None:
         )
     weights = found.bridge
     if recipe.stage == 2:
+        if found.language and module.language is not None:
+            module.language.float()  # the checkpoint's are fp32, and must not be rounded
         own = {name: p.detach() for name, p in module.named_parameters()}
         kept = {name: p for name, p in own.items() if name.startswith("language.")}
         weights = weights | kept | found.language

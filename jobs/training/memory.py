@@ -5,7 +5,14 @@ from dataclasses import dataclass, replace
 from jobs.models.files import dtype_of
 from jobs.recipes.schema import LlavaRecipe, SpeakingRecipe, Stage1Recipe, Stage2Recipe, TrainRecipe
 from jobs.training.hardware import GIB
-from jobs.training.sketch import Sketch, frozen_models, image_tokens, text_lengths, trainable
+from jobs.training.sketch import (
+    Sketch,
+    frozen_models,
+    image_tokens,
+    language_trains,
+    text_lengths,
+    trainable,
+)
 from modeling import flops, losses
 from modeling.flops import Stack
 
@@ -77,20 +84,23 @@ def plan_memory(recipe: TrainRecipe, sketched: Sketch, world: int, micro: int) -
         gradients=gradients,
         optimizer=states * count / share[0],
         frozen=held,
-        activations=micro * _activations(recipe, sketched) + _head(recipe),
+        activations=micro * _activations(recipe, sketched) + _head(recipe, sketched),
         exchange=exchange,
         lasting=lasting,
         saving=20 * count,  # the copy, and what the larger of its two files is written from
     )
 
 
-def _head(recipe: TrainRecipe) -> float:
+def _head(recipe: TrainRecipe, sketched: Sketch) -> float:
     """Bytes for the words' probabilities and the gradient of their matrix, whatever the batch."""
     logits = 6.0 * losses.CHUNK
     if isinstance(recipe, Stage1Recipe) and recipe.model.itg:
         sizes = recipe.model.qformer
         logits = min(logits, 6.0 * recipe.max_text * sizes.vocab * recipe.run.global_batch)
         logits += 4.0 * sizes.vocab * sizes.width
+    if language_trains(recipe) and sketched.language is not None:
+        words = flops.language_sizes(sketched.language.config)
+        logits += 4.0 * words.vocab * words.head_width
     return logits
 
 

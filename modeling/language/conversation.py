@@ -98,6 +98,7 @@ LAYOUTS: dict[str, Layout] = {
         ),
         _vicuna("v1", _system("user")),
         _vicuna("llava_v1", _system("human")),
+        Layout("tinyworld", user="Question: ", assistant=" Answer:"),  # this project's, for its zoo
         Layout("instruct", begin="eos", folds=True, image_line=""),
     )
 }

@@ -73,7 +73,7 @@ class TalkingLM(DecoderLM):
             self.model,
             prompts_BQD,
             rows,
-            self._ended,
+            self._has_stop,
             eos_token_id=self.form.stops,
             pad_token_id=self.form.pad,
             **settings.arguments(),
@@ -123,7 +123,7 @@ class TalkingLM(DecoderLM):
         words = first.text.replace(IMAGE, "").strip()
         return [Turn(first.role, f"{IMAGE}\n{words}" if pictured else words), *rest]
 
-    def _ended(self, ids_L: Tensor) -> bool:
+    def _has_stop(self, ids_L: Tensor) -> bool:
         """Whether new ids hold a stop that is text; one that is a token ends the row by itself."""
         stop = self.layout.stop
         if stop is None:

@@ -107,6 +107,17 @@ def test_layer_wise_decay_changes_the_size_of_updates():
         assert moved[f"encoder.vit.{name}"] == pytest.approx(1e-2 / 16, rel=0.01)
 
 
+def test_the_bridge_of_llava_has_a_rate_of_its_own():
+    model = nn.ModuleDict({"bridge": nn.Linear(4, 4), "language": nn.Linear(4, 4)})
+    groups = parameter_groups(model, OptimConfig(lr=1e-5, min_lr=0.0, bridge_lr=1e-3))
+    scales = {name: group["lr_scale"] for group in groups for name in group["names"]}
+    assert scales["bridge.weight"] == scales["bridge.bias"] == pytest.approx(100)
+    assert scales["language.weight"] == scales["language.bias"] == 1
+    optimizer = torch.optim.AdamW(groups)
+    set_learning_rate(optimizer, 5e-6)
+    assert {round(group["lr"], 9) for group in optimizer.param_groups} == {5e-6, 5e-4}
+
+
 def test_bad_settings_name_the_field():
     with pytest.raises(ValueError, match=r"optim\.warmup_steps = 10"):
         OptimConfig(warmup_steps=10, total_steps=10)

@@ -13,7 +13,7 @@ from jobs.models.files import read_config
 from jobs.models.missing_parts import find_checkpoint
 from jobs.models.tensors import Lazy, Tensors, open_folder, open_tensors
 from jobs.recipes.schema import Digests
-from modeling.llava import LlavaConfig
+from modeling.llava import Kind, LlavaConfig
 
 PROJECTOR = "mm_projector.bin"
 """The file in which the authors' code leaves a bridge alone."""
@@ -156,5 +156,5 @@ def plain_bridge(
         weights = {name: weights[name] for name in sorted(first)}
     elif activation not in ("", "gelu", "linear"):
         raise ValueError(f"{where}: projector_hidden_act {activation!r}; gelu and linear are known")
-    kind = "linear" if set(weights) == first else "mlp2x_gelu"
+    kind: Kind = "linear" if set(weights) == first else "mlp2x_gelu"
     return LlavaConfig(kind, encoder, width), weights

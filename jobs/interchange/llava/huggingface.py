@@ -186,7 +186,7 @@ def _prepare(parts: LlavaParts, folder: Path) -> tuple[dict[str, Any], int]:
     rows = max(0, image + 1 - text["vocab_size"])
     text["vocab_size"] += rows
     patches = (vision["image_size"] // vision["patch_size"]) ** 2
-    strategy = "full" if recipe.encoder.features.tokens in ("all", "class") else "default"
+    strategy: Any = "full" if recipe.encoder.features.tokens in ("all", "class") else "default"
     LlavaProcessor(
         _image_processor(recipe),
         tokenizer,
@@ -207,7 +207,8 @@ def _prepare(parts: LlavaParts, folder: Path) -> tuple[dict[str, Any], int]:
     config.architectures = ["LlavaForConditionalGeneration"]
     config.dtype = str(stored_format(language)).removeprefix("torch.")
     config.save_pretrained(folder)
-    GenerationConfig.from_model_config(config.text_config).save_pretrained(folder)
+    text_config: Any = config.text_config
+    GenerationConfig.from_model_config(text_config).save_pretrained(folder)
     write_json(folder / NOTE, {"format": 1, "rows": rows, "layout": recipe.layout})
     copy_small(language.files, folder / FILES / "language")
     write_json(folder / FILES / "language" / "config.json", language.config)

@@ -2,11 +2,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from cluster.ranks import zero_state
 from cluster.ranks.zero import ZeroConfig, _check, to_deepspeed
 
 
@@ -30,6 +32,15 @@ def test_stage_0_keeps_fp32_weights_under_autocast():
     assert made["torch_autocast"]["enabled"] and "bf16" not in made
     assert made["gradient_clipping"] == 0.0  # the guard clips
     assert "torch_autocast" not in to_deepspeed(ZeroConfig(stage=0, precision="fp32"), 1, 1, 1)
+
+
+@pytest.mark.parametrize("part", [None, torch.empty(0), torch.zeros(3)])
+def test_a_rank_s_part_is_never_saved_as_the_whole(monkeypatch, part):
+    """ZeRO-3 leaves empty tensors behind where a parameter was not gathered."""
+    monkeypatch.setattr(zero_state, "_whole", lambda *_: part)
+    engine = SimpleNamespace(module=nn.Linear(3, 2))
+    with pytest.raises(RuntimeError, match=r"master of weight was gathered .* not \(2, 3\)"):
+        list(zero_state.read(engine, zero_state.MASTER))
 
 
 def test_what_deepspeed_would_choke_on_is_named():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
@@ -107,6 +107,31 @@ def test_the_authors_folder_both_ways_and_as_hugging_face_s(kind, tmp_path):
     assert torch.equal(*logits)
     processor = LlavaProcessor.from_pretrained(tmp_path / "again")
     assert (processor.patch_size, processor.num_additional_image_tokens) == (16, 1)
+
+
+def test_a_delta_and_its_base_are_the_model(tmp_path):
+    """As the first releases came: every weight but the bridge is a difference to LLaMA."""
+    folder = their_folder(tmp_path / "hf", "linear", torch.float32)
+    main(["--from", "hf", "--to", "native", str(folder), str(tmp_path / "native")])
+    main(["--from", "native", "--to", "llava", str(tmp_path / "native"), str(tmp_path / "delta")])
+    whole = load_file(tmp_path / "delta" / "model.safetensors")
+    torch.manual_seed(5)
+    config = LlamaConfig.from_pretrained(tmp_path / "native" / "language")
+    base = LlamaForCausalLM(config)
+    base.save_pretrained(tmp_path / "base")
+    differences = {n: t - base.state_dict().get(n, torch.zeros(())) for n, t in whole.items()}
+    save_file(differences, tmp_path / "delta" / "model.safetensors", {"format": "pt"})
+    out = str(tmp_path / "sum")
+    main(
+        ["--from", "llava", "--to", "native", str(tmp_path / "delta"), out, "--base",
+         str(tmp_path / "base"), "--encoder", str(tmp_path / "native" / "encoder")]
+    )  # fmt: skip
+    made = load_file(tmp_path / "sum" / "language" / "model.safetensors")
+    for name, tensor in made.items():
+        torch.testing.assert_close(tensor, whole[name], atol=1e-6, rtol=0)
+    bridge = load_file(tmp_path / "sum" / "trainable.safetensors")
+    assert torch.equal(bridge["bridge.linear_1.weight"], whole["model.mm_projector.weight"])
+    assert load(out).generate([Image.new("RGB", (32, 32))], ["What is it?"])
 
 
 def weights(folder):

@@ -33,7 +33,9 @@ USER = "▁USER :"
 V1 = (
     f"<s> {SYSTEM} {USER} ▁ @ {STAR} ▁ASSISTANT : *▁red *</s> {USER} {BIG} ▁ASSISTANT : *▁yes *</s>"
 )
+ASKS, SAYS = "▁ <0x51> u e s t i o n :", "▁A n s w e r :"
 GOLDEN = {
+    "tinyworld": f"<s> {ASKS} ▁ @ {STAR} {SAYS} *▁red *</s> {ASKS} {BIG} {SAYS} *▁yes *</s>",
     "plain": "<s> @ *▁yes *<0x0A>",
     "v0": f"<s> {SYSTEM.format('human', 'human')} ### Human : ▁ @ {STAR} ### Assistant : *▁red "
     f"*### Human : {BIG} ### Assistant : *▁yes *###",
