@@ -41,7 +41,8 @@ from evaluation.benchmarks.folder import (
 from evaluation.candidates import read_candidates
 from evaluation.caption import evaluate_captions
 from evaluation.choice import choosing_of, evaluate_choices
-from evaluation.images.unreadable import find_unreadable, name_some
+from evaluation.images.unreadable import find_unreadable, name_some, noun
+from evaluation.judged import JudgeArgs, evaluate_judged
 from evaluation.outputs import Outputs
 from evaluation.results import beside_paper, print_results
 from evaluation.retrieval import Rerank, evaluate_retrieval
@@ -50,14 +51,15 @@ from evaluation.scoring import scoring_of
 from evaluation.vqa import evaluate_questions
 from jobs.cli import run
 from jobs.predict import Embedder, PredictDtype, PromptTemplate, Writer, load
-from jobs.prediction.adapters import answerer, captioner, embedders
+from jobs.prediction.adapters import answerer, captioner, embedders, talker
 from modeling.language.ranking import Length
 
 Task = Literal[
     "caption", "vqa", "gqa", "retrieval",
     "coco", "nocaps", "flickr30k", "coco_retrieval", "flickr30k_retrieval",
-    "vqav2", "okvqa", "aokvqa", "vizwiz", "textvqa",
+    "vqav2", "okvqa", "aokvqa", "vizwiz", "textvqa", "msvdqa", "msrvttqa", "ivqa",
     "aokvqa_choice", "scienceqa", "iconqa", "vsr", "hatefulmemes", "visdial",
+    "llava_bench", "llava_bench_coco",
 ]  # fmt: skip
 Data = Captioned | Asked
 _SPLIT = "test"
@@ -89,9 +91,10 @@ class RetrievalArgs:
 class AnswerArgs:
     """Options of the tasks that ask questions."""
 
-    answers: Literal["generate", "rank"] = "generate"
+    answers: Literal["generate", "rank"] | None = None
     """origin of an answer. generate: the language model writes it. rank: it is the likeliest of the
-    candidates"""
+    candidates. Default: rank for msvdqa and msrvttqa, among the answers of their training split;
+    generate for all others"""
     candidates: Path | None = None
     """file of the candidates: a text file with one on each line; or annotations of VQAv2's format
     or GQA's questions (.json), best of the training split, whose most frequent answers are taken"""
@@ -107,11 +110,13 @@ class AnswerArgs:
         if self.most_frequent < 1:
             raise ValueError(f"--most-frequent {self.most_frequent}: give at least 1")
 
-    def read(self) -> tuple[str, ...]:
+    def read(self, benchmark: Benchmark | None, data: Path) -> tuple[str, ...]:
         """The candidates; none where answers are generated."""
-        if self.candidates is None:
+        if self.candidates is not None:
+            return tuple(read_candidates(self.candidates, self.most_frequent))
+        if benchmark is None or self.answers == "generate":
             return ()
-        return tuple(read_candidates(self.candidates, self.most_frequent))
+        return benchmark.own_candidates(data)
 
 
 @dataclass(frozen=True)
@@ -181,6 +186,7 @@ class EvaluateArgs:
         default_factory=RetrievalArgs
     )
     scoring: Annotated[ScoringArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=ScoringArgs)
+    judging: Annotated[JudgeArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=JudgeArgs)
     further: Annotated[FurtherArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=FurtherArgs)
 
     def __post_init__(self) -> None:
@@ -234,6 +240,7 @@ def evaluate(args: EvaluateArgs, model: Writer | Embedder | None = None) -> dict
     if not args.data.is_dir():
         raise FileNotFoundError(f"--data {args.data}: no such folder")
     data = {task: _read(args, task) for task in args.tasks}
+    args.judging.open()  # a mistake is named before the work
     model = model or load(
         args.checkpoint,
         args.device,
@@ -268,7 +275,7 @@ def evaluate(args: EvaluateArgs, model: Writer | Embedder | None = None) -> dict
             scores |= {"split": split, "prompts": args.scoring.prompts}
         left_out = {path: broken[path] for path in images[task] if path in broken}
         if left_out:
-            few = f"{len(left_out)} of {len(images[task])} images"
+            few = f"{len(left_out)} of {len(images[task])} {noun(images[task])}"
             told = f"{few} cannot be decoded and were left out: {name_some(left_out)}"
             scores["notes"] = [told, *scores["notes"]]
         results[task] = scores
@@ -297,14 +304,16 @@ def _read(args: EvaluateArgs, task: Task) -> Data:
         data = benchmark.load(args.data, split).first(limit)
         if isinstance(data, Captioned):
             require_captions(data, split) if retrieved else require_java(data)
-        return data
+            return data
+        free = benchmark.way == "answer"
+        return replace(data, candidates=args.answering.read(benchmark, args.data)) if free else data
     if task == "caption":
         return read_captioning(args.data, split, args.limit)
     if task == "retrieval":
         return read_retrieval(args.data, split, args.retrieval.images or args.limit)
     family: Literal["vqa", "gqa"] = "gqa" if task == "gqa" else "vqa"
     asked = read_asking(args.data, split, family, args.limit, args.further.controls)
-    return replace(asked, candidates=args.answering.read())
+    return replace(asked, candidates=args.answering.read(None, args.data))
 
 
 def _check_stage(args: EvaluateArgs, model: Writer | Embedder) -> None:
@@ -333,6 +342,17 @@ def _run(
                 task=task,
                 controls=args.further.controls,
                 seed=args.further.seed,
+                **common,
+            )
+        if benchmark is not None and benchmark.way == "judge":
+            return evaluate_judged(
+                data.questions,
+                talker(model, benchmark, args.judging.longest_answer),
+                args.judging.open(),
+                out,
+                rules=benchmark.folder(args.data),
+                model_id=f"{model.trained.recipe.name}-{model.trained.step}",
+                task=task,
                 **common,
             )
         return evaluate_questions(
