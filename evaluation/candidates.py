@@ -3,17 +3,21 @@
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from evaluation.benchmarks.fields import field, not_empty, read_json
+from evaluation.benchmarks.video.ivqa import ANSWERS, read_rows
 
 
 def read_candidates(path: Path, most: int) -> list[str]:
     """Different candidates, from the file of a user or of a benchmark.
 
     Args:
-        path: a text file with a candidate on each line, or (``.json``) a split's annotations in
-            VQAv2's format or questions in GQA's, whose most frequent answers are taken. Answers
-            of the split that is scored would tell the model what is asked.
+        path: a text file with a candidate on each line; or annotations of a split, whose most
+            frequent answers are taken: VQAv2's, GQA's, MSVD-QA's and MSRVTT-QA's (``.json``) or
+            iVQA's (``.csv``), of which an answer must be given twice; or the reference's labels
+            (``{answer: number}``), which are taken whole. Answers of the split that is scored
+            would tell the model what is asked.
         most: number of answers taken from annotations; of equally frequent ones the first stay.
 
     Raises:
@@ -21,9 +25,14 @@ def read_candidates(path: Path, most: int) -> list[str]:
         ValueError: it holds no text, or is not of one of the formats.
     """
     if path.suffix == ".json":
-        answers = (answer.strip() for answer in _answers(path))
-        counted = Counter(answer for answer in answers if answer)
-        return not_empty([answer for answer, _ in counted.most_common(most)], path)
+        content = read_json(path)
+        if _are_labels(content):
+            return sorted(content, key=content.__getitem__)
+        return _most_frequent(_answers(content, path), most, 1, path)
+    if path.suffix == ".csv":
+        rows = read_rows(path, ANSWERS)
+        given = (row[name] for row in rows for name in ANSWERS)
+        return _most_frequent(given, most, 2, path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     try:
@@ -33,10 +42,20 @@ def read_candidates(path: Path, most: int) -> list[str]:
     return not_empty(dict.fromkeys(filter(None, map(str.strip, lines))), path)
 
 
-def _answers(path: Path) -> Iterator[str]:
-    content = read_json(path)
-    if isinstance(content, dict) and "annotations" not in content:
-        for question in content.values():
+def _most_frequent(answers: Iterator[str], most: int, least: int, path: Path) -> list[str]:
+    """The ``most`` most frequent of the answers that are given ``least`` times."""
+    counted = Counter(filter(None, map(str.strip, answers)))
+    return not_empty([text for text, n in counted.most_common(most) if n >= least], path)
+
+
+def _are_labels(content: Any) -> bool:
+    return isinstance(content, dict) and {type(label) for label in content.values()} == {int}
+
+
+def _answers(content: Any, path: Path) -> Iterator[str]:
+    single = isinstance(content, dict) and "annotations" not in content
+    if single or isinstance(content, list):
+        for question in content.values() if single else content:
             yield field(question, "answer", str, path)
         return
     for note in field(content, "annotations", list, path):

@@ -23,6 +23,12 @@ class Outputs:
         if self.url is not None:
             open_storage(self.url).replace(name, text.encode("utf-8"))
 
+    def read_text(self, name: str) -> str:
+        """The content of a text file; empty where there is none."""
+        if self.url is None or not open_storage(self.url).exists(name):
+            return ""
+        return open_storage(self.url).read(name).decode("utf-8")
+
 
 def read_output(path: Path) -> Any:
     """The content of a file that ``Outputs`` wrote.

@@ -6,6 +6,7 @@ folder ``DIR``. Benchmarks on COCO's images also find them in ``DIR/coco``.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,17 +17,20 @@ from evaluation.benchmarks.fields import first_file
 from evaluation.benchmarks.folder import Asked, Captioned
 from evaluation.benchmarks.gqa import read_gqa
 from evaluation.benchmarks.iconqa import read_iconqa
+from evaluation.benchmarks.judged.llava_bench import read_llava_bench
 from evaluation.benchmarks.karpathy import read_karpathy
 from evaluation.benchmarks.prompts import Prompt
 from evaluation.benchmarks.scienceqa import read_scienceqa
 from evaluation.benchmarks.statements import FALSE_TRUE, NO_YES, read_hatefulmemes, read_vsr
 from evaluation.benchmarks.submissions import Submission
 from evaluation.benchmarks.textvqa import read_textvqa
+from evaluation.benchmarks.video.ivqa import read_ivqa
+from evaluation.benchmarks.video.videoqa import read_videoqa, training_answers
 from evaluation.benchmarks.visdial import read_visdial
 from evaluation.benchmarks.vizwiz import read_vizwiz
 from evaluation.benchmarks.vqav2 import read_vqa
 
-Way = Literal["caption", "answer", "choose", "retrieve"]
+Way = Literal["caption", "answer", "choose", "retrieve", "judge"]
 Data = Captioned | Asked
 Read = Callable[[Path, str], Data]
 """The folder of a benchmark and the name of a split -> its data."""
@@ -40,11 +44,13 @@ class Benchmark:
         title: name as papers print it.
         way: task of the model. caption: a caption of each image. answer: a free answer to each
             question. choose: the likeliest of each question's candidates. retrieve: the captions of
-            an image, and the image of a caption.
+            an image, and the image of a caption. judge: a long answer to each question, which a
+            judge compares with a reference.
         splits: names of the splits; published numbers are of the first.
         read: reader of a split.
         metric: family and variant of the metric of answers (``evaluation.scores.answers.METRICS``);
-            for choices accuracy, auroc or dialog; captions for captions, recall for retrieval.
+            for choices accuracy, auroc or dialog; captions for captions, recall for retrieval,
+            judged for answers that are judged.
         prompt: InstructBLIP's prompt of a question; for captions it is ``prompts.CAPTION``.
         verbalisers: texts whose probabilities add up to that of a candidate; candidates that are
             not here stand for themselves.
@@ -52,6 +58,8 @@ class Benchmark:
         suffix: ending of the server's file.
         lemmatise: whether references are lemmas, so that answers must be (OK-VQA).
         shares: name of the benchmark whose folder this one reads; empty: it has its own.
+        candidates: reader of the answers, in the benchmark's folder, among which the model chooses
+            where nothing else is asked for; None: it writes its answers.
     """
 
     name: str
@@ -66,6 +74,7 @@ class Benchmark:
     suffix: str = ".json"
     lemmatise: bool = False
     shares: str = ""
+    candidates: Callable[[Path], tuple[str, ...]] | None = None
 
     def load(self, data: Path, split: str | None = None) -> Data:
         """The data of a split; None: of the first.
@@ -78,10 +87,23 @@ class Benchmark:
         if split not in self.splits:
             known = ", ".join(self.splits)
             raise ValueError(f"{self.name} has no split {split!r}; its splits: {known}")
-        folder = data / (self.shares or self.name)
+        folder = self.folder(data)
         if not folder.is_dir():
             raise FileNotFoundError(f"no such folder: {folder}, for the files of {self.title}")
         return self.read(folder, split)
+
+    def folder(self, data: Path) -> Path:
+        """The folder of its files in the data folder."""
+        return data / (self.shares or self.name)
+
+    def own_candidates(self, data: Path) -> tuple[str, ...]:
+        """The answers among which the model chooses by default; none: it writes its answers.
+
+        Raises:
+            FileNotFoundError: a benchmark with candidates has no file of them in its folder.
+            ValueError: the file is not what it must be.
+        """
+        return self.candidates(self.folder(data)) if self.candidates else ()
 
 
 # --------------------------------------------------------------------- the files of each
@@ -126,7 +148,11 @@ def _aokvqa_choice(folder: Path, split: str) -> Asked:
 
 
 def _gqa(folder: Path, split: str) -> Asked:
-    return Asked(read_gqa(folder / f"{split}_questions.json", folder / "images"))
+    name = f"{split.partition('_')[0]}_choices.json"
+    choices = next(
+        (path for path in (folder / name, folder / "eval" / name) if path.is_file()), None
+    )
+    return Asked(read_gqa(folder / f"{split}_questions.json", folder / "images", choices))
 
 
 def _vizwiz(folder: Path, split: str) -> Asked:
@@ -167,6 +193,27 @@ def _visdial(folder: Path, split: str) -> Asked:
     return Asked(read_visdial(path, dense if dense.is_file() else None, images))
 
 
+def _videoqa(folder: Path, split: str) -> Asked:
+    return Asked(read_videoqa(folder, split))
+
+
+def _ivqa(folder: Path, split: str) -> Asked:
+    return Asked(read_ivqa(folder / f"{split}.csv", folder))
+
+
+def _llava_bench(folder: Path, split: str) -> Asked:
+    questions, contexts = folder / "questions.jsonl", folder / "context.jsonl"
+    answers = folder / "answers_gpt4.jsonl"
+    return Asked(read_llava_bench(questions, contexts, answers, folder / "images"))
+
+
+def _llava_bench_coco(folder: Path, split: str) -> Asked:
+    questions = folder / "qa90_questions.jsonl"
+    contexts = folder / "caps_boxes_coco2014_val_80.jsonl"
+    answers, images = folder / "qa90_gpt4_answer.jsonl", _coco_images(folder, "val2014")
+    return Asked(read_llava_bench(questions, contexts, answers, images))
+
+
 _NOCAPS_FILES = {"val": "nocaps_val_4500_captions.json", "test": "nocaps_test_image_info.json"}
 
 
@@ -189,6 +236,7 @@ def _flickr30k(folder: Path, split: str) -> Captioned:
 _YES_NO = {"no": ("no", "false"), "yes": ("yes", "true")}
 _TRUE_FALSE = {"false": ("false", "no"), "true": ("true", "yes")}
 assert tuple(_YES_NO) == NO_YES and tuple(_TRUE_FALSE) == FALSE_TRUE
+_VIDEO_SPLITS = ("test", "val", "train")
 _KARPATHY_SPLITS = ("test", "val", "train")
 _GQA_SPLITS = ("testdev_balanced", "val_balanced", "test_balanced", "testdev_all", "val_all",
                "test_all", "challenge_balanced", "challenge_all", "submission_all")  # fmt: skip
@@ -224,6 +272,16 @@ _ALL = (
         "textvqa", "TextVQA", "answer", ("val", "test", "train"), _textvqa, "vqa.always",
         prompts.text_prompt,
     ),
+    # The numbers of answers are the reference's: a convention, since test answers lie outside too.
+    Benchmark(
+        "msvdqa", "MSVD-QA", "answer", _VIDEO_SPLITS, _videoqa, "videoqa.official",
+        candidates=partial(training_answers, most=2423),
+    ),
+    Benchmark(
+        "msrvttqa", "MSRVTT-QA", "answer", _VIDEO_SPLITS, _videoqa, "videoqa.official",
+        candidates=partial(training_answers, most=1500),
+    ),
+    Benchmark("ivqa", "iVQA", "answer", _VIDEO_SPLITS, _ivqa, "ivqa.official"),
     Benchmark(
         "aokvqa_choice", "A-OKVQA, choices", "choose", ("val", "test", "train"), _aokvqa_choice,
         "accuracy", prompts.icon_prompt, submission=submissions.aokvqa_choice, shares="aokvqa",
@@ -252,6 +310,14 @@ _ALL = (
     Benchmark(
         "visdial", "VisDial 1.0", "choose", ("val", "test"), _visdial, "dialog",
         prompts.dialog_prompt, submission=submissions.visdial,
+    ),
+    Benchmark(
+        "llava_bench", "LLaVA-Bench (In-the-Wild)", "judge", ("test",), _llava_bench, "judged",
+        prompts.plain_prompt,
+    ),
+    Benchmark(
+        "llava_bench_coco", "LLaVA-Bench (COCO)", "judge", ("val",), _llava_bench_coco, "judged",
+        prompts.plain_prompt,
     ),
 )  # fmt: skip
 BENCHMARKS: Mapping[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}

@@ -50,6 +50,11 @@ def dialog_prompt(question: Question) -> str:
     return words.INSTRUCT_DIALOG.format(question.context, question_prompt(question))
 
 
+def plain_prompt(question: Question) -> str:
+    """LLaVA-Bench: the question alone."""
+    return question.text.strip()
+
+
 def list_options(candidates: Sequence[str]) -> str:
     """The candidates with letters: ``(a) red (b) blue``."""
     lettered = zip(ascii_lowercase, candidates, strict=False)

@@ -51,6 +51,9 @@ class Question:
         group: GQA's global group, within which answers are counted; empty elsewhere.
         entailed: ids of the questions whose answers follow from this one's (GQA).
         balanced: whether the answer counts for accuracy; False for GQA's unbalanced questions.
+        steps: number of steps that GQA counts in the question's program; None: unknown.
+        valid, plausible: answers that fit the question, and of these the ones that occur in such a
+            picture (GQA's choices); None: unknown.
     """
 
     question_id: ImageId
@@ -66,6 +69,9 @@ class Question:
     group: str = ""
     entailed: tuple[str, ...] = ()
     balanced: bool = True
+    steps: int | None = None
+    valid: tuple[str, ...] | None = None
+    plausible: tuple[str, ...] | None = None
 
     @property
     def answered(self) -> bool:

@@ -1,4 +1,4 @@
-"""The check, before an evaluation begins, that all images of its benchmarks can be decoded."""
+"""The check, before an evaluation begins, that all images and videos of it can be decoded."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,15 +8,16 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pipeline.images import decode
+from pipeline.video import is_video, read_frames
 
 _SHOWN = 5
 
 
 def find_unreadable(images: Mapping[str, Sequence[Path]], skip: bool) -> dict[Path, str]:
-    """Decode the images of all tasks.
+    """Decode the images and videos of all tasks.
 
     Args:
-        images: the image files of each task.
+        images: the image or video files of each task.
         skip: leave out the images that cannot be decoded (``--skip-unreadable``).
 
     Returns:
@@ -29,13 +30,19 @@ def find_unreadable(images: Mapping[str, Sequence[Path]], skip: bool) -> dict[Pa
     broken = unreadable(sorted(paths))
     if broken and not skip:
         raise ValueError(
-            f"{len(broken)} of {len(paths)} images cannot be decoded: {name_some(broken)}; repair "
-            "them, or leave them out with --skip-unreadable"
+            f"{len(broken)} of {len(paths)} {noun(paths)} cannot be decoded: {name_some(broken)}; "
+            "repair them, or leave them out with --skip-unreadable"
         )
     for task, of_task in images.items():
         if broken.keys() >= set(of_task):
-            raise ValueError(f"--tasks {task}: no image can be decoded: {name_some(broken)}")
+            kind = noun(of_task).removesuffix("s")
+            raise ValueError(f"--tasks {task}: no {kind} can be decoded: {name_some(broken)}")
     return broken
+
+
+def noun(paths: Iterable[Path]) -> str:
+    """The plural noun for files in messages: ``videos`` where all are, else ``images``."""
+    return "videos" if all(map(is_video, paths)) else "images"
 
 
 def unreadable(paths: Iterable[Path]) -> dict[Path, str]:
@@ -59,7 +66,10 @@ def unreadable(paths: Iterable[Path]) -> dict[Path, str]:
 
 def _reason(path: Path) -> str:
     try:
-        decode(path.read_bytes())
+        if is_video(path):
+            read_frames(path)
+        else:
+            decode(path.read_bytes())
     except (ValueError, OSError) as broken:
         return str(broken)
     return ""

@@ -136,6 +136,20 @@ def aokvqa_accuracy(predicted: str, answers: Sequence[str]) -> float:
     return min(1.0, sum(predicted == answer for answer in answers) / 3)
 
 
+def videoqa_accuracy(predicted: str, answers: Sequence[str]) -> float:
+    """1.0 where the answer is the one reference of MSVD-QA or MSRVTT-QA but for case, else 0.0."""
+    return float(_plain(predicted) == _plain(answers[0]))
+
+
+def ivqa_accuracy(predicted: str, answers: Sequence[str]) -> float:
+    """iVQA's score: min(1, n/2) for n of five annotators who gave the answer, but for case."""
+    return min(1.0, sum(_plain(predicted) == _plain(answer) for answer in answers) / 2)
+
+
+def _plain(answer: str) -> str:
+    return answer.strip().lower()
+
+
 METRICS: Mapping[str, Metric] = {
     "vqa.official": vqa_accuracy,
     "vqa.lavis": partial(vqa_accuracy, variant="lavis"),
@@ -143,6 +157,8 @@ METRICS: Mapping[str, Metric] = {
     "gqa.normalised": gqa_accuracy,
     "gqa.strict": partial(gqa_accuracy, variant="strict"),
     "aokvqa.official": aokvqa_accuracy,
+    "videoqa.official": videoqa_accuracy,
+    "ivqa.official": ivqa_accuracy,
 }
 """Metric by family and variant, as results files name it."""
 

@@ -1,12 +1,13 @@
-"""GQA's numbers beside accuracy: binary and open questions, distribution and consistency.
+"""GQA's numbers beside accuracy, by the definitions of its own scorer.
 
-By the definitions of GQA's own scorer. Its validity and plausibility need the choices of every
-question, which the published test-dev set does not have; grounding needs attention maps.
+Validity and plausibility need the choices of every question, which the published test-dev set does
+not have; grounding needs attention maps.
 """
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 from evaluation.benchmarks.records import ImageId, Question
 from evaluation.scores.answers import Metric
@@ -19,7 +20,7 @@ def gqa_scores(
     given: Mapping[ImageId, str],
     metric: Metric,
     normal: Callable[[str], str] = str,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """The numbers that the questions' file allows.
 
     Args:
@@ -32,12 +33,16 @@ def gqa_scores(
         binary, open: accuracy of questions whose structural type is not, or is, ``query``.
         distribution: chi-square of the predicted answers in each global group against the right
         ones, weighted by the size of the group, over 100; lower is better.
+        per_words, per_steps: accuracy by the number of words of the question, and by the number of
+        steps of its program.
+        validity, plausibility: shares of answers that fit the question, and that occur in such a
+        picture.
         consistency: over the balanced questions with a right answer, mean accuracy of the questions
         that it entails. Left out where one of these is not among ``questions``.
     """
     right = {q.question_id: metric(given[q.question_id], q.answers) for q in questions}
     balanced = [q for q in questions if q.balanced]
-    scores: dict[str, float] = {}
+    scores: dict[str, Any] = {}
     for name, is_open in (("binary", False), ("open", True)):
         of_kind = [q for q in balanced if q.answer_type and (q.answer_type == _OPEN) == is_open]
         if of_kind:
@@ -48,6 +53,15 @@ def gqa_scores(
         scores["distribution"] = chi_square(
             gold, _count(grouped, lambda q: normal(given[q.question_id]))
         )
+    sizes: dict[str, dict[ImageId, int]] = {
+        "words": {q.question_id: len(q.text.split()) for q in balanced},
+        "steps": {q.question_id: q.steps for q in balanced if q.steps is not None},
+    }
+    scores |= {f"per_{name}": _by_size(of, right) for name, of in sizes.items() if of}
+    for name, kind in (("validity", "valid"), ("plausibility", "plausible")):
+        known = [(given[q.question_id], getattr(q, kind)) for q in balanced if getattr(q, kind)]
+        if known:
+            scores[name] = fmean(normal(said) in map(normal, fitting) for said, fitting in known)
     followed = _consistency(balanced, right)
     return scores if followed is None else scores | {"consistency": followed}
 
@@ -64,6 +78,14 @@ def chi_square(
         total += size
         weighted += distance * size
     return weighted / total / 100
+
+
+def _by_size(sizes: Mapping[ImageId, int], right: Mapping[ImageId, float]) -> dict[str, float]:
+    """Accuracy of the questions of each size, the smallest first."""
+    grouped: dict[int, list[float]] = {}
+    for key, size in sizes.items():
+        grouped.setdefault(size, []).append(right[key])
+    return {str(size): fmean(grouped[size]) for size in sorted(grouped)}
 
 
 def _count(

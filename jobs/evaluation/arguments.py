@@ -8,8 +8,10 @@ from typing import Annotated, Literal, get_args
 import tyro
 
 from evaluation import tables
+from evaluation.benchmarks.catalogue import Benchmark
 from evaluation.candidates import read_candidates
 from evaluation.scores.answers import GqaVariant, VqaVariant
+from evaluation.tasks.judged import JudgeArgs
 from evaluation.tasks.retrieval import Rerank
 from jobs.predict import PredictDtype, PromptTemplate
 from modeling.language.ranking import Length
@@ -17,8 +19,9 @@ from modeling.language.ranking import Length
 Task = Literal[
     "caption", "vqa", "gqa", "retrieval",
     "coco", "nocaps", "flickr30k", "coco_retrieval", "flickr30k_retrieval",
-    "vqav2", "okvqa", "aokvqa", "vizwiz", "textvqa",
+    "vqav2", "okvqa", "aokvqa", "vizwiz", "textvqa", "msvdqa", "msrvttqa", "ivqa",
     "aokvqa_choice", "scienceqa", "iconqa", "vsr", "hatefulmemes", "visdial",
+    "llava_bench", "llava_bench_coco",
 ]  # fmt: skip
 
 
@@ -41,9 +44,10 @@ class RetrievalArgs:
 class AnswerArgs:
     """Options of the tasks that ask questions."""
 
-    answers: Literal["generate", "rank"] = "generate"
+    answers: Literal["generate", "rank"] | None = None
     """origin of an answer. generate: the language model writes it. rank: it is the likeliest of the
-    candidates"""
+    candidates. Default: rank for msvdqa and msrvttqa, among the answers of their training split;
+    generate for all others"""
     candidates: Path | None = None
     """file of the candidates: a text file with one on each line; or annotations of VQAv2's format
     or GQA's questions (.json), best of the training split, whose most frequent answers are taken"""
@@ -59,11 +63,13 @@ class AnswerArgs:
         if self.most_frequent < 1:
             raise ValueError(f"--most-frequent {self.most_frequent}: give at least 1")
 
-    def read(self) -> tuple[str, ...]:
+    def read(self, benchmark: Benchmark | None, data: Path) -> tuple[str, ...]:
         """The candidates; none where answers are generated."""
-        if self.candidates is None:
+        if self.candidates is not None:
+            return tuple(read_candidates(self.candidates, self.most_frequent))
+        if benchmark is None or self.answers == "generate":
             return ()
-        return tuple(read_candidates(self.candidates, self.most_frequent))
+        return benchmark.own_candidates(data)
 
 
 @dataclass(frozen=True)
@@ -197,6 +203,7 @@ class EvaluateArgs:
         default_factory=RetrievalArgs
     )
     scoring: Annotated[ScoringArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=ScoringArgs)
+    judging: Annotated[JudgeArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=JudgeArgs)
     work: Annotated[WorkArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=WorkArgs)
     watching: Annotated[WatchArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=WatchArgs)
     further: Annotated[FurtherArgs, tyro.conf.OmitArgPrefixes] = field(default_factory=FurtherArgs)

@@ -21,8 +21,8 @@ from evaluation.chunks.store import AnswerStore
 from jobs.evaluation.arguments import EvaluateArgs
 from jobs.evaluation.tasks import TaskData
 from jobs.interchange.huggingface import is_huggingface, read_huggingface
+from jobs.interchange.llava import formats as llava_formats
 from jobs.models.missing_parts import find_checkpoint
-from jobs.models.trained import read_recipe
 from jobs.predict import CAPTION, VQA, PredictDtype
 from modeling import linear
 from modeling.precision import multiplies_bf16
@@ -71,12 +71,22 @@ def identify(checkpoint: Path) -> Identity:
         ValueError: there is none, or it is damaged.
     """
     if is_huggingface(checkpoint):
-        recipe = read_huggingface(checkpoint).recipe
-        return Identity(recipe.kind, recipe.name, recipe.text, 0, _folder_digest(checkpoint))
+        bridged = llava_formats.concerns("hf", checkpoint)
+        recipe: Any = llava_formats.read("hf", checkpoint).recipe if bridged else None
+        recipe = recipe or read_huggingface(checkpoint).recipe
+        stage = _stage(recipe.kind)
+        return Identity(stage, recipe.name, recipe.text, 0, _folder_digest(checkpoint))
     found = find_checkpoint(checkpoint)
-    recipe = read_recipe(found)
-    digest = _digest(found.state)
-    return Identity(recipe.kind, recipe.name, recipe.text, found.step, digest)
+    noted = found.recipe
+    if "kind" not in noted or "name" not in noted:
+        raise ValueError(f"checkpoint {found.where}: its recipe.json names no kind and name")
+    text = str(noted.get("text", "plain"))
+    return Identity(_stage(noted["kind"]), noted["name"], text, found.step, _digest(found.state))
+
+
+def _stage(kind: str) -> str:
+    """The stage whose tasks a checkpoint does: LLaVA's does those of stage 2."""
+    return "stage1" if kind == "stage1" else "stage2"
 
 
 def _folder_digest(folder: Path) -> str:
@@ -194,4 +204,6 @@ def preset(data: TaskData) -> dict[str, Any]:
             text = "\n".join(data.candidates)
             ranked = {**ranked, "candidates": hashlib.sha256(text.encode()).hexdigest()}
         return {**common, "answers": "rank", **ranked}
+    if way == "judge":
+        return {**common, "answers": "generate", "longest": args.judging.longest_answer}
     return {**common, "answers": "generate", "decoding": asdict(VQA)}

@@ -25,7 +25,7 @@ from cluster.storage.base import absolute_url, as_url
 from evaluation.chunks.cut import Chunk, cut, digest_of, in_order
 from evaluation.chunks.store import AnswerStore
 from evaluation.images.remote import Home, local_data
-from evaluation.images.unreadable import find_unreadable, name_some
+from evaluation.images.unreadable import find_unreadable, name_some, noun
 from evaluation.outputs import Outputs
 from evaluation.report.machine import commit
 from evaluation.tasks.base import Answers, Task
@@ -99,7 +99,8 @@ def evaluate(args: EvaluateArgs, model: Writer | Embedder | None = None) -> dict
     _check_stage(args, data, identity)
     broken = find_unreadable({d.task: d.paths() for d in data}, args.further.skip_unreadable)
     with _store(args) as store, _workers(args, store, data, home, model) as workers:
-        tasks = [_open(of_task, broken) for of_task in data]
+        model_id = f"{identity.recipe}-{identity.step}"
+        tasks = [_open(of_task, model_id, broken) for of_task in data]
         for one in tasks:
             one.plan |= plan_of(one.data, identity, workers.arithmetic)
             if args.work.replace:
@@ -157,15 +158,15 @@ def _store(args: EvaluateArgs) -> Iterator[AnswerStore]:
         yield AnswerStore(folder)
 
 
-def _open(data: TaskData, broken: Mapping[Path, str]) -> Evaluated:
+def _open(data: TaskData, model_id: str, broken: Mapping[Path, str]) -> Evaluated:
     """A task without the images that cannot be decoded."""
     left_out = {path: broken[path] for path in data.paths() if path in broken}
     notes = []
     if left_out:
-        few = f"{len(left_out)} of {len(data.paths())} images"
+        few = f"{len(left_out)} of {len(data.paths())} {noun(data.paths())}"
         notes = [f"{few} cannot be decoded and were left out: {name_some(left_out)}"]
     data = data.without(broken)
-    task = make_task(data, len(left_out))
+    task = make_task(data, model_id, len(left_out))
     return Evaluated(task, data, {"items": digest_of(task.passes({}))}, notes)
 
 

@@ -10,7 +10,7 @@ from evaluation.suites import Suite, read_suite
 from jobs.evaluation.arguments import EvaluateArgs, Task
 
 _OWN = ("split", "limit", "batch_size")  # options of EvaluateArgs itself that a suite may set
-_GROUPS = ("answering", "retrieval", "scoring", "further")
+_GROUPS = ("answering", "retrieval", "scoring", "judging", "further")
 _COMMON = {"caption": "annotations", "vqa": "annotations", "retrieval": "annotations"}
 
 

@@ -18,6 +18,7 @@ from evaluation.benchmarks.folder import (
 from evaluation.tasks.base import Task
 from evaluation.tasks.captions import CaptionTask
 from evaluation.tasks.choices import ChoiceTask, choosing_of
+from evaluation.tasks.judged import JudgedTask
 from evaluation.tasks.questions import QuestionTask
 from evaluation.tasks.retrieval import RetrievalTask
 from evaluation.tasks.scoring import scoring_of
@@ -89,6 +90,8 @@ def read_data(args: EvaluateArgs, task: str) -> TaskData:
     data = whole.first(args.retrieval.images or args.limit if retrieved else args.limit)
     if isinstance(data, Captioned):
         require_captions(data, split) if retrieved else require_java(data)
+    elif benchmark.way == "answer":
+        data = replace(data, candidates=args.answering.read(benchmark, args.data))
     return TaskData(args, task, split, benchmark, data, len(data) < len(whole))
 
 
@@ -100,13 +103,14 @@ def _read_common(args: EvaluateArgs, task: str, split: str) -> Captioned | Asked
         return read_retrieval(args.data, split, args.retrieval.images or args.limit)
     family: Literal["vqa", "gqa"] = "gqa" if task == "gqa" else "vqa"
     asked = read_asking(args.data, split, family, args.limit, args.further.controls)
-    return replace(asked, candidates=args.answering.read())
+    return replace(asked, candidates=args.answering.read(None, args.data))
 
 
-def make_task(data: TaskData, left_out: int = 0) -> Task:
+def make_task(data: TaskData, model_id: str, left_out: int = 0) -> Task:
     """The task over its data.
 
     Args:
+        model_id: name of the model in files that are handed in.
         left_out: number of images that were left out because they cannot be decoded.
     """
     name, split, benchmark, content = data.task, data.split, data.benchmark, data.content
@@ -129,6 +133,9 @@ def make_task(data: TaskData, left_out: int = 0) -> Task:
         return ChoiceTask(
             content.questions, choosing, name, split, args.further.controls, seed, partial
         )
+    if benchmark is not None and benchmark.way == "judge":
+        rules, judge = benchmark.folder(args.data), args.judging.open()
+        return JudgedTask(content.questions, judge, rules, model_id, name, split)
     scoring = scoring_of(
         benchmark,
         "gqa" if name == "gqa" else "vqa",

@@ -17,7 +17,7 @@ from evaluation.tasks.retrieval import embed_and_match
 from jobs.evaluation.arguments import EvaluateArgs
 from jobs.evaluation.plan import Arithmetic
 from jobs.predict import Embedder, Writer, load
-from jobs.prediction.adapters import answerer, captioner, embedders
+from jobs.prediction.adapters import answerer, captioner, embedders, talker
 from modeling.linear import products_by
 
 
@@ -87,6 +87,9 @@ class Answering:
         if benchmark is not None and benchmark.way == "choose":
             choosing = choosing_of(benchmark, args.answering.candidate_score)
             return lambda _, items: choose(items, model.rank, choosing, args.batch_size)
+        if benchmark is not None and benchmark.way == "judge":
+            talks = talker(model, benchmark, args.judging.longest_answer)
+            return lambda _, items: answer_askings(items, talks, args.batch_size)
         instructed = args.scoring.prompts == "instruct"
         if task == "caption" or (benchmark is not None and benchmark.way == "caption"):
             captions = captioner(model, args.further.caption_prompt, instructed)

@@ -12,6 +12,7 @@ from evaluation.tasks.questions import Answerer, Respond, text_of
 from evaluation.tasks.retrieval import Embedders, Rerank, itm_scores
 from jobs.prediction.embedder import Embedder
 from jobs.prediction.writer import CAPTION, VQA, Writer
+from modeling.language.adapters import GenerationSettings
 from modeling.language.ranking import Length
 
 
@@ -48,6 +49,13 @@ def answerer(
     speak = partial(model.speak, settings=VQA)
     respond: Respond = model.respond if instructed is None else speak
     return Answerer(model.encode, respond, speak, model.vqa_prompt, ask)
+
+
+def talker(model: Writer, benchmark: Benchmark, most_tokens: int) -> Answerer:
+    """The model as it gives long answers, by greedy search, to the benchmark's prompts."""
+    settings = GenerationSettings(beams=1, max_new_tokens=most_tokens)
+    speak = partial(model.speak, settings=settings)
+    return Answerer(model.encode, speak, speak, model.vqa_prompt, benchmark.prompt)
 
 
 def embedders(model: Embedder, rerank: Rerank) -> Embedders:

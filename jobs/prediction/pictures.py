@@ -1,4 +1,8 @@
-"""The images that a predictor takes: paths, encoded bytes or PIL images, read into tensors."""
+"""The images that a predictor takes: paths, encoded bytes or PIL images, read into tensors.
+
+A path to a video (``pipeline.video``) is a picture of several frames, which a stage-2 checkpoint
+reads one after the other.
+"""
 
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -7,9 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.images import decode, pixels
+from pipeline.video import is_video, read_frames
 
 Picture = str | Path | bytes | Image.Image
-"""An image: a path, the bytes of an encoded file, or a PIL image."""
+"""An image: a path, the bytes of an encoded file, or a PIL image; or the path of a video."""
 
 
 def read_picture(picture: Picture) -> Tensor:
@@ -24,12 +29,31 @@ def read_picture(picture: Picture) -> Tensor:
     if isinstance(picture, Image.Image):
         return pixels(picture)
     path = Path(picture)
+    if is_video(path):
+        raise ValueError(
+            f"{path} is a video, and this takes images; a stage-2 checkpoint reads both"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"no such image file: {path}")
     try:
         return decode(path.read_bytes())
     except (ValueError, OSError) as broken:
         raise ValueError(f"{path}: {broken}") from broken
+
+
+def frames_of(picture: Picture) -> list[Tensor]:
+    """The frames of a video, or the one frame of an image: uint8 RGB tensors ``3HW``.
+
+    Raises:
+        FileNotFoundError: a path without a file.
+        ValueError: the file is no image or video; names the path.
+    """
+    if not isinstance(picture, str | Path) or not is_video(picture):
+        return [read_picture(picture)]
+    try:
+        return read_frames(Path(picture))
+    except ValueError as broken:
+        raise ValueError(f"{picture}: {broken}") from broken
 
 
 def check_pictures(pictures: Sequence[Picture]) -> None:
@@ -41,7 +65,7 @@ def check_pictures(pictures: Sequence[Picture]) -> None:
     broken = []
     for place, picture in enumerate(pictures):
         try:
-            read_picture(picture)
+            frames_of(picture)
         except (ValueError, OSError) as why:
             broken.append(f"image {place}: {why}")
     if broken:

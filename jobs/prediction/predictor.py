@@ -53,7 +53,11 @@ class Predictor:
 
     def _tokens(self, images: Iterable[Picture]) -> Tensor:
         """The encoder's tokens ``B P D`` of one batch of images, on the device."""
-        pixels_B3HW = torch.stack([self._transform(read_picture(image)) for image in images])
+        return self._tokens_of(map(read_picture, images))
+
+    def _tokens_of(self, frames: Iterable[Tensor]) -> Tensor:
+        """The encoder's tokens ``B P D`` of one batch of uint8 RGB tensors, on the device."""
+        pixels_B3HW = torch.stack([self._transform(frame) for frame in frames])
         return self.trained.encoder(pixels_B3HW.to(self.device))
 
     def _check(self, images: Sequence[Picture]) -> None:

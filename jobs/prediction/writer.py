@@ -1,6 +1,7 @@
 """The predictor of a stage-2 checkpoint: captions, answers, and text after any prompt.
 
-Shape suffixes: B images, Q queries, P image tokens, D width.
+Shape suffixes: B images or videos, F frames of each (1 of an image), Q queries, P image tokens,
+D width.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from torch import Tensor
 from jobs.models.bert import tokenise_instructions
 from jobs.models.languages import Language
 from jobs.prediction.chat import Chat
-from jobs.prediction.pictures import Picture, check_pairs, distinct
+from jobs.prediction.pictures import Picture, check_pairs, distinct, frames_of
 from jobs.prediction.predictor import Predictor
 from jobs.prediction.presets import CAPTION, VQA
 from jobs.recipes.schema import Stage2Recipe
@@ -131,25 +132,43 @@ class Writer(Predictor):
     def encode(self, images: Sequence[Picture]) -> Tensor:
         """The part of an image's visual prompt that does not depend on a text, on the CPU.
 
+        A video's frames are encoded as so many images, and their prompts follow each other
+        (InstructBLIP, appendix E).
+
         Returns:
-            Soft visual prompts ``B Q D``, or the image encoder's tokens ``B P D`` where the
+            Soft visual prompts ``B F·Q D``, or the image encoder's tokens ``B F P D`` where the
             Q-Former reads the text too (``reads_text``).
+
+        Raises:
+            ValueError: there are no images, one cannot be read, or images and videos share a batch.
         """
+        return self._batched(images, self._encode)
+
+    def _encode(self, batch: list[Picture]) -> Tensor:
+        frames = [frames_of(picture) for picture in batch]
+        if len({len(of_one) for of_one in frames}) > 1:
+            raise ValueError("images and videos are in one batch; give them in separate calls")
+        flat = [frame for of_one in frames for frame in of_one]
+        shape = (len(frames), len(frames[0]))
         if self.reads_text:
-            return self._batched(images, lambda batch: self._tokens(batch).cpu())
+            tokens = self._batched(flat, lambda part: self._tokens_of(part).cpu())
+            return tokens.unflatten(0, shape)
         module = cast(Stage2, self.trained.module)
-        return self._batched(images, lambda batch: module(self._tokens(batch)).cpu())
+        prompts = self._batched(flat, lambda part: module(self._tokens_of(part)).cpu())
+        return prompts.unflatten(0, shape).flatten(1, 2)
 
     @torch.inference_mode()
     def visual_prompts(self, encoded: Tensor, texts: Sequence[str]) -> Tensor:
-        """Soft visual prompts ``B Q D`` from the result of ``encode`` and a text for each image."""
+        """Soft visual prompts ``B F·Q D`` from the result of ``encode`` and a text for each row."""
         if not self.reads_text:
             return encoded.to(self.device)
         module = cast(Stage2, self.trained.module)
-        recipe = cast(Stage2Recipe, self.trained.recipe)
-        read = tokenise_instructions(self.trained.tokenizer, list(texts), recipe)
+        recipe, shape = cast(Stage2Recipe, self.trained.recipe), encoded.shape[:2]
+        repeated = [text for text in texts for _ in range(shape[1])]
+        read = tokenise_instructions(self.trained.tokenizer, repeated, recipe)
         ids, mask = (read[name].to(self.device) for name in ("ids", "mask"))
-        return module(encoded.to(self.device), ids, mask)
+        prompts = module(encoded.flatten(0, 1).to(self.device), ids, mask)
+        return prompts.unflatten(0, shape).flatten(1, 2)
 
     def speak(
         self,

@@ -105,6 +105,7 @@ class _BeamLayer(DynamicLayer):
         self._key_IHTK[:, :, begin:length] = key_states
         self._value_IHTK[:, :, begin:length] = value_states
         self._show(length)
+        assert self.keys is not None and self.values is not None  # `_show` has set them
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: Tensor) -> None:

@@ -1,7 +1,8 @@
 """TinyWorld as small copies of the benchmarks: their files, folders and fields, byte for byte.
 
 :func:`write_benchmarks` writes every benchmark that asks for a caption or a free answer, and calls
-``choices.write_choices`` for those with candidates. Test splits have no answers where the authors
+``choices.write_choices`` for those with candidates, ``videos.write_videos`` for those about videos
+and ``judged.write_judged`` for those with a judge. Test splits have no answers where the authors
 publish none.
 """
 
@@ -13,6 +14,7 @@ from typing import Any
 
 from pipeline.tinyworld.choices import write_choices
 from pipeline.tinyworld.files import write_json, write_picture
+from pipeline.tinyworld.judged import write_judged
 from pipeline.tinyworld.scene import Domain, Scene, sample_scene, stream
 from pipeline.tinyworld.text import (
     SceneQuestion,
@@ -22,9 +24,14 @@ from pipeline.tinyworld.text import (
     plausible_answers,
     questions,
 )
+from pipeline.tinyworld.videos import write_videos
 from pipeline.tinyworld.write import novelty, vqa_note
 
 _NOVELTIES = ("in-domain", "near-domain", "out-domain")
+_EXISTS_PROGRAM = [
+    {"operation": "select", "dependencies": [], "argument": "shape (1)"},
+    {"operation": "exist", "dependencies": [0], "argument": "?"},
+]
 _WORDS = ("open", "closed", "exit", "taxi", "coffee", "museum", "stop", "hotel", "north", "bakery")
 
 
@@ -79,6 +86,8 @@ def write_benchmarks(directory: Path, count: int, seed: int) -> None:
     for name, write in _WRITERS.items():
         write(Home(directory / name, count, seed))
     write_choices(directory, count, seed)
+    write_videos(directory, count, seed)
+    write_judged(directory, count, seed)
 
 
 # ---------------------------------------------------------------------- questions as VQAv2's
@@ -143,21 +152,47 @@ def _aokvqa_entry(question: SceneQuestion, rng: random.Random) -> dict[str, Any]
 
 
 def _gqa(home: Home) -> None:
-    content = {}
+    """Of val there are also questions that do not count, and choices."""
+    content, val, choices = {}, {}, {}
     for number, path, scene, rng in home.pictures("images", "n{:06d}.jpg"):
         question = compositional(scene, rng)
         if question is None:
             continue
-        content[f"{number:08d}"] = {
-            "imageId": path.stem,
-            "question": question.text,
-            "answer": question.answer,
-            "isBalanced": True,
-            "groups": {"global": question.kind, "local": f"10q-{question.kind}"},
-            "entailed": [],
-            "types": {"structural": "query", "semantic": "rel", "detailed": "relS"},
+        key, follows = f"{number:08d}", f"{number:08d}1"
+        content[key] = _gqa_entry(path, question)
+        val[key] = content[key] | {"entailed": [key, follows]}
+        seen = SceneQuestion(f"Is there something {question.answer}?", "yes", "exists")
+        val[follows] = _gqa_entry(path, seen) | {"isBalanced": False}
+        plausible = [answer for answer in plausible_answers(question) if rng.random() < 0.5]
+        choices[key] = {
+            "valid": list(plausible_answers(question)),
+            "plausible": sorted({question.answer, *plausible}),
         }
     home.write("testdev_balanced_questions.json", content)
+    home.write("val_all_questions.json", val)
+    home.write("val_choices.json", choices)
+
+
+def _gqa_entry(path: Path, question: SceneQuestion) -> dict[str, Any]:
+    verified = question.kind == "exists"
+    return {
+        "imageId": path.stem,
+        "question": question.text,
+        "answer": question.answer,
+        "isBalanced": True,
+        "groups": {"global": None if verified else question.kind, "local": f"10q-{question.kind}"},
+        "entailed": [],
+        "types": {
+            "structural": "verify" if verified else "query",
+            "semantic": "obj" if verified else "rel",
+            "detailed": "existAttr" if verified else "relS",
+        },
+        "semantic": _EXISTS_PROGRAM if verified else [
+            *_EXISTS_PROGRAM[:1],
+            {"operation": "relate", "dependencies": [0], "argument": "_,beside,s (2)"},
+            {"operation": "query", "dependencies": [1], "argument": question.kind},
+        ],
+    }  # fmt: skip
 
 
 def _vizwiz(home: Home) -> None:

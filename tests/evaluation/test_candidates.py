@@ -38,7 +38,7 @@ def test_files_without_candidates_are_named(tmp_path: Path) -> None:
     for content, match in (
         ({"annotations": [{}]}, "field 'answers' is missing"),
         ({"1": {"question": "what?"}}, "field 'answer' is missing"),
-        ([1], "field 'annotations' is missing"),
+        ([1], "field 'answer' is missing in 1"),
     ):
         (tmp_path / "a.json").write_text(json.dumps(content))
         with pytest.raises(ValueError, match=match):

@@ -13,6 +13,7 @@ from evaluation.benchmarks.prompts import list_options
 from evaluation.benchmarks.records import Question
 from evaluation.scores.answers import METRICS
 from pipeline.tinyworld.benchmarks import write_benchmarks
+from pipeline.video import video_file
 from tests.evaluation.benchmarks.tiny_benchmarks import edit
 
 COUNT = 6
@@ -35,7 +36,7 @@ def questions_of(data: Path, name: str, split: str | None = None) -> tuple[Quest
 def test_published_splits_are_read_and_can_be_scored(world: Path, name: str) -> None:
     benchmark = BENCHMARKS[name]
     data = benchmark.load(world)
-    assert all(path.is_file() for path in data.paths())
+    assert all(video_file(path).is_file() for path in data.paths())
     if isinstance(data, Captioned):
         assert benchmark.way in ("caption", "retrieve")
         assert len(data.items) == COUNT
@@ -52,7 +53,7 @@ def test_published_splits_are_read_and_can_be_scored(world: Path, name: str) -> 
     if benchmark.way == "answer":
         assert benchmark.metric in METRICS
     else:
-        assert benchmark.metric in ("accuracy", "auroc", "dialog")
+        assert benchmark.metric in ("accuracy", "auroc", "dialog", "judged")
 
 
 @pytest.mark.parametrize(
@@ -249,9 +250,38 @@ def test_a_line_that_is_no_json_is_named(world: Path, tmp_path: Path) -> None:
 def test_missing_images_are_named(world: Path, tmp_path: Path, name: str) -> None:
     folder = BENCHMARKS[name].shares or name
     shutil.copytree(world / folder, tmp_path / folder)
-    gone = BENCHMARKS[name].load(tmp_path).paths()[-1]
+    gone = video_file(BENCHMARKS[name].load(tmp_path).paths()[-1])
     gone.unlink()
     with pytest.raises(FileNotFoundError) as raised:
         BENCHMARKS[name].load(tmp_path)
     parts = (gone.name, gone.stem, gone.stem.rpartition("_")[2].lstrip("0"))
     assert any(part in str(raised.value) for part in parts)
+
+
+def test_gqa_counts_steps_and_reads_choices(world: Path, tmp_path: Path) -> None:
+    asked = questions_of(world, "gqa", "val_all")
+    balanced = [question for question in asked if question.balanced]
+    assert 0 < len(balanced) < len(asked)
+    assert all(question.steps == (3 if question.balanced else 1) for question in asked)
+    assert all(q.answers[0] in (q.plausible or ()) for q in balanced)
+    assert all(set(q.plausible or ()) <= set(q.valid or ()) for q in balanced)
+    assert not any(q.valid for q in (*asked, *questions_of(world, "gqa")) if q not in balanced)
+    copy = Path(shutil.copytree(world / "gqa", tmp_path / "gqa"))
+    key = str(balanced[0].question_id)
+
+    def change(content: dict) -> None:
+        content[key]["semantic"] += [
+            {"operation": "exist", "argument": "?"},
+            {"operation": "query", "argument": "name"},
+            {"operation": "choose name", "argument": "dog|cat"},
+        ]
+        content[key]["types"]["detailed"] = "twoCommon"
+
+    edit(copy / "val_all_questions.json", change)
+    (copy / "eval").mkdir()
+    (copy / "val_choices.json").rename(copy / "eval/val_choices.json")
+    first = next(q for q in questions_of(tmp_path, "gqa", "val_all") if q.question_id == key)
+    assert (first.steps, first.valid) == (3, ("color", "material", "shape"))
+    edit(copy / "eval/val_choices.json", lambda c: c.pop(key) and None)
+    with pytest.raises(ValueError, match=rf"val_choices\.json: field '{key}' is missing"):
+        questions_of(tmp_path, "gqa", "val_all")

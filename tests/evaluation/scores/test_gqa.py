@@ -58,3 +58,23 @@ def test_consistency_counts_what_right_answers_entail() -> None:
     assert (scores["accuracy"], scores["count"]) == (0.5, 2)  # of the balanced ones
     scores = score([questions[0]], ["yes"])
     assert "consistency" not in scores  # b and c were not asked
+
+
+def test_accuracy_by_words_and_by_steps_and_fitting_answers() -> None:
+    colours = {"valid": ("red", "blue", "Green"), "plausible": ("red", "blue")}
+    questions = [
+        asked("a", "red", "query", steps=2, **colours),
+        asked("b", "red", "query", steps=3, **colours),
+        asked("c", "red", "query", steps=3, **colours),
+        asked("d", "no", "verify", steps=1, balanced=False),
+    ]
+    scores = score(questions, ["red", "green", "a dog", "no"])
+    assert scores["per_words"] == {"1": pytest.approx(1 / 3)}  # "?" is one word
+    assert scores["per_steps"] == {"2": 1.0, "3": 0.0}
+    assert scores["validity"] == pytest.approx(2 / 3)
+    assert scores["plausibility"] == pytest.approx(1 / 3)
+    assert score(questions, ["red", "green", "x", "no"], "gqa.strict")["validity"] == pytest.approx(
+        1 / 3
+    )
+    unknown = score([asked("a", "red", "query")], ["red"])
+    assert not {"per_steps", "validity", "plausibility"} & set(unknown)

@@ -1,0 +1,1 @@
+"""Benchmarks about videos: their questions, and the file of each video."""
