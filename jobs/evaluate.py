@@ -28,6 +28,7 @@ from evaluation import tables
 from evaluation.results import beside_paper, print_results
 from jobs.cli import run
 from jobs.evaluation.arguments import EvaluateArgs
+from jobs.evaluation.predictions import score_predictions
 from jobs.evaluation.run import evaluate
 from jobs.evaluation.watch import Watch
 
@@ -37,7 +38,7 @@ def main() -> int:
     if args.watching.watch is not None:
         Watch(args).forever()
         return 0
-    results = evaluate(args)
+    results = score_predictions(args) if args.work.predictions else evaluate(args)
     print_results(results)
     compared = beside_paper(results)
     if compared is not None:

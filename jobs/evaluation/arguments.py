@@ -106,6 +106,9 @@ class WorkArgs:
     """number of questions or images whose answers are kept together in one file"""
     score_only: bool = False
     """score the answers that OUT has, without the checkpoint's models"""
+    predictions: Path | None = None
+    """file of predictions to score in place of a checkpoint, for one task: what VQAv2's and COCO's
+    servers take, or TASK_SPLIT_results.json of another evaluation"""
     replace: bool = False
     """remove the answers to these tasks that OUT has, and answer again"""
 
@@ -222,8 +225,11 @@ class EvaluateArgs:
         kept = self.out is not None or self.watching.watch is not None
         if not kept and (self.work.score_only or self.work.address):
             raise ValueError("--score-only and --address need --out, where the answers are kept")
-        if (self.checkpoint is None) == (self.watching.watch is None):
-            raise ValueError("give --checkpoint or --watch, and not both")
+        sources = (self.checkpoint, self.watching.watch, self.work.predictions)
+        if sum(source is not None for source in sources) != 1:
+            raise ValueError("give one of --checkpoint, --watch and --predictions")
+        if self.work.predictions is not None and len(self.tasks) != 1:
+            raise ValueError("--predictions are those of one task; name it with --tasks")
         if self.watching.watch is not None and (self.suite is None or self.out is not None):
             raise ValueError("--watch needs --suite and takes no --out: results are in the run")
         if bool(self.tasks) == (self.suite is not None):

@@ -159,7 +159,7 @@ def test_what_does_not_go_with_watching_is_named(tmp_path: Path) -> None:
     watch = WatchArgs(watch=tmp_path)
     with pytest.raises(ValueError, match="--watch needs --suite"):
         EvaluateArgs(None, tmp_path, ("vqa",), watching=watch)
-    with pytest.raises(ValueError, match="give --checkpoint or --watch"):
+    with pytest.raises(ValueError, match="give one of --checkpoint, --watch"):
         EvaluateArgs(tmp_path, tmp_path, suite="paper", watching=watch)
 
 

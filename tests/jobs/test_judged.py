@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluation.tasks.judged import JudgeArgs
 
 from evaluation.judge import JudgeError
+from evaluation.tasks.judged import JudgeArgs
 from jobs.evaluation.arguments import EvaluateArgs
 from jobs.evaluation.run import evaluate
 from jobs.predict import Writer, load
