@@ -191,5 +191,8 @@ def test_a_trained_model_answers_about_its_images(world, stage1, tmp_path):
     ranked = model.rank([red, big], asked, ["big", "red"])
     assert [one.best() for one in ranked] == ["red", "big"]
     turns = [Turn("user", asked[0]), Turn("assistant", "red"), Turn("user", "Is it big?")]
-    assert model.converse(model.encode([red]), [turns], greedy) == ["yes, it is a star"]
+    turns_said = "yes, it is a star"
+    assert model.converse(model.encode([red]), [turns], greedy) == [turns_said]
+    chat = model.chat(red)
+    assert [chat.ask(asked[0], greedy), chat.ask("Is it big?", greedy)] == ["red", turns_said]
     assert model.speak(None, ["Is a star big?"], greedy) == ["a star is big"]
