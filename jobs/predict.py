@@ -11,8 +11,8 @@
     model.match(["a.jpg", "b.jpg"], ["a red star", "a blue circle"])
 
 A stage-2 checkpoint becomes a ``Writer``, one of LLaVA a ``LlavaWriter``, a stage-1 checkpoint an
-``Embedder``. Images are paths,
-encoded bytes or PIL images. An image that is given several times in a call is encoded once.
+``Embedder``. Images are paths, encoded bytes or PIL images. An image that is given several times in
+a call is encoded once.
 """
 
 from dataclasses import replace

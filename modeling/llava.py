@@ -18,10 +18,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import StoppingCriteria, StoppingCriteriaList
 
 from modeling import losses
-from modeling.language.adapters import pad_left
 from modeling.language.head import plain_body
 
 Kind = Literal["linear", "mlp2x_gelu"]
@@ -261,39 +259,6 @@ def embed(model: Any, seen_NPD: Tensor | None, rows: Rows) -> tuple[Tensor, Join
         table_RD = torch.cat((table_RD, seen_NPD.flatten(0, 1).to(table_RD.dtype)))
     inputs_RD = table_RD.index_select(0, _moved(joined.source_BS.flatten(), device))
     return inputs_RD.view(*joined.source_BS.shape, -1), joined
-
-
-@torch.no_grad()
-def generate(
-    model: Any, seen_NPD: Tensor | None, rows: Rows, ended: Callable[[Tensor], bool], **how: Any
-) -> Tensor:
-    """New token ids (B, up to the longest) behind each row, padded with `pad_token_id`.
-
-    Args:
-        model: the language model.
-        seen_NPD: visual prompts, as for `embed`.
-        rows: rows that end where an answer begins.
-        ended: whether the new ids of a row hold the end of its answer, for an end that is text; an
-            end that is a token is named by `eos_token_id`.
-        how: further arguments of transformers' `generate`.
-    """
-    inputs_BSD, joined = embed(model, seen_NPD, rows)
-    inputs_BSD, mask_BS = pad_left(inputs_BSD, joined.mask_BS.to(inputs_BSD.device))
-    ends = StoppingCriteriaList([_Ended(ended)])
-    ids_BL: Tensor = model.generate(
-        inputs_embeds=inputs_BSD, attention_mask=mask_BS, stopping_criteria=ends, **how
-    )
-    return ids_BL
-
-
-class _Ended(StoppingCriteria):
-    """Ends each row of a generation by itself."""
-
-    def __init__(self, ended: Callable[[Tensor], bool]) -> None:
-        self._ended = ended
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Any:
-        return torch.tensor([self._ended(row) for row in input_ids], device=input_ids.device)
 
 
 def _exact_buffers(model: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:

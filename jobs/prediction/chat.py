@@ -25,6 +25,7 @@ from modeling.language.conversation import (
     segments,
 )
 from modeling.language.reply import reply
+from modeling.language.talking import TalkingLM
 
 
 class Speaker(Protocol):
@@ -54,10 +55,11 @@ class Speaker(Protocol):
 class Chat:
     """A conversation with a stage-2 checkpoint about one image.
 
-    How earlier turns are written depends on the checkpoint. With a chat template they are turns of
-    it. A Q-Former that was trained on instructions (InstructBLIP) reads them as lines in front of
-    the question, and so does the language model. Another checkpoint is given each question in the
-    prompt that it answers (``Writer.vqa_prompt``), with its answer behind it.
+    How earlier turns are written depends on the checkpoint. LLaVA's have a layout; with a chat
+    template they are turns of it. A Q-Former that was trained on instructions (InstructBLIP) reads
+    them as lines in front of the question, and so does the language model. Another checkpoint is
+    given each question in the prompt that it answers (``Writer.vqa_prompt``), with its answer
+    behind it.
 
     Attributes:
         turns: the turns so far, the user's and the assistant's in turn.
@@ -96,6 +98,8 @@ class Chat:
 
     def _answer(self, turns: list[Turn], settings: GenerationSettings) -> str:
         writer, language = self._writer, self._writer.language
+        if isinstance(language, TalkingLM):
+            return self._answer_in(language.layout, turns, settings)
         if isinstance(language, DecoderLM) and language.form.chat is not None:
             return self._answer_in(chat_template_layout(language.tokenizer), turns, settings)
         if writer.is_instructed:

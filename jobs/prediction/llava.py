@@ -2,6 +2,7 @@
 
     model = load("runs/llava2")
     model.generate(["a.jpg"], ["What is unusual about this?"])
+    model.chat("a.jpg").ask("What is this?")
     model.converse(model.encode(["a.jpg"]), [turns])
 
 Shape suffixes: B images, P tokens of the encoder's grid, D width of the language model.
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from jobs.models.llava import TrainedLlava
 from jobs.models.trained import Trained
+from jobs.prediction.presets import CHAT
 from jobs.prediction.writer import Writer
 from modeling.language.adapters import GenerationSettings
 from modeling.language.conversation import LAYOUTS, Turn
@@ -24,8 +26,6 @@ BRIEF = "Describe the image concisely."
 """One of the paper's eleven requests for a brief description (LLaVA, table 11)."""
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 """LLaVA-1.5's request behind a question whose answer is short."""
-TALK = GenerationSettings(beams=1, max_new_tokens=1024)
-"""Greedy search, as in LLaVA-1.5's evaluation, for answers of any length."""
 
 
 class LlavaWriter(Writer):
@@ -58,7 +58,7 @@ class LlavaWriter(Writer):
         self,
         encoded: Tensor | None,
         talks: Sequence[Sequence[Turn]],
-        settings: GenerationSettings = TALK,
+        settings: GenerationSettings = CHAT,
     ) -> list[str]:
         """Answers to the last turns of conversations about encoded images, in one batch.
 

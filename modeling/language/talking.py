@@ -16,8 +16,8 @@ from torch import Tensor
 
 from modeling.language.adapters import DecoderLM, GenerationSettings
 from modeling.language.conversation import IMAGE, Encoded, Layout, Turn, encode, segments
+from modeling.language.reply import reply
 from modeling.language.text import Chat
-from modeling.llava import NO_IMAGE, generate, make_rows
 
 
 class TalkingLM(DecoderLM):
@@ -63,22 +63,8 @@ class TalkingLM(DecoderLM):
             ValueError: A conversation is malformed, or longer than the model's positions.
         """
         made = [self._encoded(self._pictured(talk, prompts_BQD is not None)) for talk in talks]
-        if not made:
-            return []
-        places = [(*one.image_at, NO_IMAGE)[0] for one in made]
-        rows = make_rows([one.ids for one in made], [one.target for one in made], places)
-        queries = 0 if prompts_BQD is None else prompts_BQD.shape[1]
-        self._check_length(int(rows.length_B.max()) + queries + settings.max_new_tokens)
-        ids_BL = generate(
-            self.model,
-            prompts_BQD,
-            rows,
-            self._has_stop,
-            eos_token_id=self.form.stops,
-            pad_token_id=self.form.pad,
-            **settings.arguments(),
-        )
-        return [self._said(text, settings.one_line) for text in self._decode(ids_BL, False)]
+        texts = reply(self, prompts_BQD, made, self.layout, settings) if made else []
+        return [text.partition("\n")[0].strip() for text in texts] if settings.one_line else texts
 
     def generate(
         self, prompts_BQD: Tensor | None, prompts_text: list[str], settings: GenerationSettings
@@ -122,16 +108,3 @@ class TalkingLM(DecoderLM):
         first, *rest = talk
         words = first.text.replace(IMAGE, "").strip()
         return [Turn(first.role, f"{IMAGE}\n{words}" if pictured else words), *rest]
-
-    def _has_stop(self, ids_L: Tensor) -> bool:
-        """Whether new ids hold a stop that is text; one that is a token ends the row by itself."""
-        stop = self.layout.stop
-        if stop is None:
-            return False
-        return stop in self.tokenizer.decode(ids_L[-len(stop) - 1 :])
-
-    def _said(self, text: str, one_line: bool) -> str:
-        """A generated text without its stop."""
-        if self.layout.stop is not None:
-            text = text.partition(self.layout.stop)[0]
-        return text.strip().partition("\n")[0].strip() if one_line else text.strip()

@@ -11,6 +11,7 @@ from cluster import checkpoint
 from cluster.logfiles import records_so_far
 from cluster.runlog import LOG
 from jobs import recipes
+from jobs.convert import main as convert
 from jobs.llava import main, take_stage
 from jobs.predict import load
 from modeling.language.adapters import GenerationSettings
@@ -188,8 +189,13 @@ def test_a_trained_model_answers_about_its_images(world, stage1, tmp_path):
     greedy = GenerationSettings(beams=1, max_new_tokens=12)
     asked = ["What is the star?"] * 2
     assert model.generate([red, big], asked, greedy) == ["red", "big"]
+    convert(["--from", "native", "--to", "hf", str(tmp_path), str(tmp_path / "hf")])
+    assert load(tmp_path / "hf").generate([red, big], asked, greedy) == ["red", "big"]
     ranked = model.rank([red, big], asked, ["big", "red"])
     assert [one.best() for one in ranked] == ["red", "big"]
     turns = [Turn("user", asked[0]), Turn("assistant", "red"), Turn("user", "Is it big?")]
-    assert model.converse(model.encode([red]), [turns], greedy) == ["yes, it is a star"]
+    turns_said = "yes, it is a star"
+    assert model.converse(model.encode([red]), [turns], greedy) == [turns_said]
+    chat = model.chat(red)
+    assert [chat.ask(asked[0], greedy), chat.ask("Is it big?", greedy)] == ["red", turns_said]
     assert model.speak(None, ["Is a star big?"], greedy) == ["a star is big"]

@@ -10,8 +10,10 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
+from modeling.language.adapters import GenerationSettings
 from modeling.language.conversation import LAYOUTS, Turn, encode, segments
-from modeling.llava import NO_IMAGE, Decoder, Llava, embed, generate, join, make_rows
+from modeling.language.talking import TalkingLM
+from modeling.llava import NO_IMAGE, Decoder, Llava, embed, join, make_rows
 from modeling.llava import LlavaConfig as Sizes
 from modeling.vision.encoders import build_clip_encoder
 from modeling.vision.features import FeatureConfig
@@ -81,11 +83,11 @@ TALKS = [
 ]  # fmt: skip
 
 
-def encoded(talks, layout="v1", reply=False):
+def encoded(talks, layout="v1", reply=False, front=False):
     words = tokenizer()
     talks = [talk[:-1] if reply else talk for talk in talks]
     made = [
-        encode(segments(LAYOUTS[layout], talk, image_first=False, reply=reply), words)
+        encode(segments(LAYOUTS[layout], talk, image_first=front, reply=reply), words)
         for talk in talks
     ]
     places = [(*one.image_at, NO_IMAGE)[0] for one in made]
@@ -134,35 +136,21 @@ def test_losses_are_those_of_transformers(kind, train):
 def test_texts_are_those_of_transformers(kind, beams):
     model = theirs(kind)
     encoder, llava, language = ours(model, kind, False)
-    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(5))
-    how = {"num_beams": beams, "max_new_tokens": 12, "do_sample": False, "eos_token_id": 2}
-    how |= {"pad_token_id": 0}
-    together = generate(
-        language, llava.bridge(encoder(images)), encoded(TALKS, reply=True), lambda _: False, **how
+    words, images = tokenizer(), torch.randn(2, 3, 16, 16)
+    talking = TalkingLM(language, words, LAYOUTS["v1"])
+    said = talking.converse(
+        llava.bridge(encoder(images)),
+        [talk[:-1] for talk in TALKS[:2]],
+        GenerationSettings(beams=beams, max_new_tokens=12),
     )
-    for number, talk in enumerate(TALKS):  # each alone, so that nothing is padded
-        rows = encoded([talk], reply=True)
-        ids, mask, _ = expanded(rows)
-        picture = {"pixel_values": images[number : number + 1]} if number < 2 else {}
-        found = model.generate(input_ids=ids, attention_mask=mask, **picture, **how)
-        new = found[0, ids.shape[1] :]
-        assert together[number, : len(new)].tolist() == new.tolist()
-        assert not together[number, len(new) :].any()
-
-
-def test_a_stop_that_is_text_ends_each_row_by_itself():
-    model = theirs("linear")
-    encoder, llava, language = ours(model, "linear", False)
-    rows = encoded(TALKS[:2], reply=True)
-    seen = llava.bridge(encoder(torch.randn(2, 3, 16, 16)))
-    how = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0, "eos_token_id": 2}
-    whole = generate(language, seen, rows, lambda _: False, **how)
-    assert whole.shape == (2, 9)
-    stop = whole[0, 3].item()
-    cut = generate(language, seen, rows, lambda ids: stop in ids.tolist(), **how)
-    first = whole[0].tolist().index(stop)
-    assert cut[0, : first + 1].tolist() == whole[0, : first + 1].tolist()
-    assert not cut[0, first + 1 :].any()
+    how = {"num_beams": beams, "max_new_tokens": 12, "do_sample": False, "eos_token_id": 2}
+    for number, talk in enumerate(TALKS[:2]):  # each alone, so that nothing is padded
+        ids, mask, _ = expanded(encoded([talk], reply=True, front=True))
+        found = model.generate(
+            input_ids=ids, attention_mask=mask, pixel_values=images[number : number + 1], **how
+        )
+        text = words.decode(found[0, ids.shape[1] :], skip_special_tokens=True)
+        assert said[number] == text.strip() and said[number]
 
 
 def test_images_are_put_between_texts():

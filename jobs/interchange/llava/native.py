@@ -11,7 +11,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from cluster import checkpoint
 from jobs.interchange.llava.parts import LlavaParts, open_language, open_tower
@@ -20,8 +19,9 @@ from jobs.models.llava import read_recipe
 from jobs.models.missing_parts import find_checkpoint
 from jobs.models.tensors import (
     FLOATS,
-    Lazy,
+    Tensors,
     copy_small,
+    open_safetensors,
     published,
     read_json,
     write_folder,
@@ -40,13 +40,13 @@ def read_checkpoint(path: Path) -> LlavaParts:
     """
     found = find_checkpoint(path)
     found.verify()
-    recipe, weights = read_recipe(found), found.trainable()
+    recipe, weights = read_recipe(found), open_safetensors(found.folder / checkpoint.TRAINABLE)
     record = found.folder / RECORD
     noted = read_json(record, "record") if record.is_file() else {}
     dtypes = noted.get("dtypes", {})
     bridge = {
-        name: tensor.to(FLOATS[dtypes.get(name, "float32")])
-        for name, tensor in weights.items()
+        name: lazy.read().to(FLOATS[dtypes.get(name, "float32")])
+        for name, lazy in weights.items()
         if name.startswith("bridge.")
     }
     language = open_language(recipe.language.name)
@@ -69,17 +69,17 @@ def read_checkpoint(path: Path) -> LlavaParts:
     )
 
 
-def _trained(weights: dict[str, Tensor], stored: Frozen) -> dict[str, Lazy]:
+def _trained(weights: Tensors, stored: Frozen) -> Tensors:
     """The language model of stage 2, in fp32, by the names of its folder."""
     prefix = "language."
     trained = {n.removeprefix(prefix): t for n, t in weights.items() if n.startswith(prefix)}
-    result = {}
+    result: Tensors = {}
     for name in stored.tensors:
         # Of matrices that are one (input and output), the checkpoint has the first alone.
         own = name if name in trained else next((n for n in trained if _same(n, name)), None)
         if own is None:
             raise ValueError(f"the checkpoint's language model has no {name}")
-        result[name] = Lazy.of(trained[own])
+        result[name] = trained[own]
     return result
 
 
