@@ -13,19 +13,19 @@ Simulated are 8 to 1024 GPUs at the paper's size (ViT-g, 257 tokens, 32 text tok
     seconds = FLOPs / (gpu_peak x share) + bytes received / bandwidth + collectives x latency
 
 FLOPs come from the formulas of modeling/flops.py; the share of the peak is measured here unless it
-is given; the bandwidth of a GPU is `nvlink` within a node of `node` GPUs, else `network`. Nothing
-overlaps, except the part `overlap` of the gradients' exchange. Gradients are reduced in fp32.
+is given; the bandwidth of a GPU is `nvlink` within a node of `node` GPUs, else `network`. The
+exchange is that of the engine as it is set (``cluster.ranks.zero``): ZeRO-2 sums the gradients in
+fp32, in buckets of ``zero.bucket`` numbers, and gathers the updated weights in bf16. It overlaps
+with the backward pass only if the engine's settings say so, or `overlap` assumes it.
 """
 
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import psutil
 import torch
@@ -35,17 +35,20 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cluster.malloc import keep_freed_memory
+from cluster.ranks.zero import ZeroConfig, to_deepspeed
 from jobs.benchmarks import measure as bench
+from jobs.benchmarks.traffic import received, reference_exchange
 from jobs.benchmarks.train_contenders import SIZES, text_batch
-from modeling import flops, gather
+from modeling import flops
 from modeling.blip2 import Stage1, Stage1Config
 from modeling.flops import Stack, VitSizes
 from modeling.vision.encoders import EvaConfig
 
 MIB, GIB = 2**20, 2**30
-BUCKET = 25 * MIB
+ENGINE = ZeroConfig(precision="bf16")
 TOKENS, TEXT, WIDTH = 257, 32, 2  # of the simulated GPUs; bytes of a bf16 number
 LOGITS, STATE = 4, 4  # bytes of what is gathered for ITC, and of a gradient
+BUCKET = STATE * ENGINE.bucket
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ class ScaleBench:
         nvlink, network: GB/s that a GPU receives within and between nodes (NVLink 4; 400 Gb/s
             InfiniBand for each GPU).
         latency: microseconds of a collective call, for each doubling of the ranks.
-        overlap: part of the gradients' exchange that the backward pass hides.
+        overlap: part of the gradients' exchange that the backward pass hides; -1 takes what the
+            engine's settings hide.
     """
 
     size: str = "base"
@@ -82,7 +86,7 @@ class ScaleBench:
     nvlink: float = 450.0
     network: float = 50.0
     latency: float = 10.0
-    overlap: float = 0.8
+    overlap: float = -1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +183,7 @@ def one_step(module: Stage1, inputs: tuple[Tensor, Tensor, Tensor]) -> None:
 
 
 def average(module: nn.Module) -> None:
-    """Averages gradients over ranks, in messages of some megabytes."""
+    """Averages gradients over ranks, in the engine's buckets."""
     if not dist.is_initialized():
         return
     bucket: list[Tensor] = []
@@ -268,53 +272,6 @@ def _rank(args: ScaleBench, rank: int, world: int, folder: str, answers: Any) ->
     dist.destroy_process_group()
 
 
-def reference_exchange(tokens: Tensor) -> None:
-    """The reference's messages for the negatives of image-text matching.
-
-    They are every rank's normed image tokens to all others, and backward the sum of all gradients.
-    """
-    world = dist.get_world_size()
-    everything = torch.empty(world * len(tokens), *tokens.shape[1:])
-    if world > 1:
-        gather._all_gather(everything, tokens)
-        dist.all_reduce(everything)
-
-
-class Counted:
-    """Bytes that came from other ranks so far."""
-
-    bytes = 0.0
-
-
-@contextmanager
-def received() -> Iterator[Counted]:
-    """Inside, the bytes are counted that this rank receives.
-
-    A sum brings a ring's share, a gather the others' parts, an exchange this rank's messages.
-    """
-    counted, world, rank = Counted(), dist.get_world_size(), dist.get_rank()
-    whole, summed, exchanged = gather._all_gather, dist.all_reduce, dist.all_to_all_single
-
-    def all_gather(out: Tensor, own: Tensor, *rest: Any, **named: Any) -> Any:
-        counted.bytes += out.nbytes - own.nbytes
-        return whole(out, own, *rest, **named)
-
-    def all_reduce(tensor: Tensor, *rest: Any, **named: Any) -> Any:
-        counted.bytes += 2 * (world - 1) / world * tensor.nbytes
-        return summed(tensor, *rest, **named)
-
-    def all_to_all(out: Tensor, own: Tensor, counts: list[int], *rest: Any, **named: Any) -> Any:
-        counted.bytes += sum(counts) - counts[rank]
-        return exchanged(out, own, counts, *rest, **named)
-
-    with (
-        mock.patch.object(gather, "_all_gather", all_gather),
-        mock.patch.object(dist, "all_reduce", all_reduce),
-        mock.patch.object(dist, "all_to_all_single", all_to_all),
-    ):
-        yield counted
-
-
 def rank_rows(steps: dict[int, Step]) -> list[list[str]]:
     """The table of the ranks that were run."""
     rows = [["ranks", "ms/step", "model MiB", "gradient MiB", "ref. MiB", "its ms", "GiB held"]]
@@ -340,7 +297,9 @@ def simulate(args: ScaleBench, gpus: int, share: float) -> dict[str, float]:
     compute = batch * (encoder + sum(part.trained for part in work.values()))
     seconds = compute / (args.gpu_peak * 1e12 * share)
     count = model_bytes(config, batch, gpus, tower.width)
-    gradients = 2 * (gpus - 1) / gpus * STATE * parameters(config) * (1 - args.overlap)
+    trained = parameters(config)
+    gradients = 2 * (gpus - 1) / gpus * STATE * trained * (1 - hidden(args, trained))
+    gradients += (gpus - 1) / gpus * WIDTH * trained  # the weights, after the update
     image = batch * TOKENS * tower.width * WIDTH
     theirs = 2 * (gpus - 1) * image + count["features"]  # there, and back as a sum's parts
     bandwidth = 1e9 * (args.nvlink if gpus <= args.node else args.network)
@@ -356,6 +315,18 @@ def simulate(args: ScaleBench, gpus: int, share: float) -> dict[str, float]:
         "reference_seconds": reference,
         "reference_bytes": theirs,
     }
+
+
+def hidden(args: ScaleBench, parameters: int) -> float:
+    """Part of the gradients' exchange that the backward pass hides: with overlap all but the last
+    bucket.
+    """
+    if args.overlap >= 0:
+        return args.overlap
+    settings = to_deepspeed(ENGINE, 1, 1, 1)["zero_optimization"]
+    if not settings.get("overlap_comm", False):
+        return 0.0
+    return max(0.0, 1 - settings["reduce_bucket_size"] / parameters)
 
 
 def model_bytes(config: Stage1Config, batch: int, ranks: int, width: int) -> dict[str, float]:
@@ -388,11 +359,12 @@ def simulated_rows(found: dict[int, dict[str, float]]) -> list[list[str]]:
 
 def assumptions(args: ScaleBench, share: float) -> str:
     """The simulation's assumptions, in a line."""
+    part = hidden(args, parameters(Stage1Config()))
     return (
         f"simulated: {args.gpu_batch} samples a GPU at {share:.1%} of {args.gpu_peak:g} TFLOP/s "
         f"({'given' if args.share else 'the share measured here'}); {args.nvlink:g} GB/s within "
         f"{args.node} GPUs, {args.network:g} GB/s beyond; 7 collectives at {args.latency:g} us a "
-        f"doubling; {args.overlap:.0%} of the gradients' exchange hidden"
+        f"doubling; {part:.0%} of the gradients' exchange hidden"
     )
 
 

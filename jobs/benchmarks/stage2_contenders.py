@@ -121,7 +121,8 @@ def _huggingface(args: Any, config: Stage2Config, adapter: Any) -> Any:
     with torch.device("meta"):
         module: Any = Blip2ForConditionalGeneration(whole)
     module.vision_model = Given(module.vision_model.post_layernorm)
-    plain = type(adapter.model)(adapter.model.config)
+    with torch.device("meta"):  # weights of its own would be an XXL's in fp32 on the CPU, 44 GB
+        plain = type(adapter.model)(adapter.model.config)
     module.language_model = _plain_copy(args, plain, adapter.model)
     stage = _stage2(args, config)
     theirs = {n: p for n, p in module.named_parameters() if not n.startswith("language_model.")}
@@ -136,6 +137,8 @@ def _huggingface(args: Any, config: Stage2Config, adapter: Any) -> Any:
 def _plain_copy(args: Any, plain: Any, model: Any) -> Any:
     """The same frozen tensors in a model whose modules are still transformers' own."""
     plain.load_state_dict(model.state_dict(), assign=True)
+    left = [name for name, tensor in plain.named_buffers() if tensor.is_meta]
+    assert not left, f"buffers that no state dict holds: {left}"
     return freeze(plain.to(args.device))
 
 

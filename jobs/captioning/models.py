@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.models import image_processors
-from jobs.models.files import find_folder
+from jobs.models.files import find_folder, local_path
+from jobs.models.missing_parts import is_hub_id
 from jobs.recipes.capfilt import CapFiltRecipe
 from modeling.linear import Library, products_by
 from modeling.precision import DTYPES, chosen, multiplies_bf16
@@ -16,6 +17,27 @@ from pipeline.capfilt.describe import Described, ImageSpec, ModelInput, describe
 from pipeline.capfilt.memory import ShrinkingBatches
 
 _REVISION_FILES = ("*.json", "*.safetensors", "*.txt")
+
+
+def model_folder(what: str, name: str) -> Path:
+    """The folder of a model; a hub id that this machine's cache lacks is fetched first.
+
+    Of the processes of a machine one fetches, and the others wait for it.
+
+    Args:
+        what: the model's part in the job (``captioner``), for messages.
+        name: a folder, relative to the clone or to the working directory, or a hub id.
+
+    Raises:
+        ValueError: there is no such folder, or the hub does not give the model.
+    """
+    try:
+        return find_folder(what, name, fetch=False)
+    except ValueError:
+        if local_path(name) is not None or not is_hub_id(name):
+            raise
+    print(f"{what} {name}: not in this machine's cache; fetching it from the hub", flush=True)
+    return find_folder(what, name)
 
 
 def revision(folder: Path) -> str:
@@ -82,7 +104,7 @@ class Describer:
         dtype = DTYPES[chosen(recipe.dtype, multiplies_bf16(device))]
         self.products = products
         self.batch_size = recipe.batch_size
-        folder = find_folder("captioner", recipe.captioner, fetch=False)
+        folder = model_folder("captioner", recipe.captioner)
         processor = read_processor(folder)
         model: Any = BlipForConditionalGeneration.from_pretrained(folder, dtype=dtype)
         captioner = Captioner(
@@ -94,7 +116,7 @@ class Describer:
             seed=recipe.seed,
         )
         self.captioner = ShrinkingBatches[str, list[str]](captioner, "")
-        folder = find_folder("ranker", recipe.ranker, fetch=False)
+        folder = model_folder("ranker", recipe.ranker)
         processor = read_processor(folder)
         model = CLIPModel.from_pretrained(folder, dtype=dtype)
         scorer = ClipScorer(

@@ -18,7 +18,7 @@ from cluster.storage.base import Storage
 from cluster.storage.cache import default_folder
 from jobs.captioning.arguments import CapFiltArgs
 from jobs.captioning.duplicates import mark_duplicates
-from jobs.captioning.models import find_folder, revision
+from jobs.captioning.models import model_folder, revision
 from jobs.captioning.retry import retry_work
 from jobs.captioning.work import Work
 from modeling import linear
@@ -69,7 +69,7 @@ def read_settings(args: CapFiltArgs, source: str) -> dict[str, Any]:
     if math.isinf(recipe["filters"]["max_aspect"]):
         recipe["filters"]["max_aspect"] = None  # JSON has no infinity
     for name in ("captioner", "ranker"):
-        recipe[name] = revision(find_folder(name, getattr(args.config, name), fetch=False))
+        recipe[name] = revision(model_folder(name, getattr(args.config, name)))
     return {
         "recipe": recipe,
         "source": source,

@@ -12,7 +12,7 @@ from cluster.ray.session import Resources
 from cluster.storage.base import absolute_url
 from cluster.storage.open import open_storage
 from jobs.captioning.arguments import CapFiltArgs
-from jobs.captioning.models import Describer, find_folder, read_processor
+from jobs.captioning.models import Describer, model_folder, read_processor
 from jobs.captioning.plan import PlannedRun
 from jobs.captioning.summary import Summary, Tally, summarise
 from jobs.captioning.work import Work
@@ -67,7 +67,7 @@ def _stages(run: PlannedRun) -> Stages:
     """
     recipe, reader, output = run.args.config, run.source.reader(), absolute_url(run.args.output)
     specs = [
-        read_processor(find_folder(name, getattr(recipe, name), fetch=False)).spec
+        read_processor(model_folder(name, getattr(recipe, name))).spec
         for name in ("captioner", "ranker")
     ]
     return Stages(

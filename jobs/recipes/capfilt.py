@@ -14,7 +14,7 @@ class CapFiltRecipe:
 
     Attributes:
         captioner: folder of a ``BlipForConditionalGeneration`` (absolute, or relative to the
-            clone), or a Hugging Face id that is in the local cache.
+            clone), or a hub id, which each machine fetches once into its cache.
         ranker: folder or id of a ``CLIPModel``, likewise.
         keep: number of captions kept, of the synthetic ones and the web caption together.
         seed: seed of all captions, together with each sample's uid.

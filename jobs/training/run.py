@@ -92,7 +92,7 @@ def train(
 
     # From here on: loading models may take longer than a step ever should.
     watchdog = Watchdog(run.zero.timeout_s, here.rank)
-    peers = Peers(here, min(run.zero.timeout_s, PATIENCE_S))
+    peers = Peers(here, min(run.zero.timeout_s / 2, PATIENCE_S))
     loop = Loop(
         run=run,
         here=here,

@@ -15,8 +15,9 @@ class Steps:
     """Runs functions of tensors by key: plainly at first, then recorded and replayed.
 
     A function is recorded at the second call with its key. It may only use its arguments, which are
-    copied to memory of their own, and tensors that keep their memory; the next call with its key
-    overwrites its result.
+    copied to memory of their own, and tensors that keep their memory. The next call, with any key,
+    overwrites its result: results of one shape share one tensor, since those of all recorded steps
+    would be some 2 GB at 64 images.
 
     Args:
         record: function that takes a function without arguments, and returns a function that runs
@@ -25,8 +26,9 @@ class Steps:
 
     def __init__(self, record: Record | None = None) -> None:
         self._record = record
-        self._seen: set[Hashable] = set()
+        self._seen: dict[Hashable, tuple[torch.Size, torch.dtype, torch.device]] = {}
         self._recorded: dict[Hashable, tuple[list[Tensor], Callable[[], None], Tensor]] = {}
+        self._results: dict[Hashable, Tensor] = {}
 
     @classmethod
     def on(cls, device: torch.device) -> "Steps":
@@ -42,6 +44,7 @@ class Steps:
         """Forget all recordings, before the memory that they use is freed."""
         self._seen.clear()
         self._recorded.clear()
+        self._results.clear()
 
     def __call__(self, key: Hashable, function: Callable[..., Tensor], *given: Tensor) -> Tensor:
         """``function(*given)``.
@@ -56,11 +59,16 @@ class Steps:
             again()
             return result
         if self._record is None or key not in self._seen:  # the first call also warms kernels up
-            self._seen.add(key)
-            return function(*given)
-        inputs = [tensor.clone() for tensor in given]
+            made = function(*given)
+            self._seen[key] = _form(made)
+            return made
+        inputs, form = [tensor.clone() for tensor in given], self._seen[key]
+        shared = self._results.get(form)
+        if shared is None:
+            shape, dtype, device = form
+            shared = self._results[form] = torch.empty(shape, dtype=dtype, device=device)
         try:
-            again, result = self._record(lambda: function(*inputs))
+            again, result = self._record(lambda: shared.copy_(function(*inputs)))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as refused:  # a kernel that cannot be recorded: slower, not wrong
@@ -71,6 +79,10 @@ class Steps:
         self._recorded[key] = inputs, again, result
         again()
         return result
+
+
+def _form(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
+    return tensor.shape, tensor.dtype, tensor.device
 
 
 class _CudaGraphs:

@@ -196,7 +196,7 @@ def test_time_cost_and_room_on_a_gpu(capsys):
     assert "IT DOES NOT FIT; --micro-batch 840 would" in said and "at 0.1 a GPU" in said
     assert main([*given, "--micro-batch", "840"]) == 0
     assert "it fits" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="--gpu tpu: not known; choose one of v100"):
+    with pytest.raises(ValueError, match="--gpu tpu: not known; choose one of a6000"):
         main([*given, "--gpu", "tpu"])
 
 

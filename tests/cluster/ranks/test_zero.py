@@ -58,7 +58,7 @@ COUNT_WAITS = """
 import torch
 from cluster.ranks import zero
 
-zero.start()
+zero.start(77)
 from deepspeed.accelerator import get_accelerator
 
 waits = []
@@ -71,12 +71,17 @@ for stage in (0, 1, 2):
     for _ in range(6):
         engine.backward(engine(torch.ones(2, 8)).square().mean())
         engine.step()
+from deepspeed.utils import groups
+clone = groups._clone_world_group()._get_backend(torch.device("cpu"))
+print("limit:", clone.options._timeout.total_seconds())
 print("waits:", waits)
 """
 
 
-def test_a_step_does_not_wait_for_the_accelerator():
-    """DeepSpeed's throughput timer would, twice a step from the third on."""
+def test_a_step_does_not_wait_for_the_accelerator_and_groups_wait_no_longer_than_asked():
+    """DeepSpeed's throughput timer would, twice a step from the third on; and its clone of the
+    world would have torch's 30 minutes.
+    """
     done = subprocess.run(
         [sys.executable, "-c", COUNT_WAITS],
         cwd=Path(__file__).parents[3],
@@ -86,4 +91,5 @@ def test_a_step_does_not_wait_for_the_accelerator():
         timeout=300,
         check=False,
     )
-    assert done.stdout.splitlines()[-1:] == ["waits: []"], done.stdout + done.stderr
+    said = done.stdout.splitlines()[-2:]
+    assert said == ["limit: 77.0", "waits: []"], done.stdout + done.stderr

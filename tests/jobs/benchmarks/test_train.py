@@ -73,6 +73,21 @@ def test_two_ranks_receive_less_than_the_reference_gathers(report, monkeypatch):
     assert many["reference_seconds"] > many["seconds"]
 
 
+def test_the_simulated_exchange_is_the_engines():
+    """As it is set: nothing overlaps. What a user assumes instead counts in its place."""
+    from cluster.ranks.zero import to_deepspeed
+
+    overlaps = to_deepspeed(scale.ENGINE, 1, 1, 1)["zero_optimization"].get("overlap_comm", False)
+    assert (scale.hidden(scale.ScaleBench(), 10**10) > 0) == overlaps
+    assert scale.hidden(scale.ScaleBench(overlap=0.8), 10**10) == 0.8
+    slow, fast = (
+        scale.simulate(scale.ScaleBench(overlap=part), 16, share=0.5) for part in (0.0, 1.0)
+    )
+    trained = scale.parameters(Stage1Config())
+    exchanged = 2 * 15 / 16 * 4 * trained / (50 * 1e9)
+    assert slow["seconds"] - fast["seconds"] == pytest.approx(exchanged)
+
+
 def test_simulated_bytes_count_the_papers_sizes():
     """model.md: the reference gathers 1.16 GB a step at 16 x 100."""
     made = scale.simulate(scale.ScaleBench(gpu_batch=100), 16, share=0.5)

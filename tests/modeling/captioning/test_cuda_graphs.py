@@ -52,6 +52,18 @@ def test_captions_are_those_of_plain_steps(tmp_path):
     assert record.replayed > record.recorded  # the third batch of 4 is replayed only
 
 
+def test_results_of_one_form_share_their_memory():
+    steps = Steps(Recorder())
+    made: list[Tensor] = []
+    for step in range(4):
+        for _ in range(2):  # plain, then recorded
+            found = steps(step, lambda ids, at=step: ids + at, torch.ones(3))
+            assert found.tolist() == [1.0 + step] * 3
+        made.append(found)
+    assert len({tensor.data_ptr() for tensor in made}) == 1
+    assert steps(0, lambda ids: ids, torch.ones(3) * 5).tolist() == [5.0] * 3  # replayed
+
+
 def test_what_cannot_be_recorded_runs_plainly():
     def refuse(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         raise RuntimeError("operation not permitted when stream is capturing")
