@@ -6,7 +6,7 @@ RUN    := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-avx2 test-long lint zoo clean
+.PHONY: help setup demo test test-fast test-avx2 test-long lint zoo crosscheck clean
 
 help:
 	@echo "make demo       everything on the embedded data set: data, CapFilt, stages 1 and 2, evaluation, report"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-long  what takes minutes each: random kills, lost machines, other numbers of ranks"
 	@echo "make lint       ruff and mypy"
 	@echo "make zoo        train the small frozen models again, from nothing"
+	@echo "make crosscheck  CHECKPOINT=RUN DATA=DIR: answers beside Hugging Face's classes, scores beside lmms-eval's"
 	@echo "make clean      remove runs/ (not .venv)"
 
 setup: $(READY)
@@ -56,6 +57,24 @@ lint: $(READY)
 
 zoo: $(READY)
 	@$(RUN) jobs/zoo.py
+
+# lmms-eval in an environment of its own, which sees the packages of .venv and changes none of them.
+# It uses a private part of filelock that version 4 does not have.
+CROSSCHECK := .crosscheck
+LMMS       := lmms-eval==0.7.3 "filelock<4"
+CHECKPOINT ?= runs/demo/train/t5
+DATA       ?= runs/demo/data/eval
+
+$(CROSSCHECK)/.ready: $(READY)
+	@echo "Setting up $(CROSSCHECK): about 1 GB of packages, once"
+	@$(RUN) -m venv --clear $(CROSSCHECK)
+	@$(RUN) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$($(CROSSCHECK)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth
+	@$(CROSSCHECK)/bin/python -m pip install --quiet --disable-pip-version-check $(LMMS)
+	@touch $@
+
+crosscheck: $(CROSSCHECK)/.ready
+	@$(RUN) -m tests.crosscheck --checkpoint $(CHECKPOINT) --data $(DATA) --lmms $(CROSSCHECK)/bin/python
 
 clean:
 	rm -rf runs

@@ -70,6 +70,11 @@ BENCHMARKS = {
         "ranking candidate answers beside a forward pass for each candidate",
         "1 minute",
     ),
+    "evaluate": Benchmark(
+        "jobs.benchmarks.evaluate.run",
+        "answers, captions and re-ranking beside Hugging Face's loop and pair by pair",
+        "6 minutes",
+    ),
     "gpu": Benchmark(
         "jobs.benchmarks.gpu.run",
         "all of the above on a CUDA device, at full size, and the tests marked gpu",

@@ -47,8 +47,17 @@ class Timed:
         return statistics.median(self.seconds)
 
 
+Timer = Callable[[], float]
+"""A clock, in seconds: ``time.perf_counter`` for the wall clock, ``time.process_time`` for the CPU
+seconds of this process, which other work on the machine hardly changes."""
+
+
 def in_turns(
-    work: Mapping[str, Callable[[], Any]], rounds: int, device: str, bar: Any = None
+    work: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    device: str,
+    bar: Any = None,
+    timer: Timer = time.perf_counter,
 ) -> dict[str, Timed]:
     """Run each contender once per round, one after the other, so that noise disturbs all alike.
 
@@ -57,25 +66,26 @@ def in_turns(
         rounds: number of rounds.
         device: torch's name of the device.
         bar: progress bar that counts one for each run.
+        timer: clock.
     """
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for number in range(rounds):
         for name, run in work.items():
             if bar is not None:
                 bar.set_postfix_str(f"round {number + 1} of {rounds}: {name}")
-            seconds[name].append(clock(run, device))
+            seconds[name].append(clock(run, device, timer))
             if bar is not None:
                 bar.update()
     return {name: Timed(tuple(spent)) for name, spent in seconds.items()}
 
 
-def clock(run: Callable[[], Any], device: str) -> float:
+def clock(run: Callable[[], Any], device: str, timer: Timer = time.perf_counter) -> float:
     """Seconds of one call, with the work that it queues on the device."""
     settle(device)
-    start = time.perf_counter()
+    start = timer()
     run()
     settle(device)
-    return time.perf_counter() - start
+    return timer() - start
 
 
 def progress(total: int, what: str) -> Any:
@@ -97,7 +107,9 @@ def flops(run: Callable[[], Any]) -> float:
     return float(counter.get_total_flops())
 
 
-def matmul_peak(device: str, dtype: torch.dtype, size: int = 0) -> float:
+def matmul_peak(
+    device: str, dtype: torch.dtype, size: int = 0, timer: Timer = time.perf_counter
+) -> float:
     """FLOP/s of a large square matrix product: the ceiling of all code that multiplies matrices.
 
     The faster of the libraries at hand counts. A CPU without a fast product of this number format
@@ -107,6 +119,7 @@ def matmul_peak(device: str, dtype: torch.dtype, size: int = 0) -> float:
         device: torch's name of the device.
         dtype: number format of the matrices.
         size: side of the matrices; 0 chooses one for the device.
+        timer: clock.
     """
     on_cpu = not device.startswith("cuda")
     slow = on_cpu and seconds_of_product(dtype, repeats=2) > 0.01  # 3 GFLOP/s
@@ -121,7 +134,7 @@ def matmul_peak(device: str, dtype: torch.dtype, size: int = 0) -> float:
     spent = math.inf
     for by in (torch.matmul, product):
         products(by)
-        spent = min(spent, *(clock(partial(products, by), device) for _ in range(tries)))
+        spent = min(spent, *(clock(partial(products, by), device, timer) for _ in range(tries)))
     return 2 * size**3 * repeats / spent
 
 
