@@ -64,8 +64,8 @@ def read_frames(path: Path, count: int = FRAMES) -> list[Tensor]:
         ImageError: the file has no frame that can be decoded, is damaged, or its frames are too
             large.
     """
-    file, found = video_file(path), _FRAGMENT.search(path.name)
-    span = (float(found[1]), float(found[2])) if found else None
+    file, part = video_file(path), _FRAGMENT.search(path.name)
+    span = (float(part[1]), float(part[2])) if part else None
     if not file.is_file():
         raise FileNotFoundError(f"no such video file: {file}")
     try:
