@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from evaluation.vqa import score_answers
+
 from evaluation.benchmarks.records import CaptionedImage, QuestionSet
 from evaluation.scores.captions import caption_metrics, tokenise_captions
-from evaluation.vqa import score_answers
 from tests.crosscheck import lmms, official
 
 FORMULAS, LMMS = "formulas", "lmms-eval"

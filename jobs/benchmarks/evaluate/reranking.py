@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from evaluation.retrieval import Rankings, retrieve
 from torch import Tensor
 
 from evaluation.benchmarks.records import CaptionedImage
-from evaluation.retrieval import Rankings, retrieve
 from jobs.benchmarks import measure as bench
 from jobs.benchmarks.evaluate import models
 from jobs.predict import Embedder, load
