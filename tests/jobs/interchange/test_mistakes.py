@@ -104,7 +104,7 @@ def test_folders_that_are_no_blip2(itr: Path, tmp_path: Path) -> None:
     (other / "config.json").write_text(json.dumps(config))
     refuse("hidden_act = 'relu'", "hf", "native", other)
     (other / "config.json").write_text("{")
-    refuse("config.json cannot be read", "hf", "native", other)
+    refuse("has no config.json that can be read", "hf", "native", other)
 
 
 def test_truncated_safetensors(itr: Path, tmp_path: Path) -> None:
