@@ -66,7 +66,7 @@ class LlavaWriter(Writer):
             encoded: result of ``encode``, a row a conversation; None: no images.
             talks: the conversations; the last turn of each is the user's.
         """
-        language: Any = self.language
+        language: Any = self._language
         visual = None if encoded is None else encoded.to(self.device)
         return language.converse(visual, talks, settings)
 

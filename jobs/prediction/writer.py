@@ -13,15 +13,17 @@ from torch import Tensor
 
 from jobs.models.bert import tokenise_instructions
 from jobs.models.languages import Language
-from jobs.prediction.chat import Chat
+from jobs.prediction.chat import Chat, dialogue, templated
 from jobs.prediction.pictures import Picture, check_pairs, distinct, frames_of
 from jobs.prediction.predictor import Predictor
 from jobs.prediction.presets import CAPTION, VQA
 from jobs.recipes.schema import Stage2Recipe
 from modeling.blip2 import Stage2
-from modeling.language.adapters import EncoderDecoderLM, GenerationSettings
-from modeling.language.conversation import Turn
+from modeling.language.adapters import DecoderLM, EncoderDecoderLM, GenerationSettings
+from modeling.language.chat_template import chat_template_layout
+from modeling.language.conversation import Turn, check_turns, instruction
 from modeling.language.ranking import Length, Ranker, Ranking
+from modeling.language.reply import reply
 from modeling.prompts import vqa_zero_shot
 from pipeline.text_processors import question_text
 
@@ -184,13 +186,51 @@ class Writer(Predictor):
             read: texts for a Q-Former that reads text; None: the prompts (InstructBLIP).
         """
         visual = self._seen(encoded, prompts if read is None else read)
-        return self.language.generate(visual, list(prompts), settings)
+        return self._language.generate(visual, list(prompts), settings)
 
     def respond(
         self, encoded: Tensor, questions: Sequence[str], settings: GenerationSettings = VQA
     ) -> list[str]:
         """Answers to questions about encoded images, in one batch."""
-        prompts, read = self.asked(questions)
+        prompts, read = self._asked(questions)
+        return self.speak(encoded, prompts, settings, read)
+
+    def converse(
+        self,
+        encoded: Tensor | None,
+        talks: Sequence[Sequence[Turn]],
+        settings: GenerationSettings = CAPTION,
+    ) -> list[str]:
+        """Answers to the last turns of conversations about encoded images, in one batch.
+
+        Earlier turns are written as the checkpoint knows them: as turns of the chat template; as
+        lines in front of the question, for a Q-Former that was trained on instructions
+        (InstructBLIP); else each question in its prompt (``vqa_prompt``), its answer behind it.
+
+        Args:
+            encoded: result of ``encode``, a row a conversation; None: no images.
+            talks: the conversations; the last turn of each is the user's.
+
+        Raises:
+            ValueError: a conversation does not begin and end with the user, its roles do not
+                alternate, or it is longer than the language model's positions.
+        """
+        for talk in talks:
+            check_turns(talk, "", reply=True)
+        asked = [instruction(talk) for talk in talks]
+        language = self._language
+        if isinstance(language, DecoderLM) and language.form.chat is not None:
+            layout = chat_template_layout(language.tokenizer)
+            rows = templated(layout, talks, encoded is not None, language.tokenizer)
+            return reply(language, self._seen(encoded, asked), rows, layout, settings)
+        if self.is_instructed:
+            return self.speak(encoded, asked, settings)
+        questions = [[turn.text for turn in talk[::2]] for talk in talks]
+        prompts = [
+            dialogue(self._asked(texts)[0], [turn.text for turn in talk[1::2]])
+            for texts, talk in zip(questions, talks, strict=True)
+        ]
+        _, read = self._asked([texts[-1] for texts in questions])
         return self.speak(encoded, prompts, settings, read)
 
     @torch.inference_mode()
@@ -214,7 +254,7 @@ class Writer(Predictor):
         length: Length = "sum",
     ) -> list[str]:
         """The likeliest candidate as the answer to each question about an encoded image."""
-        prompts, read = self.asked(questions)
+        prompts, read = self._asked(questions)
         return [one.best(length) for one in self.weigh(encoded, prompts, candidates, read)]
 
     # ------------------------------------------------------------------------ prompts
@@ -231,8 +271,8 @@ class Writer(Predictor):
         question = self._question(question)
         if self._asks:
             return self.trained.recipe.prompt.replace("{}", question.strip())
-        pair = isinstance(self.language, EncoderDecoderLM)
-        return vqa_zero_shot(question, pair, chat=self.language.form.chat is not None)
+        pair = isinstance(self._language, EncoderDecoderLM)
+        return vqa_zero_shot(question, pair, chat=self._language.form.chat is not None)
 
     @property
     def reads_text(self) -> bool:
@@ -245,15 +285,9 @@ class Writer(Predictor):
         return self.reads_text and not self._asks
 
     @property
-    def language(self) -> Language:
-        """The frozen language model."""
-        assert self.trained.language is not None  # every stage-2 checkpoint has one
-        return self.trained.language
-
-    @property
     def has_unused_chat_template(self) -> bool:
         """Whether the language model has a chat template while prompts are written without it."""
-        language = self.language
+        language = self._language
         return language.form.chat is None and bool(language.tokenizer.chat_template)
 
     @property
@@ -261,15 +295,20 @@ class Writer(Predictor):
         """Whether the checkpoint was finetuned to answer: its prompt has a place for a question."""
         return "{}" in getattr(self.trained.recipe, "prompt", "")
 
+    @property
+    def _language(self) -> Language:
+        assert self.trained.language is not None  # every stage-2 checkpoint has one
+        return self.trained.language
+
     @cached_property
     def _ranker(self) -> Ranker:
-        return Ranker(self.language)
+        return Ranker(self._language)
 
     def _seen(self, encoded: Tensor | None, texts: Sequence[str]) -> Tensor | None:
         """Soft visual prompts; None without an image."""
         return None if encoded is None else self.visual_prompts(encoded, texts)
 
-    def asked(self, questions: Sequence[str]) -> tuple[list[str], list[str] | None]:
+    def _asked(self, questions: Sequence[str]) -> tuple[list[str], list[str] | None]:
         """Prompts of questions, and texts for a Q-Former that was finetuned to read questions."""
         prompts = [self.vqa_prompt(question) for question in questions]
         return prompts, [self._question(text) for text in questions] if self._asks else None

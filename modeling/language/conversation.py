@@ -170,7 +170,7 @@ def check_turns(turns: Sequence[Turn], sample: str, reply: bool = False) -> None
 
     Args:
         turns: the conversation.
-        sample: id of the sample, for the message.
+        sample: id of the sample, for the message; empty: it has none.
         reply: whether the answer to the last turn is wanted, which is then the user's; else the
             last turn is an answer.
 
@@ -178,26 +178,27 @@ def check_turns(turns: Sequence[Turn], sample: str, reply: bool = False) -> None
         ValueError: there are no turns, the first is not the user's, roles do not alternate, the
             last is of the wrong role, or there is an image elsewhere than once in the first turn.
     """
+    where = f"sample {sample}: " if sample else ""
     if not turns:
-        raise ValueError(f"sample {sample}: the conversation has no turns; give one at least")
+        raise ValueError(f"{where}the conversation has no turns; give one at least")
     for index, turn in enumerate(turns):
         expected = ("user", "assistant")[index % 2]
         if turn.role != expected:
             raise ValueError(
-                f"sample {sample}: turn {index} of the conversation is the {turn.role}'s, but must "
-                f"be the {expected}'s: the user begins, and the two alternate"
+                f"{where}turn {index} of the conversation is the {turn.role}'s, but must be the "
+                f"{expected}'s: the user begins, and the two alternate"
             )
         images = turn.text.count(IMAGE)
         if images > (index == 0):
             raise ValueError(
-                f"sample {sample}: turn {index} of the conversation has {images} {IMAGE}: one is "
-                "allowed in the first turn, and none elsewhere"
+                f"{where}turn {index} of the conversation has {images} {IMAGE}: one is allowed in "
+                "the first turn, and none elsewhere"
             )
     last: Role = "user" if reply else "assistant"
     if turns[-1].role != last:
         raise ValueError(
-            f"sample {sample}: the conversation ends with the {turns[-1].role}'s turn, but must "
-            f"end with the {last}'s"
+            f"{where}the conversation ends with the {turns[-1].role}'s turn, but must end with "
+            f"the {last}'s"
         )
 
 
@@ -215,7 +216,7 @@ def segments(
     turns: Sequence[Turn],
     image_first: bool = True,
     reply: bool = False,
-    sample: str = "given",
+    sample: str = "",
 ) -> list[Segment]:
     """A conversation written in a layout.
 

@@ -65,7 +65,7 @@ def test_a_chat_template_gets_the_turns_as_its_own(root: Path, picture: Image.Im
     first = chat.ask(ASKED[0], SHORT)
     assert first and [first] == model.generate([picture], [ASKED[0]], SHORT)
     second = chat.ask(ASKED[1], SHORT)
-    language = model.language
+    language = model._language
     layout = chat_template_layout(language.tokenizer)
     turns = [Turn("user", f"<image>{ASKED[0]}"), Turn("assistant", first), Turn("user", ASKED[1])]
     row = encode(segments(layout, turns, reply=True), language.tokenizer)
