@@ -120,9 +120,9 @@ class LocalStore:
 
     def remove(self, name: str) -> None:
         """Remove a checkpoint that nobody has pinned; killed halfway, it does not count."""
-        aside = self._root / f".{name}.removed"
+        aside, before = self._root / f".{name}.removed", self.names()
         os.rename(self._root / name, aside)
-        if name in pinned(self.files):
+        if name in pinned(self.files, before):
             os.rename(aside, self._root / name)
         else:
             shutil.rmtree(aside)
@@ -220,9 +220,9 @@ class S3Store:
 
     def remove(self, name: str) -> None:
         """Remove a checkpoint that nobody has pinned, its record first."""
-        record = self._record(name)
+        record, before = self._record(name), self.names()
         self._storage.remove(f"{FOLDER}/{name}/{STATE}")
-        if name in pinned(self.files):
+        if name in pinned(self.files, before):
             self._storage.replace(f"{FOLDER}/{name}/{STATE}", record)
             return
         for entry in self._storage.entries(f"{FOLDER}/{name}", deep=True):
@@ -336,7 +336,7 @@ def rotate(store: Store, keep: int) -> None:
     """Remove all but the newest ``keep`` checkpoints, the best, and those that readers pinned."""
     names, best = store.names(), store.pointer(BEST)
     old = [name for name in names[: max(0, len(names) - max(keep, 1))] if name != best]
-    held = pinned(store.files) if old else set()
+    held = pinned(store.files, names) if old else set()
     for name in old:
         if name not in held:
             store.remove(name)

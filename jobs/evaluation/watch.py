@@ -7,7 +7,8 @@
 
 Find, claim, pin, evaluate in a process of its own, publish, unpin. The watcher has no state: all of
 it is in these files, so that it may be killed and started again at any moment, and any number of
-watchers share the work. Training is never waited for and never waits.
+watchers share the work. Training is never waited for and never waits; its checkpoints are kept for
+the watcher (``cluster.checkpoint.pins``).
 """
 
 import ctypes
@@ -25,6 +26,7 @@ from typing import Any
 
 from cluster import checkpoint, claims
 from cluster.checkpoint import pins
+from cluster.checkpoint.pins import DONE
 from cluster.storage.base import absolute_url, as_url
 from cluster.storage.open import open_storage
 from evaluation.board import history
@@ -35,7 +37,7 @@ from jobs.evaluation.plan import digest_of_checkpoint
 from jobs.evaluation.run import evaluate
 from jobs.evaluation.suite import suite_of
 
-FOLDER, DONE = "evaluations", "done.json"
+FOLDER = "evaluations"
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,12 @@ class Watch:
         self.suite = f"{suite.name}-{suite.digest}"
         self.url = f"{self._run}/{FOLDER}/{self.suite}"
         self._files = open_storage(self.url)
-        self._pins: list[str] = []
         self._seen: set[str] = set()
 
     def forever(self) -> None:
         """Evaluate what there is, and look again every so often; ``--once``: not again."""
         watching = self._args.watching
-        with claims.alive(self._store.files, self._pins):
+        with claims.alive(self._store.files, [pins.waiting(watching.stride, self.suite)]):
             while True:
                 began = time.monotonic()
                 while self.one():
@@ -93,15 +94,17 @@ class Watch:
             claim = claims.take(self._files, job.name)
             if not claim:
                 continue
-            with claims.alive(self._files, [claim]):
-                if not self._files.exists(f"{job.name}/{DONE}"):
+            pin = pins.reading(job.step, self.suite)
+            with claims.alive(self._files, [claim]), claims.alive(self._store.files, [pin]):
+                here = job.step in self._store.names()  # pinned first, looked for afterwards
+                if here and not self._files.exists(f"{job.name}/{DONE}"):
                     self._evaluate(job)
-            self._unpin(job)
+            pins.unpin(self._store.files, pin)
             return True
         return False
 
     def find(self) -> list[Job]:
-        """The checkpoints without results, newest first; all of them are pinned from now on."""
+        """The checkpoints without results, newest first."""
         stride = self._args.watching.stride
         steps = [name for name in self._store.names() if int(name[5:]) % stride == 0]
         jobs = []
@@ -109,13 +112,10 @@ class Watch:
             name = f"{step}-{digest_of_checkpoint(self._store, step)}"
             if not name.endswith("-") and not self._files.exists(f"{name}/{DONE}"):
                 jobs.append(Job(step, name))
-                self._pin(step)
-        for gone in sorted(self._seen - set(self._store.names())):
-            self._seen.remove(gone)
+        for gone in sorted(self._seen - set(steps)):
             _say(f"{gone} was removed by its run before it was evaluated")
-        self._seen |= {job.step for job in jobs}
-        here = set(self._store.names())  # pinned first, looked for afterwards
-        return [job for job in jobs if job.step in here]
+        self._seen = {job.step for job in jobs}
+        return jobs
 
     def publish(self) -> None:
         """Bring history, TensorBoard and leaderboard up to the results that are there."""
@@ -172,18 +172,6 @@ class Watch:
             write_board(page, self.suite, history.read(self._files))
             self._files.replace("index.html", page.read_bytes())
         _say(f"leaderboard: {self.url}/index.html")
-
-    def _pin(self, step: str) -> None:
-        name = pins.pin_name(step, self.suite)
-        if name not in self._pins:
-            pins.pin(self._store.files, step, self.suite)
-            self._pins.append(name)
-
-    def _unpin(self, job: Job) -> None:
-        name = pins.pin_name(job.step, self.suite)
-        if name in self._pins:
-            self._pins.remove(name)
-        pins.unpin(self._store.files, name)
 
 
 def _run(args: EvaluateArgs) -> None:

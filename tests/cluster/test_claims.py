@@ -76,12 +76,33 @@ def run(tmp_path: Path) -> LocalStore:
 
 
 def test_a_pinned_checkpoint_is_not_removed(run: LocalStore) -> None:
-    name = pins.pin(run.files, "step_00000001", "nightly")
+    name = pins.reading("step_00000001", "nightly")
+    claims.mark(run.files, name)
     rotate(run, keep=1)
     assert run.names() == ["step_00000001", "step_00000003"]
     pins.unpin(run.files, name)
     rotate(run, keep=1)
     assert run.names() == ["step_00000003"]
+
+
+def test_checkpoints_wait_until_they_are_evaluated(
+    run: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while their watcher is down; of many the newest wait."""
+    claims.mark(run.files, pins.waiting(1, "nightly"))
+    run.files.replace("evaluations/nightly/step_00000002-1a2b3c4d/done.json", b"{}")
+    run.files.replace("evaluations/other/step_00000001-1a2b3c4d/done.json", b"{}")
+    rotate(run, keep=1)
+    assert run.names() == ["step_00000001", "step_00000003"]
+    (run.folder / "checkpoints/step_00000004").mkdir()
+    monkeypatch.setattr(pins, "MOST_WAITING", 2)
+    rotate(run, keep=1)
+    assert run.names() == ["step_00000003", "step_00000004"]
+    pins.unpin(run.files, pins.waiting(1, "nightly"))
+    claims.mark(run.files, pins.waiting(4, "nightly"))
+    (run.folder / "checkpoints/step_00000005").mkdir()
+    rotate(run, keep=1)
+    assert run.names() == ["step_00000004", "step_00000005"]
 
 
 def test_a_pin_that_comes_while_a_checkpoint_is_removed_saves_it(
@@ -92,7 +113,7 @@ def test_a_pin_that_comes_while_a_checkpoint_is_removed_saves_it(
     def slow_rename(source: Path, target: Path) -> None:
         rename(source, target)
         if str(target).endswith(".removed"):
-            pins.pin(run.files, "step_00000001", "nightly")
+            claims.mark(run.files, pins.reading("step_00000001", "nightly"))
 
     monkeypatch.setattr(os, "rename", slow_rename)
     run.remove("step_00000001")
@@ -102,7 +123,7 @@ def test_a_pin_that_comes_while_a_checkpoint_is_removed_saves_it(
 def test_a_forgotten_pin_no_longer_counts(
     run: LocalStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    name = pins.pin(run.files, "step_00000001", "nightly")
+    name = pins.reading("step_00000001", "nightly")
     run.files.replace(f"{name}.beat", json.dumps({"at": time.time() - 90_000}).encode())
-    assert pins.pinned(run.files) == set()
+    assert pins.pinned(run.files, run.names()) == set()
     assert "no sign of life for a day" in caplog.text
