@@ -24,7 +24,10 @@ if not __package__:  # run as a script: import from the clone, not from jobs/
 
 import tyro
 
+from cluster.storage.base import absolute_url, as_url
 from evaluation import tables
+from evaluation.compare import compare_runs, render_comparison
+from evaluation.outputs import Outputs
 from evaluation.results import beside_paper, print_results
 from jobs.cli import run
 from jobs.evaluation.arguments import EvaluateArgs
@@ -38,11 +41,19 @@ def main() -> int:
     if args.watching.watch is not None:
         Watch(args).forever()
         return 0
+    if args.work.compare is not None:
+        first, second = (absolute_url(as_url(folder)) for folder in args.work.compare)
+        compared = compare_runs(first, second, args.further.seed)
+        Outputs(as_url(args.out) if args.out else None).write(
+            "comparison.json", compared.as_json(), indent=1
+        )
+        print(render_comparison(compared))
+        return 0
     results = score_predictions(args) if args.work.predictions else evaluate(args)
     print_results(results)
-    compared = beside_paper(results)
-    if compared is not None:
-        print(tables.render_text(*compared))
+    published = beside_paper(results)
+    if published is not None:
+        print(tables.render_text(*published))
     return 0
 
 

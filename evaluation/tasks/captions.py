@@ -8,11 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from evaluation.benchmarks.records import CaptionedImage, ImageId, derangement
+from evaluation.intervals.captions import observe_captions
+from evaluation.intervals.observed import Observed
 from evaluation.notes import reference_notes, warn_of_empty
 from evaluation.outputs import Outputs
-from evaluation.scores.captions import CIDER_ON_ONE, caption_metrics, cider, tokenise_captions
+from evaluation.scores.captions import CIDER_ON_ONE, cider, score_all, tokenise_captions
 from evaluation.tasks.base import Pass, Row, without_failed
 from evaluation.tasks.batches import batches
+from evaluation.tasks.observing import with_items
 
 Encode = Callable[[Sequence[Path]], Tensor]
 """Image files -> a row for each that a model computes before a text is known."""
@@ -87,13 +90,13 @@ class CaptionTask:
         if not scored:
             return {"count": 0, "empty": empty, "notes": notes}
         kept = {item.image_id for item in scored}
-        scores = score_captions(
+        scores, observed = score_captions(
             scored, [row for row in predictions if row["image_id"] in kept], self.seed
         )
-        out.write(f"{self.files}_{self.split}_scores.json", scores.pop("cider_per_image"))
-        if "shuffled" in scores:
-            scores["shuffled_cider"] = scores.pop("shuffled")["cider"]
-        return scores | {"empty": empty, "notes": [*notes, *scores["notes"]]}
+        each = dict(zip(observed.items, observed.scores["cider"].rows[:, 0].tolist(), strict=True))
+        out.write(f"{self.files}_{self.split}_scores.json", each)
+        scores |= {"empty": empty, "notes": [*notes, *scores["notes"]]}
+        return with_items(scores, [observed], out, self.name, self.split)
 
 
 def caption_pictures(items: Sequence[Picture], model: Captioner, batch_size: int = 64) -> list[Row]:
@@ -112,47 +115,56 @@ def caption_pictures(items: Sequence[Picture], model: Captioner, batch_size: int
 
 def score_captions(
     items: Sequence[CaptionedImage], results: Sequence[Mapping[str, Any]], seed: int = 0
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Observed]:
     """Caption metrics, and CIDEr of the same captions given to other images (seeded derangement).
 
     Returns:
-        ``{"cider", "bleu1" …, "meteor", "rouge_l", "count", "shuffled": {"cider"}, "notes",
-        "cider_per_image"}``, and ``"domains": {name: {"cider", "count"}}`` where images have them.
+        ``{"cider", "bleu1" …, "meteor", "rouge_l", "count", "shuffled_cider", "notes"}``, and
+        ``"domains": {name: {"cider", "count"}}`` where images have them; and what they were
+        computed from.
 
     Raises:
         ValueError: an image has no prediction or two, or no reference, or Java is missing.
     """
     references = {str(item.image_id): item.references for item in items}
     predictions = _by_id(results)
-    metrics, each, notes = caption_metrics(references, predictions)
-    scores: dict[str, Any] = {**metrics, "count": len(items), "notes": notes}
-    scores["cider_per_image"] = each
+    found = score_all(references, predictions)
+    scores: dict[str, Any] = {**found.metrics, "count": len(items), "notes": found.notes}
+    shuffled = None
     if len(items) > 1:
-        scores["shuffled"] = {"cider": shuffled_cider(references, predictions, seed)}
-    domains = {item.domain for item in items} - {""}
-    if domains:
-        scores["domains"] = {
-            name: _domain([item for item in items if item.domain == name], predictions)
-            for name in sorted(domains)
-        }
-        alone = [name for name, domain in scores["domains"].items() if domain["count"] == 1]
-        notes += [f"domain {name}: {CIDER_ON_ONE}" for name in alone]
-    return scores
+        scores["shuffled_cider"], shuffled = shuffled_cider(references, predictions, seed)
+    names = sorted({item.domain for item in items} - {""})
+    of_image: dict[str, dict[str, float]] = {}
+    for name in names:
+        of_domain = [item for item in items if item.domain == name]
+        score, of_image[name] = _domain(of_domain, predictions)
+        scores.setdefault("domains", {})[name] = {"cider": score, "count": len(of_domain)}
+        if len(of_domain) == 1:
+            scores["notes"].append(f"domain {name}: {CIDER_ON_ONE}")
+    return scores, observe_captions(found, of_image, shuffled)
 
 
 def shuffled_cider(
     references: Mapping[str, Sequence[str]], predictions: Mapping[str, str], seed: int
-) -> float:
-    """CIDEr where every image gets the caption of another: the score of fluent guessing."""
+) -> tuple[float, dict[str, float]]:
+    """CIDEr where every image gets the caption of another: the score of fluent guessing; and that
+    of each image.
+    """
     other = derangement(list(references), seed)
     gold = tokenise_captions(references)
-    return cider(gold, tokenise_captions({k: [predictions[other[k]]] for k in references}))[0]
+    ours = tokenise_captions({key: [predictions[other[key]]] for key in references})
+    score, each = cider(gold, ours)
+    return score, dict(zip(ours, each, strict=True))
 
 
-def _domain(items: Sequence[CaptionedImage], predictions: Mapping[str, str]) -> dict[str, Any]:
+def _domain(
+    items: Sequence[CaptionedImage], predictions: Mapping[str, str]
+) -> tuple[float, dict[str, float]]:
+    """CIDEr of a domain by the weights of its references, and that of each image."""
     gold = tokenise_captions({str(item.image_id): item.references for item in items})
     ours = tokenise_captions({key: [predictions[key]] for key in gold})
-    return {"cider": cider(gold, ours)[0], "count": len(items)}
+    score, each = cider(gold, ours)
+    return score, dict(zip(ours, each, strict=True))
 
 
 def _by_id(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:

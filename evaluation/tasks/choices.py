@@ -15,6 +15,7 @@ from evaluation.benchmarks.catalogue import Benchmark
 from evaluation.benchmarks.prompts import Prompt
 from evaluation.benchmarks.records import Question, QuestionSet
 from evaluation.benchmarks.submissions import Submission
+from evaluation.intervals.answers import observe_choices
 from evaluation.notes import submission_notes
 from evaluation.outputs import Outputs
 from evaluation.scores.choices import (
@@ -29,6 +30,7 @@ from evaluation.scores.means import GroupedMean
 from evaluation.scores.predictions import require_predictions
 from evaluation.tasks.base import Pass, Row, without_failed
 from evaluation.tasks.batches import batches
+from evaluation.tasks.observing import with_items
 
 Length = Literal["sum", "mean"]
 """Score of a candidate: the sum of its tokens' log-probabilities, or their mean."""
@@ -167,16 +169,18 @@ class ChoiceTask:
             given = {row["question_id"] for row in rows}
             return score_choices(answered.only(given), rows, choosing.metric)
 
-        scores = score(rows)
+        scores, controls = score(rows), dict[str, list[Row]]()
         if "blind" in done:
-            blind, failed = self._rows("blind", done, out)
-            scores["blind"] = next(iter(score(blind).values()))
+            controls["blind"], failed = self._rows("blind", done, out)
+            scores["blind"] = next(iter(score(controls["blind"]).values()))
             notes += failed
         notes += scores.get("notes", [])
         if known < asked:
             notes.append(f"{asked - known} of {asked} questions have no known right candidate; "
                          "they were ranked and not scored")  # fmt: skip
-        return scores | {"metric": choosing.metric, "notes": notes}
+        scores |= {"metric": choosing.metric, "notes": notes}
+        observed = observe_choices(answered, rows, controls, choosing.metric)
+        return with_items(scores, [observed], out, self.name, self.split)
 
     def _rows(
         self, what: str, done: Mapping[str, list[Any]], out: Outputs

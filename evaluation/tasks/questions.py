@@ -14,6 +14,7 @@ from torch import Tensor
 
 from evaluation.benchmarks.folder import Asked
 from evaluation.benchmarks.records import ImageId, Question, QuestionSet
+from evaluation.intervals.answers import observe_answers
 from evaluation.notes import answer_notes, submission_notes, warn_of_empty
 from evaluation.outputs import Outputs
 from evaluation.scores.answers import (
@@ -29,6 +30,7 @@ from evaluation.scores.predictions import require_predictions
 from evaluation.tasks.base import Pass, Row, without_failed
 from evaluation.tasks.batches import batches
 from evaluation.tasks.captions import Encode, Generate
+from evaluation.tasks.observing import with_items
 from evaluation.tasks.scoring import Scoring
 
 Prompt = Callable[[str], str]
@@ -165,12 +167,17 @@ class QuestionTask:
             candidates = self.asked.candidates
             within_reach = score_within_reach(answered, candidates, METRICS[scoring.metric])
             scores |= {"candidates": len(candidates), "within_reach": within_reach}
+        controls: dict[str, list[Row]] = {}
         for control in ("blind", "text_only"):
             if control in done:
                 rows, failed = self._predictions(control, done, out)
+                controls[control] = scoring.lemmas(rows)
                 _add_control(scores, control, score(rows))
                 notes += failed
-        return scores | {"metric": scoring.metric, "empty": empty, "notes": notes}
+        scores |= {"metric": scoring.metric, "empty": empty, "notes": notes}
+        said = scoring.lemmas(predictions)
+        observed = observe_answers(answered, said, controls, scoring.metric)
+        return with_items(scores, [observed], out, self.name, self.split)
 
     def _predictions(
         self, what: str, done: Mapping[str, list[Any]], out: Outputs

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from evaluation.benchmarks.records import CaptionedImage, ImageId
+from evaluation.intervals.captions import observe_retrieval
 from evaluation.notes import size_notes
 from evaluation.outputs import Outputs
-from evaluation.scores.recall import recalls
+from evaluation.scores.recall import hits, recalls
 from evaluation.tasks.base import Arrays, Pass
 from evaluation.tasks.batches import batches
 from evaluation.tasks.captions import Picture
+from evaluation.tasks.observing import with_items
 
 _IMAGES = 32  # of a chunk: each has hundreds of pairs, whose tokens are held together
 
@@ -170,7 +172,18 @@ class RetrievalTask:
         """
         scores, rankings = self.rank(done)
         out.write(f"{self.name}_{self.split}_examples.json", examples(self.items, rankings))
-        return scores | {"rerank": self.rerank, "notes": size_notes(len(self.items))}
+        scores |= {"rerank": self.rerank, "notes": size_notes(len(self.items))}
+        after, by = rankings.text_scores_IT, rankings.image_scores_IT
+        found = {
+            "": hits(after, self.owner, image_scores_IT=by),
+            "itc.": hits(self._candidates(done)[0], self.owner),
+        }
+        listed = {
+            before: {name: of_query.tolist() for name, of_query in of_names.items()}
+            for before, of_names in found.items()
+        }
+        observed = observe_retrieval(self.items, self.owner, listed)
+        return with_items(scores, observed, out, self.name, self.split)
 
     def rank(self, done: Mapping[str, list[Any]]) -> tuple[dict[str, Any], "Rankings"]:
         """The scores without notes, and the rankings behind them."""

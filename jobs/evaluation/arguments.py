@@ -106,6 +106,9 @@ class WorkArgs:
     """number of questions or images whose answers are kept together in one file"""
     score_only: bool = False
     """score the answers that OUT has, without the checkpoint's models"""
+    compare: tuple[Path, Path] | None = None
+    """two --out folders (or s3:// URLs) to compare in pairs, question by question, in place of a
+    checkpoint; --out receives comparison.json"""
     predictions: Path | None = None
     """file of predictions to score in place of a checkpoint, for one task: what VQAv2's and COCO's
     servers take, or TASK_SPLIT_results.json of another evaluation"""
@@ -178,7 +181,7 @@ class EvaluateArgs:
 
     checkpoint: Path | None = None
     """folder or s3:// URL of a run (its latest checkpoint is taken) or of one checkpoint"""
-    data: Path = tyro.MISSING
+    data: Path = Path("data")
     """folder or s3:// URL with images/ and annotations/, or with a folder for each benchmark"""
     tasks: tuple[Task, ...] = ()
     """names of tasks; those of retrieval need a stage-1 checkpoint, all others one of stage 2"""
@@ -226,9 +229,14 @@ class EvaluateArgs:
         kept = self.out is not None or self.watching.watch is not None
         if not kept and (self.work.score_only or self.work.address):
             raise ValueError("--score-only and --address need --out, where the answers are kept")
-        sources = (self.checkpoint, self.watching.watch, self.work.predictions)
+        sources = (
+            *(self.checkpoint, self.watching.watch),
+            *(self.work.predictions, self.work.compare),
+        )
         if sum(source is not None for source in sources) != 1:
-            raise ValueError("give one of --checkpoint, --watch and --predictions")
+            raise ValueError("give one of --checkpoint, --watch, --predictions and --compare")
+        if self.work.compare is not None:
+            return
         if self.work.predictions is not None and len(self.tasks) != 1:
             raise ValueError("--predictions are those of one task; name it with --tasks")
         if self.watching.watch is not None and (self.suite is None or self.out is not None):

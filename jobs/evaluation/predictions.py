@@ -50,7 +50,7 @@ def score_predictions(args: EvaluateArgs) -> dict[str, Any]:
     wanted = [item.row_id()[key] for item in main.items]
     rows = _checked(path, key, value, wanted)
     out = Outputs(as_url(args.out) if args.out is not None else None)
-    scores = task.score({"": rows}, out)
+    scores = task.score({"": rows}, out) | {"split": data.split}
     results = {
         "predictions": str(path),
         "data": str(args.data),

@@ -316,8 +316,9 @@ def _score(one: Evaluated, results: dict[str, Any]) -> None:
     out = Outputs(as_url(args.out) if args.out is not None else None)
     started = time.monotonic()
     scores = one.task.score(one.done, out)
+    scores["split"] = one.data.split
     if one.data.benchmark is not None:
-        scores |= {"split": one.data.split, "prompts": args.scoring.prompts}
+        scores["prompts"] = args.scoring.prompts
     scores["notes"] = [*one.notes, *scores["notes"]]
     results[one.task.name] = scores | {"made_with": one.plan}
     results["seconds"][one.task.name] = round(one.seconds + time.monotonic() - started, 1)

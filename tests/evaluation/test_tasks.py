@@ -86,8 +86,9 @@ def test_caption_scores_beat_their_shuffled_selves() -> None:
     items = pictures(6)
     items = [CaptionedImage(i.image_id, i.path, i.captions, "in") for i in items]
     results = [{"image_id": i.image_id, "caption": i.captions[0]} for i in items]
-    scores = score_captions(items, results, seed=1)
-    assert scores["cider"] > 3 * scores["shuffled"]["cider"]
+    scores, observed = score_captions(items, results, seed=1)
+    assert scores["cider"] > 3 * scores["shuffled_cider"]
+    assert observed.images == tuple("012345")
     assert scores["domains"]["in"] == {"cider": pytest.approx(scores["cider"]), "count": 6}
     with pytest.raises(ValueError, match="two predictions"):
         score_captions(items, [*results, results[0]])
