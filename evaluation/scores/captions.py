@@ -15,10 +15,12 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
@@ -132,7 +134,13 @@ def tokenise_captions(captions: Mapping[str, Sequence[str]]) -> Captions:
 
 
 class Meteor(AbstractContextManager["Meteor"]):
-    """METEOR 1.5 as a child process that a deadline kills and ``with`` always ends."""
+    """METEOR 1.5 as a child process that a deadline kills and ``with`` always ends.
+
+    Attributes:
+        statistics: the program's statistics of each image of the last score, a line of numbers.
+    """
+
+    statistics: Sequence[str] = ()
 
     def __init__(self, seconds: float) -> None:
         # A heap that starts large and a collector of one thread: the tables load 3 times faster.
@@ -154,12 +162,12 @@ class Meteor(AbstractContextManager["Meteor"]):
         Raises:
             ScorerFailed: the process ended early, ran out of time or answered no number.
         """
-        statistics = [
+        self.statistics = [
             self._ask(" ||| ".join(["SCORE", *map(_bare, references[key]), _bare(result[0])]))
             for key, result in results.items()
         ]
-        self._send(" ||| ".join(["EVAL", *statistics]))
-        each = [self._number() for _ in statistics]
+        self._send(" ||| ".join(["EVAL", *self.statistics]))
+        each = [self._number() for _ in self.statistics]
         return self._number(), each
 
     def _ask(self, line: str) -> str:
@@ -214,11 +222,13 @@ def _bare(text: str) -> str:
     return " ".join(text.replace("|||", " ").split())
 
 
-def _spice(references: Captions, results: Captions) -> float:
+def _spice(references: Captions, results: Captions) -> tuple[float, list[float]]:
+    """Corpus SPICE, and SPICE per image in ``results``' order; an empty image counts 0."""
     from pycocoevalcap.spice.spice import Spice
 
     with _ours(PATH=str(Path(find_java()).parent) + os.pathsep + os.environ.get("PATH", "")):
-        return float(Spice().compute_score(references, results)[0])
+        score, each = Spice().compute_score(references, results)
+    return float(score), [float(one["All"]["f"]) for one in each]
 
 
 @contextmanager
@@ -241,18 +251,40 @@ def cider(references: Captions, results: Captions) -> tuple[float, list[float]]:
     return float(score), [float(value) for value in each]
 
 
-def caption_metrics(
+@dataclass(frozen=True)
+class CaptionScores:
+    """The scores of captions, and what they were computed from, image by image.
+
+    Attributes:
+        metrics: corpus metrics (bleu1 … bleu4, rouge_l, cider, meteor, spice); 1.0 is what papers
+            print as 100.
+        images: ids in the order of all lists.
+        cider, rouge_l, spice: score of each image, whose mean is the metric; of spice None where
+            it was not computed.
+        bleu: counts of each image: matching n-grams for n = 1 to 4, n-grams, words, words of the
+            nearest reference.
+        meteor: METEOR's statistics of each image; None where it was not computed.
+        notes: what was left out.
+    """
+
+    metrics: dict[str, float]
+    images: tuple[str, ...]
+    cider: list[float]
+    rouge_l: list[float]
+    bleu: list[list[float]]
+    meteor: list[list[float]] | None
+    spice: list[float] | None
+    notes: list[str]
+
+
+def score_all(
     references: Mapping[str, Sequence[str]], predictions: Mapping[str, str]
-) -> tuple[dict[str, float], dict[str, float], list[str]]:
+) -> CaptionScores:
     """All caption metrics over the images of ``references``.
 
     Args:
         references: raw captions per image id.
         predictions: one raw caption per image id.
-
-    Returns:
-        the corpus metrics (bleu1 … bleu4, meteor, rouge_l, cider, and spice where its models are;
-        1.0 is what papers print as 100), CIDEr per image, and notes on what was left out.
 
     Raises:
         ValueError: an image has no prediction or no reference, or there is no Java.
@@ -265,21 +297,42 @@ def caption_metrics(
     gold = tokenise_captions(references)
     ours = tokenise_captions({key: [predictions[key]] for key in references})
     bleu, _ = Bleu(4).compute_score(gold, ours, verbose=0)
-    cider_score, each = cider(gold, ours)
+    cider_score, cider_each = cider(gold, ours)
+    rouge, rouge_each = Rouge().compute_score(gold, ours)
     metrics = {f"bleu{n + 1}": float(value) for n, value in enumerate(bleu)}
-    metrics |= {"rouge_l": float(Rouge().compute_score(gold, ours)[0]), "cider": cider_score}
+    metrics |= {"rouge_l": float(rouge), "cider": cider_score}
     notes = (
         [CIDER_ON_ONE] if len({tuple(sorted(set(texts))) for texts in gold.values()}) == 1 else []
     )
+    statistics: list[list[float]] | None = None
+    spice: list[float] | None = None
     try:
         with Meteor(_limit(len(ours))) as meteor:
             metrics["meteor"] = meteor.score(gold, ours)[0]
+            statistics = [[float(n) for n in line.split()] for line in meteor.statistics]
     except ScorerFailed as failure:
         notes.append(f"METEOR is left out: {failure}")
     if not _jar(_SPICE_MODELS).exists():
-        return metrics, dict(zip(ours, each, strict=True)), [*notes, SPICE_MISSING]
-    try:
-        metrics["spice"] = _spice(gold, ours)
-    except (subprocess.CalledProcessError, OSError, ValueError) as failure:
-        notes.append(f"SPICE is left out: {failure}")
-    return metrics, dict(zip(ours, each, strict=True)), notes
+        notes.append(SPICE_MISSING)
+    else:
+        try:
+            metrics["spice"], spice = _spice(gold, ours)
+        except (subprocess.CalledProcessError, OSError, ValueError) as failure:
+            notes.append(f"SPICE is left out: {failure}")
+    counts = [_bleu_counts(gold[key], ours[key][0]) for key in ours]
+    each = [float(value) for value in rouge_each]
+    return CaptionScores(metrics, tuple(ours), cider_each, each, counts, statistics, spice, notes)
+
+
+def _bleu_counts(references: Sequence[str], caption: str) -> list[float]:
+    """The counts that BLEU adds up over captions."""
+    found = cook_test(caption, cook_refs(references), eff="closest")
+    return [*found["correct"], *found["guess"], found["testlen"], found["reflen"]]
+
+
+def caption_metrics(
+    references: Mapping[str, Sequence[str]], predictions: Mapping[str, str]
+) -> tuple[dict[str, float], dict[str, float], list[str]]:
+    """The corpus metrics of ``score_all``, CIDEr per image, and notes on what was left out."""
+    found = score_all(references, predictions)
+    return found.metrics, dict(zip(found.images, found.cider, strict=True)), found.notes

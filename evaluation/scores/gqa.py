@@ -38,8 +38,8 @@ def gqa_scores(
     right = {q.question_id: metric(given[q.question_id], q.answers) for q in questions}
     balanced = [q for q in questions if q.balanced]
     scores: dict[str, float] = {}
-    for name, is_open in (("binary", False), ("open", True)):
-        of_kind = [q for q in balanced if q.answer_type and (q.answer_type == _OPEN) == is_open]
+    for name, wanted in (("binary", False), ("open", True)):
+        of_kind = [q for q in balanced if is_open(q) is wanted]
         if of_kind:
             scores[name] = fmean(right[q.question_id] for q in of_kind)
     grouped = [q for q in balanced if q.group]
@@ -75,13 +75,35 @@ def _count(
     return counts
 
 
-def _consistency(questions: Sequence[Question], right: Mapping[ImageId, float]) -> float | None:
-    means = []
+def entailed_accuracy(
+    questions: Sequence[Question], right: Mapping[ImageId, float]
+) -> list[float | None] | None:
+    """For each question with a right answer the mean accuracy of the others that it entails.
+
+    Args:
+        right: accuracy by question id.
+
+    Returns:
+        A value for each question, None where its answer is wrong or entails nothing else; or None
+        where an entailed question was not asked.
+    """
+    means: list[float | None] = []
     for question in questions:
         others = [key for key in question.entailed if key != question.question_id]
         if not others or not right[question.question_id]:
+            means.append(None)
             continue
         if any(key not in right for key in others):
             return None
         means.append(fmean(right[key] for key in others))
+    return means
+
+
+def _consistency(questions: Sequence[Question], right: Mapping[ImageId, float]) -> float | None:
+    means = [mean for mean in entailed_accuracy(questions, right) or () if mean is not None]
     return fmean(means) if means else None
+
+
+def is_open(question: Question) -> bool | None:
+    """Whether a question is open, which its structural type says; None where it has no type."""
+    return question.answer_type == _OPEN if question.answer_type else None

@@ -30,6 +30,20 @@ def recalls(
     Raises:
         ValueError: a score is NaN, a shape is wrong, or an image has no text.
     """
+    found = hits(scores_IT, image_of_text, cutoffs, image_scores_IT)
+    return {name: float(of_query.mean()) for name, of_query in found.items()}
+
+
+def hits(
+    scores_IT: Tensor,
+    image_of_text: Sequence[int],
+    cutoffs: Sequence[int] = (1, 5, 10),
+    image_scores_IT: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The hit of every query, whose mean ``recalls`` are: of images in TR, of texts in IR, fp64.
+
+    Arguments and errors are those of ``recalls``.
+    """
     images, texts = scores_IT.shape
     owner = torch.as_tensor(image_of_text)
     if owner.shape != (texts,):
@@ -45,11 +59,7 @@ def recalls(
         ("tr", _Ranks.of(scores_IT, right_IT)),
         ("ir", _Ranks.of(by_text_IT.T, right_IT.T)),
     )
-    return {
-        f"{side}_r{cutoff}": float(ranks.hits(cutoff).mean())
-        for side, ranks in sides
-        for cutoff in cutoffs
-    }
+    return {f"{side}_r{cutoff}": ranks.hits(cutoff) for side, ranks in sides for cutoff in cutoffs}
 
 
 @dataclass(frozen=True)
