@@ -8,49 +8,17 @@ from evaluation.benchmarks.catalogue import BENCHMARKS
 from evaluation.scores.answers import FEWEST_ANSWERS
 
 TASKS = tuple(dict.fromkeys(("caption", "vqa", "gqa", "retrieval", *BENCHMARKS)))
-# Name in the paper's tables of the score of a task, by table.
-_PAPER_METRIC = {
-    (2, "vqa"): "vqav2.val",
-    (2, "vqav2"): "vqav2.val",
-    (2, "okvqa"): "okvqa.test",
-    (2, "gqa"): "gqa.test-dev",
-    (4, "vqa"): "vqav2.test-dev",
-}
-_RETRIEVAL = {"retrieval": "coco", "coco_retrieval": "coco", "flickr30k_retrieval": "flickr30k"}
-_CAPTION_METRICS = {"coco.bleu4": "bleu4", "coco.cider": "cider"}
 
 
-def paper_metrics(table: int, results: dict[str, Any]) -> dict[str, float]:
-    """The measured scores under the names that the metrics have in a table of the paper."""
-    ours: dict[str, float] = {}
-    for task in ("vqa", "vqav2", "okvqa", "gqa"):
-        measured = "accuracy" in results.get(task, {})
-        if measured and (table, task) in _PAPER_METRIC:
-            ours[_PAPER_METRIC[table, task]] = results[task]["accuracy"]
-    for task in ("caption", "coco", "nocaps") if table == 3 else ():
-        ours |= _paper_captions(results.get(task, {}))
-    for task, data in _RETRIEVAL.items() if table == 5 else ():
-        scores = results.get(task, {})
-        ours |= {f"{data}.{key}": scores[key] for key in scores if key[:4] in ("tr_r", "ir_r")}
-    return ours
-
-
-def _paper_captions(scores: Mapping[str, Any]) -> dict[str, float]:
-    """The scores of captions under their names in table 3: NoCaps' where there are domains."""
-    if "cider" not in scores:
-        return {}
-    domains = scores.get("domains")
-    if not domains:
-        return {name: scores[key] for name, key in _CAPTION_METRICS.items()}
-    short = {name: name.removesuffix("-domain") for name in domains}
-    by_domain = {f"nocaps.{short[name]}.cider": domains[name]["cider"] for name in domains}
-    return by_domain | {"nocaps.overall.cider": scores["cider"]}
+def paper_metrics(table: str | int, results: dict[str, Any]) -> dict[str, float]:
+    """The measured scores under the names that the metrics have in a published table."""
+    return {name: value for name, (value, _) in tables.measured(table, results).items()}
 
 
 def beside_paper(
     results: dict[str, Any],
 ) -> tuple[tables.Row, list[tables.Comparison]] | None:
-    """The row of the paper that the results ask for, and ours beside it; None: none is asked for.
+    """The published row that the results ask for, and ours beside it; None: none is asked for.
 
     Raises:
         ValueError: no such table or row.
@@ -58,15 +26,18 @@ def beside_paper(
     if "table" not in results:
         return None
     row = tables.find_row(results["table"], results["row"])
-    return row, tables.compare(row, paper_metrics(row.table, results))
+    return row, tables.beside(row, results)
 
 
 def print_results(results: dict[str, Any], notes: bool = True) -> None:
     """Print every number as a line of a table, then the notes."""
     for task in TASKS:
+        intervals = results.get(task, {}).get("intervals", {})
         for key, value in _flat(shown(results.get(task, {}))):
             number = f"{value:>10.3f}" if isinstance(value, float) else f"{value:>6}"
-            print(f"{task + '.' + key:44}{number}")
+            ends = intervals.get(key)
+            interval = f"   {ends[0]:.3f} to {ends[1]:.3f}" if ends else ""
+            print(f"{task + '.' + key:44}{number}{interval}")
     for task in TASKS if notes else ():
         for note in results.get(task, {}).get("notes", []):
             print(f"note: {note} ({task})")
@@ -75,7 +46,7 @@ def print_results(results: dict[str, Any], notes: bool = True) -> None:
 def shown(scores: Mapping[str, Any]) -> dict[str, Any]:
     """The scores that are shown: exact match only where VQA accuracy has too few references."""
     enough = scores.get("fewest_answers", 0) >= FEWEST_ANSWERS
-    hidden = ("exact_match", "fewest_answers") if enough else ()
+    hidden = ("intervals", *(("exact_match", "fewest_answers") if enough else ()))
     return {key: value for key, value in scores.items() if not key.startswith(hidden)}
 
 

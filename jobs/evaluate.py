@@ -168,8 +168,9 @@ class EvaluateArgs:
     """folder for results.json and the predictions; default: nothing is written"""
     limit: int | None = None
     """number of images (caption, retrieval) or questions (vqa, gqa) at most; default: all"""
-    table: int | None = None
-    """table of the paper (2 to 5) whose row is set beside our results, here and in the report"""
+    table: str | None = None
+    """published table whose row is set beside our results, here and in the report: 1 to 6 of the
+    paper, instructblip.1, llava.4, llava.5, llava.7, llava1.5"""
     row: str | None = None
     """row of that table, such as vit-g-flant5-xl"""
     device: str = "cpu"

@@ -4,7 +4,8 @@
 
 Nothing is computed again: the page shows what the stages wrote beside their results. Its first
 screen has pictures with their captions, the headline scores, and what computed them. An evaluation
-that was asked for a row of the paper (``--table``, ``--row``) is shown beside that row.
+that was asked for a published row (``--table``, ``--row``) is shown beside that row; evaluations of
+the same questions are compared in pairs.
 """
 
 import sys
@@ -17,6 +18,7 @@ if not __package__:  # run as a script: import from the clone, not from jobs/
 
 import tyro
 
+from evaluation.report.comparisons import comparison_sections
 from evaluation.report.evaluations import paper_sections, read_evaluation, scores
 from evaluation.report.machine import hardware
 from evaluation.report.overview import overview
@@ -53,6 +55,7 @@ def report(args: ReportArgs) -> int:
     sections: list[Section] = []
     if evaluations:
         sections += [*paper_sections(evaluations), scores(evaluations)]
+        sections += comparison_sections(evaluations)
     sections += [*sections_of(args.capfilt, args.train, evaluations), hardware()]
     first = overview(sections, args.train, evaluations)
     write_report(args.out, Report(args.title, sections, overview=first))

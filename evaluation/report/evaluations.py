@@ -8,6 +8,7 @@ from typing import Any
 
 from evaluation.benchmarks.folder import read_captions, read_questions
 from evaluation.benchmarks.records import Question
+from evaluation.intervals.scores import METHOD
 from evaluation.outputs import read_output
 from evaluation.report.names import readable
 from evaluation.report.page import (
@@ -47,6 +48,11 @@ class Evaluated:
     @property
     def split(self) -> str:
         return self.results["split"]
+
+    def interval(self, task: str, key: str) -> tuple[float, float] | None:
+        """Ends of the 95 % interval of a score; None: it has none."""
+        ends = self.results.get(task, {}).get("intervals", {}).get(key)
+        return (ends[0], ends[1]) if ends else None
 
     def read(self, name: str) -> Any:
         """The content of a file of predictions; None where the task was not run."""
@@ -132,22 +138,34 @@ def _right(predicted: str, question: Question) -> float | None:
 
 def _by_type(e: Evaluated) -> Grid:
     scores = e.results["vqa"]
-    columns = [("", "with the image"), ("_blind", "blind"), ("_text_only", "text only")]
-    tables = [(title, scores.get(f"by_question_type{key}")) for key, title in columns]
-    present = [(title, table) for title, table in tables if table is not None]
-    rows = [
-        [kind, *(f"{table.get(kind, 0.0):.3f}" for _, table in present)]
-        for kind in sorted(present[0][1])
+    columns = [
+        ("by_question_type", "accuracy", "with the image"),
+        ("by_question_type_blind", "blind", "blind"),
+        ("by_question_type_text_only", "text_only", "text only"),
     ]
-    overall = [scores["accuracy"], scores.get("blind"), scores.get("text_only")]
-    rows.append(["all", *(f"{value:.3f}" for value in overall if value is not None)])
+    present = [column for column in columns if column[0] in scores]
+    rows = [
+        [
+            kind,
+            *(_cell(e, "vqa", f"{key}.{kind}", scores[key].get(kind, 0.0)) for key, *_ in present),
+        ]
+        for kind in sorted(scores[present[0][0]])
+    ]
+    overall = [(key, scores[key]) for _, key, _ in columns if key in scores]
+    rows.append(["all", *(_cell(e, "vqa", key, value) for key, value in overall)])
     return Grid(
         f"VQA accuracy by question type: {e.folder.name}",
-        ["question", *(title for title, _ in present)],
+        ["question", *(title for *_, title in present)],
         rows,
         "blind: the same model, shown another image. text only: the language model alone, "
         "reading a true caption in place of the image; the ceiling of what it can answer.",
     )
+
+
+def _cell(e: Evaluated, task: str, key: str, value: float) -> str:
+    """A score with its interval, where it has one."""
+    ends = e.interval(task, key)
+    return f"{value:.3f}" + (f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else "")
 
 
 def retrieval_section(e: Evaluated) -> list[Section]:
@@ -199,16 +217,22 @@ def scores(evaluations: Sequence[Evaluated]) -> Results:
             measured = shown(e.results.get(task, {}))
             alone = {f"itc.{key}": value for key, value in measured.get("itc", {}).items()}
             rows += [
-                Result(f"{e.folder.name}: {readable(f'{task}.{key}')}", float(value))
+                Result(
+                    f"{e.folder.name}: {readable(f'{task}.{key}')}",
+                    float(value),
+                    interval=e.interval(task, key),
+                )
                 for key, value in (measured | alone).items()
                 if isinstance(value, int | float)
             ]
             notes += [f"{e.folder.name}, {task}: {note}." for note in measured.get("notes", [])]
+    if any(row.interval for row in rows):
+        notes.insert(0, f"{METHOD}. Bars run from 0 to 1.")
     return Results("Results", rows, " ".join(notes))
 
 
 def paper_sections(evaluations: Sequence[Evaluated]) -> list[Section]:
-    """The row of the paper that each evaluation asked for (``--table``, ``--row``), beside ours."""
+    """The published row that each evaluation asked for (``--table``, ``--row``), beside ours."""
     sections: list[Section] = []
     for e in evaluations:
         found = beside_paper(e.results)

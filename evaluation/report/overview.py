@@ -54,6 +54,7 @@ def _headlines(e: Evaluated, several: bool) -> list[Result]:
             readable(f"{task}.{key}") + (f", {e.folder.name}" if several else ""),
             float(e.results[task][key]),
             control=control(e.results[task], key),
+            interval=e.interval(task, key),
         )
         for task in TASKS
         for key in _HEADLINES

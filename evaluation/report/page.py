@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from evaluation.report import plots
+from evaluation.report.changes import Changes
 from evaluation.report.pictures import Picture, picture_uri
 from evaluation.report.plots import Chart
 from evaluation.tables import Comparison
@@ -36,6 +37,7 @@ class Result:
     Attributes:
         control: score of a control, such as chance, as text.
         passed: whether the target was reached; None where there is none.
+        interval: ends of the 95 % interval; None where there is none.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Result:
     target: str = ""
     control: str = ""
     passed: bool | None = None
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Results:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """Our results beside a row of the paper (``tables.compare``)."""
+    """Our results beside a published row (``tables.beside``)."""
 
     kind: ClassVar[str] = "paper"
     title: str
@@ -236,6 +239,7 @@ Section = (
     Facts
     | Results
     | PaperTable
+    | Changes
     | Grid
     | Curves
     | CapFilt
@@ -303,6 +307,7 @@ def render(report: Report) -> str:
     environment.filters["legend"] = _legend
     environment.filters["number"] = format_number
     environment.filters["percent"] = _percent
+    environment.globals["interval_bar"] = _interval_bar
     return environment.get_template("report.html.jinja").render(report=report)
 
 
@@ -312,6 +317,10 @@ def _chart(chart: Chart) -> Markup:
 
 def _legend(chart: Chart) -> list[tuple[str, Markup]]:
     return [(name, Markup(key)) for name, key in plots.legend(chart)]
+
+
+def _interval_bar(value: float, ends: tuple[float, float], low: float, high: float) -> Markup:
+    return Markup(plots.interval_bar(value, ends, (low, high)))
 
 
 def _percent(share: float) -> str:

@@ -5,6 +5,7 @@ import math
 
 from PIL import Image, ImageDraw
 
+from evaluation.report.changes import Change, Changes
 from evaluation.report.page import (
     Answer,
     Answers,
@@ -70,10 +71,15 @@ def sample_report(hostile: str = "") -> Report:
     row = find_row(2, "vit-l-opt-2.7b")
     results = [
         Result("capfilt.right_after", 0.912, "at least 0.85", "before: 0.503", True),
-        Result("retrieval.tr_r1", 0.371, "at least 0.40", "chance: 0.004", False),
+        Result("retrieval.tr_r1", 0.371, "at least 0.40", "chance: 0.004", False, (0.31, 0.437)),
         Result(f"vqa.t5.accuracy{hostile}", 0.583, f"blind + 0.20{hostile}", "blind 0.311", True),
         Result("seconds.capfilt", 141.2),
     ]
+    changes = [
+        Change(f"accuracy{hostile}", "0.412", "0.583", "+0.171", "+0.120 to +0.222", "< 0.001",
+               0.171, (0.12, 0.222), "higher"),
+        Change("blind", "0.311", "0.311", "0", "–", "1", 0.0, None, "equal"),
+    ]  # fmt: skip
     return Report(
         f"TinyWorld demo {hostile}",
         [
@@ -86,7 +92,11 @@ def sample_report(hostile: str = "") -> Report:
                 ["type", "T5", "blind"],
                 [["colour", 0.61, 0.12], [hostile, 1, 2]],
             ),
-            PaperTable("Beside the paper", compare(row, {"vqav2.val": 0.512})),
+            PaperTable(
+                "Beside the paper",
+                compare(row, {"vqav2.val": 0.512}, {"vqav2.val": (0.481, 0.543)}),
+            ),
+            Changes("T5 compared with OPT", f"OPT{hostile}", "T5", changes, hostile),
             Curves(
                 "Training",
                 [

@@ -10,7 +10,14 @@ from PIL import Image
 from cluster.logfiles import read_log
 from evaluation.report.page import CapFilt, Curves, Facts, Report, render, write_report
 from evaluation.report.pictures import picture_uri
-from evaluation.report.plots import Chart, Series, line_chart, log_series, nice_ticks
+from evaluation.report.plots import (
+    Chart,
+    Series,
+    interval_bar,
+    line_chart,
+    log_series,
+    nice_ticks,
+)
 from pipeline.images import decode
 from tests.evaluation.report.sample_report import HOSTILE, picture, sample_report
 
@@ -61,7 +68,7 @@ def test_the_page_is_whole_and_stands_alone(tmp_path: Path) -> None:
     ]
     assert outside == []
     assert not re.search(r"url\(|@import|https?://(?!www\.w3\.org/2000/svg)", page)
-    assert names.count("section") == 10
+    assert names.count("section") == 11
     ids = {a["id"] for _, a in checker.tags if "id" in a}
     assert {a["href"].removeprefix("#") for tag, a in checker.tags if tag == "a"} == ids
     assert list(tmp_path.glob("new/*.part")) == []
@@ -79,6 +86,24 @@ def test_right_and_wrong_are_words_not_only_colours() -> None:
     words = " ".join(parse(render(sample_report())).text)
     for word in ("right", "wrong", "in part, 60.0 %", "reached", "missed", "kept", "no picture"):
         assert word in words
+
+
+def test_intervals_stand_beside_results_as_words_and_as_bars() -> None:
+    page = render(sample_report())
+    words = " ".join(parse(page).text)
+    assert "0.310 to 0.437" in words  # of a result
+    assert "48.1 to 54.3" in words  # beside the paper
+    assert "+0.120 to +0.222" in words and "higher" in words and "equal" in words
+    assert page.count('<svg class="bar"') == 2
+
+
+def test_a_bar_has_its_interval_and_its_zero_where_they_are() -> None:
+    bar = interval_bar(0.5, (0.25, 0.75), (0, 1))
+    assert 'class="span" x1="31.0" y1="7" x2="89.0"' in bar
+    assert '<circle cx="60.0"' in bar and bar.count("rail") == 1
+    assert bar.count("<line") == 2
+    around = interval_bar(0.1, (-0.1, 0.3), (-0.3, 0.3))
+    assert 'x1="60.0" y1="1" x2="60.0" y2="13"' in around
 
 
 def test_any_section_may_be_absent() -> None:
