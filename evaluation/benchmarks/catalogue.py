@@ -207,9 +207,9 @@ def _llava_bench(folder: Path, split: str) -> Asked:
 
 
 def _llava_bench_coco(folder: Path, split: str) -> Asked:
-    names = ("qa90_questions.jsonl", "caps_boxes_coco2014_val_80.jsonl", "qa90_gpt4_answer.jsonl")
-    files = (folder / name for name in names)
-    return Asked(read_llava_bench(*files, _coco_images(folder, "val2014")))
+    contexts = folder / "caps_boxes_coco2014_val_80.jsonl"
+    asked, said = (folder / f"qa90_{name}.jsonl" for name in ("questions", "gpt4_answer"))
+    return Asked(read_llava_bench(asked, contexts, said, _coco_images(folder, "val2014")))
 
 
 _NOCAPS_FILES = {"val": "nocaps_val_4500_captions.json", "test": "nocaps_test_image_info.json"}
