@@ -202,16 +202,14 @@ def _ivqa(folder: Path, split: str) -> Asked:
 
 
 def _llava_bench(folder: Path, split: str) -> Asked:
-    questions, contexts = folder / "questions.jsonl", folder / "context.jsonl"
-    answers = folder / "answers_gpt4.jsonl"
-    return Asked(read_llava_bench(questions, contexts, answers, folder / "images"))
+    names = ("questions.jsonl", "context.jsonl", "answers_gpt4.jsonl", "images")
+    return Asked(read_llava_bench(*(folder / name for name in names)))
 
 
 def _llava_bench_coco(folder: Path, split: str) -> Asked:
-    questions = folder / "qa90_questions.jsonl"
     contexts = folder / "caps_boxes_coco2014_val_80.jsonl"
-    answers, images = folder / "qa90_gpt4_answer.jsonl", _coco_images(folder, "val2014")
-    return Asked(read_llava_bench(questions, contexts, answers, images))
+    asked, said = (folder / f"qa90_{name}.jsonl" for name in ("questions", "gpt4_answer"))
+    return Asked(read_llava_bench(asked, contexts, said, _coco_images(folder, "val2014")))
 
 
 _NOCAPS_FILES = {"val": "nocaps_val_4500_captions.json", "test": "nocaps_test_image_info.json"}
