@@ -1,12 +1,16 @@
-"""One image, one prompt, one answer: instructed generation with a stage-2 checkpoint.
+"""Instructed generation with a stage-2 checkpoint: a text about an image, or a conversation.
 
 python jobs/demo.py --checkpoint RUN --image FILE
 python jobs/demo.py --checkpoint RUN --image FILE --prompt "Question: what colour is the star?"
+python jobs/demo.py --checkpoint RUN --image FILE --chat
 
-Without --prompt the model captions the image. The text is printed.
+Without --prompt the model captions the image. The text is printed. With --chat each line of the
+standard input is a question, and its answer a line of the output; the image is encoded once.
 """
 
+import itertools
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +21,15 @@ if not __package__:  # run as a script: import from the clone, not from jobs/
 import tyro
 
 from jobs.cli import run
-from jobs.predict import Embedder, PredictDtype, PromptTemplate, WrongStage, load, read_picture
+from jobs.predict import (
+    Embedder,
+    PredictDtype,
+    PromptTemplate,
+    Writer,
+    WrongStage,
+    load,
+    read_picture,
+)
 from modeling.language.adapters import GenerationSettings
 
 
@@ -31,6 +43,8 @@ class DemoArgs:
     """image file"""
     prompt: str | None = None
     """text that the model continues after the visual prompt; default: it captions the image"""
+    chat: bool = False
+    """a conversation: questions from the standard input, a line each; --prompt is the first"""
     beams: int = 5
     """beams of the beam search; 1: greedy"""
     max_new_tokens: int = 30
@@ -58,22 +72,64 @@ def demo(args: DemoArgs) -> str:
         ValueError, FileNotFoundError: the image or the checkpoint is missing or not what it must
             be, such as a checkpoint of stage 1.
     """
-    settings = GenerationSettings(
+    settings = _settings(args)
+    return _writer(args).caption([args.image], args.prompt, settings)[0]
+
+
+def converse(args: DemoArgs, questions: Iterable[str]) -> Iterator[str]:
+    """The answers to questions about the image, each with the conversation before it.
+
+    Args:
+        questions: the questions; empty ones are passed over.
+
+    Raises:
+        ValueError, FileNotFoundError: as for ``demo``, or the conversation is longer than the
+            language model's positions.
+    """
+    settings = _settings(args)
+    chat = _writer(args).chat(args.image)
+    first = [args.prompt] if args.prompt else []
+    for question in itertools.chain(first, questions):
+        if question.strip():
+            yield chat.ask(question, settings)
+
+
+def _settings(args: DemoArgs) -> GenerationSettings:
+    return GenerationSettings(
         args.beams,
         args.max_new_tokens,
         args.min_new_tokens,
         args.length_penalty,
         args.repetition_penalty,
     )
+
+
+def _writer(args: DemoArgs) -> Writer:
     read_picture(args.image)  # a wrong file is found before minutes of loading
     model = load(args.checkpoint, args.device, args.dtype, prompt_template=args.prompt_template)
     if isinstance(model, Embedder):
         raise WrongStage(model.lacks)
-    return model.caption([args.image], args.prompt, settings)[0]
+    return model
+
+
+def _typed() -> Iterator[str]:
+    """Lines of the standard input; a person is shown where to type."""
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        yield line
 
 
 def main() -> int:
-    print(demo(tyro.cli(DemoArgs, description=__doc__)))
+    args = tyro.cli(DemoArgs, description=__doc__)
+    if not args.chat:
+        print(demo(args))
+        return 0
+    for answer in converse(args, _typed()):
+        print(answer, flush=True)
     return 0
 
 

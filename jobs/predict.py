@@ -5,6 +5,7 @@
     model = load("runs/demo/train/t5")
     model.caption(["a.jpg", "b.jpg"])
     model.answer(["a.jpg", "a.jpg"], ["What colour is the star?", "Is there a circle?"])
+    model.chat("a.jpg").ask("What is in the picture?")
 
     model = load("runs/demo/train/stage1")
     model.match(["a.jpg", "b.jpg"], ["a red star", "a blue circle"])
@@ -24,16 +25,21 @@ from jobs.interchange import formats
 from jobs.interchange.huggingface import is_huggingface
 from jobs.models.languages import adapter
 from jobs.models.trained import Trained, load_trained
+from jobs.prediction.chat import Chat
 from jobs.prediction.embedder import Embedder
 from jobs.prediction.pictures import Picture, check_pictures, read_picture
 from jobs.prediction.predictor import Predictor, WrongStage
-from jobs.prediction.writer import CAPTION, VQA, Writer
+from jobs.prediction.presets import CAPTION, INSTRUCT, INSTRUCT_ANSWER, VQA
+from jobs.prediction.writer import Writer
 from modeling import linear
 from modeling.precision import DTYPES, multiplies_bf16
 
 __all__ = [
     "CAPTION",
+    "INSTRUCT",
+    "INSTRUCT_ANSWER",
     "VQA",
+    "Chat",
     "Embedder",
     "Picture",
     "PredictDtype",

@@ -14,6 +14,7 @@ from jobs.interchange.parts import (
 from jobs.interchange.towers import apply_table, count_blocks, eva_to_huggingface
 from jobs.models.encoders import load_encoder
 from jobs.models.files import find_folder, read_config
+from jobs.models.fingerprint import check_fingerprint
 from jobs.models.tensors import Lazy, Tensors, open_folder
 from jobs.recipes.schema import Stage2Recipe
 from modeling.blip2 import Stage1Config
@@ -45,6 +46,7 @@ def with_frozen(parts: Parts, options: Options) -> Parts:
         folder = find_folder("language model", name)
         language = Frozen(read_config(folder), open_folder(folder), folder)
         check_language(language, f"language model {name!r}")
+        check_fingerprint(parts.recipe.language.digest, language.tensors, name)
     parts = replace(parts, encoder=encoder, language=language)
     _check_widths(parts)
     return parts

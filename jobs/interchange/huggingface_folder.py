@@ -23,6 +23,7 @@ from transformers import (
     InstructBlipProcessor,
 )
 
+from jobs.interchange.instruct import instruct_tokenizer
 from jobs.interchange.parts import (
     Frozen,
     Options,
@@ -31,6 +32,7 @@ from jobs.interchange.parts import (
 )
 from jobs.models.bert import load_reader
 from jobs.models.encoder_settings import pixels_of
+from jobs.models.languages import config_changes
 from jobs.models.missing_parts import check_tokenizer
 from jobs.models.tensors import read_json
 from jobs.recipes.schema import EncoderChoice, LanguageChoice, Stage1Recipe, Stage2Recipe
@@ -74,6 +76,9 @@ def prepare_folder(parts: Parts, options: Options, folder: Path) -> tuple[dict[s
     text = _text_config(language, tokenizer, recipe.language)
     if instruct:
         reader = load_reader(_reader_name(parts, options), recipe.model)
+        if recipe.language.max_prompt:
+            # The attribute's value is saved where the tokenizer was built with this argument.
+            reader.init_kwargs["truncation_side"] = reader.truncation_side = "left"
         processor: Any = InstructBlipProcessor(pictures, tokenizer, reader, qformer.queries)
         vision["model_type"] = "instructblip_vision_model"
     else:
@@ -127,7 +132,8 @@ def _qformer_config(qformer: QFormerConfig, instruct: bool) -> dict[str, Any]:
 
 
 def _text_config(language: Frozen, tokenizer: Any, choice: LanguageChoice) -> dict[str, Any]:
-    """The language model's configuration with the token ids that generation needs.
+    """The language model's configuration with the token ids that generation needs; InstructBLIP's
+    Vicuna also gets the tokenizer that its code makes of Vicuna's.
 
     BLIP-2's ``generate`` reads them from there. A decoder ends a caption with the token that it was
     trained to end it with (``modeling.language.text``): OPT with the end of the line, as in the
@@ -137,16 +143,21 @@ def _text_config(language: Frozen, tokenizer: Any, choice: LanguageChoice) -> di
         ValueError: The tokenizer does not fit the model.
     """
     config = _clean(language.config)
+    outline = language_outline(language.config)
+    pair = outline.config.is_encoder_decoder
+    config |= config_changes(choice.text_rules, pair)
     generation = (language.files or Path()) / "generation_config.json"
     if generation.is_file():
         saved = read_json(generation, "generation config")
         config = {n: saved[n] for n in _TOKENS if saved.get(n) is not None} | config
-    outline = language_outline(language.config)
     form = text_form(tokenizer, outline, choice.text_rules, choice.prompt_template)
-    if not outline.config.is_encoder_decoder:
+    if not pair:
         config["eos_token_id"] = form.stops if len(form.stops) > 1 else form.end
     if config.get("pad_token_id") is None:
         config["pad_token_id"] = form.pad
+    if choice.text_rules == "instruct" and not pair:
+        instruct_tokenizer(tokenizer)
+        config |= {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
     return config
 
 

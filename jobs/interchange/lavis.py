@@ -64,7 +64,7 @@ def read_lavis(path: Path, options: Options | None = None) -> Parts:
     model, trainable = trainable_of(state, given, where)
     encoder = _read_encoder(state, options, where)
     language, dropped = _read_language(state, options, where)
-    recipe = build_recipe(model, options, encoder, language)
+    recipe = build_recipe(model, options, encoder, language, lavis=True)
     notes = [f"left out: {', '.join(others)} (not part of the model)"] if others else []
     notes += [f"left out: {dropped[0]} and {len(dropped) - 1} more tables"] if dropped else []
     if isinstance(model, Stage1Config) and not model.itg:

@@ -7,8 +7,11 @@ from typing import Any, TypeVar, get_args
 import torch
 
 from jobs import recipes
+from jobs.interchange.instruct import instructed
 from jobs.interchange.parts import Frozen, Options, language_outline
-from jobs.models.files import find_folder, local_path, read_config
+from jobs.models.files import find_folder, local_folder, local_path, read_config
+from jobs.models.fingerprint import fingerprint
+from jobs.models.languages import open_weights
 from jobs.models.tensors import Tensors
 from jobs.models.trained import Recipe
 from jobs.recipes.pretrain import BERT
@@ -36,6 +39,8 @@ def build_recipe(
     encoder: Frozen | None,
     language: Frozen | None,
     tokenizer: bool = False,
+    *,
+    lavis: bool = False,
 ) -> Recipe:
     """The recipe of a checkpoint of another project.
 
@@ -45,6 +50,7 @@ def build_recipe(
         encoder: the image encoder, if the checkpoint holds it.
         language: the language model, if the checkpoint holds it.
         tokenizer: whether the checkpoint holds the Q-Former's tokenizer.
+        lavis: whether it is a file of LAVIS, whose code changes FlanT5's activation.
 
     Raises:
         ValueError: A frozen model is neither in the checkpoint nor named, or the recipe's name is
@@ -55,11 +61,15 @@ def build_recipe(
         first: Stage1Recipe = base_recipe("stage1", options.recipe)
         first = _with_shared(first, options, encoder, tokenizer)
         return replace(first, model=model, max_text=max_text or first.max_text)
-    pair = language is not None and language_outline(language.config).config.is_encoder_decoder
+    config = _language_config(options, language)
+    pair = bool(config) and language_outline(config).config.is_encoder_decoder
     second: Stage2Recipe = base_recipe("stage2", options.recipe, bool(pair))
     second = _with_shared(second, options, encoder, tokenizer)
     if model.qformer.text and not second.tokenizer:
         second = replace(second, tokenizer=BERT)
+    if model.qformer.text and not options.recipe:
+        second = replace(second, model=model)
+        second = instructed(second, config.get("model_type", ""), activation=lavis)
     choice = _language_choice(second.language, options, language)
     choice = replace(choice, max_text=max_text or choice.max_text)
     return replace(second, model=model, language=choice)
@@ -156,13 +166,23 @@ def _language_choice(base: LanguageChoice, options: Options, own: Frozen | None)
         dtype = SHORT[_main_dtype(own.tensors)]
         if own.config.get("model_type") == "t5" and dtype == "fp16":
             dtype = "bf16"  # T5 overflows in fp16
-        return replace(base, name="./language", dtype=dtype)
+        return replace(base, name="./language", dtype=dtype, digest=fingerprint(own.tensors))
     if not options.language and not options.recipe:
         raise ValueError(
             "the checkpoint does not hold its frozen language model; name it: --recipe NAME, or "
             "--language FOLDER (a Hugging Face folder or a hub id)"
         )
-    return replace(base, name=options.language or base.name)
+    base = replace(base, name=options.language or base.name)
+    folder = local_folder(base.name)
+    return base if folder is None else replace(base, digest=fingerprint(open_weights(folder)))
+
+
+def _language_config(options: Options, own: Frozen | None) -> Mapping[str, Any]:
+    """The language model's ``config.json``; empty where it is not on this machine."""
+    if own is not None:
+        return own.config
+    folder = local_folder(options.language) if options.language else None
+    return read_config(folder) if folder is not None else {}
 
 
 def _main_dtype(tensors: Tensors) -> torch.dtype:

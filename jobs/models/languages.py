@@ -19,11 +19,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from cluster.storage.cache import NodeCache
 from jobs import recipes
 from jobs.models.files import PICKLES, dtype_of, find_folder, local_folder, read_pth, readable
+from jobs.models.fingerprint import check_fingerprint, fingerprint
 from jobs.models.missing_parts import check_tokenizer
 from jobs.models.tensors import Lazy, Tensors, open_folder, write_folder
 from jobs.recipes.schema import LanguageChoice, Stage2Recipe, TrainRecipe
 from modeling.language.adapters import DecoderLM, EncoderDecoderLM
-from modeling.language.text import settle_rules
+from modeling.language.text import Rules, settle_rules
 
 RecipeT = TypeVar("RecipeT", bound=TrainRecipe)
 Language = DecoderLM | EncoderDecoderLM
@@ -44,7 +45,10 @@ def load_language(choice: LanguageChoice) -> Language:
     dtype = dtype_of(choice.dtype)
     with readable("language model", choice.name):
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = family.from_pretrained(stored_as(folder, dtype), dtype=dtype)
+        model = family.from_pretrained(
+            stored_as(folder, dtype), dtype=dtype, **config_changes(choice.text_rules, pair)
+        )
+    check_fingerprint(choice.digest, dict(model.named_parameters()), choice.name)
     return adapter(choice, model, tokenizer)
 
 
@@ -69,27 +73,41 @@ def adapter(choice: LanguageChoice, model: Any, tokenizer: Any) -> Language:
         raise ValueError(f"language model {choice.name!r}: {broken}") from broken
 
 
-def settle_text(recipe: RecipeT, before: Mapping[str, Any] | None) -> RecipeT:
-    """The recipe with text rules in place of ``auto``; a model that is yet to be fetched keeps it.
+def config_changes(rules: Rules, pair: bool) -> dict[str, Any]:
+    """Fields of a language model's configuration that its text rules change.
+
+    InstructBLIP's code computes FlanT5 with the exact GELU, where its own configuration has the
+    approximation by tanh.
+
+    Args:
+        pair: whether the model is an encoder-decoder.
+    """
+    return {"dense_act_fn": "gelu"} if rules == "instruct" and pair else {}
+
+
+def settle_language(recipe: RecipeT, before: Mapping[str, Any] | None) -> RecipeT:
+    """The recipe with text rules in place of ``auto`` and the language model's fingerprint; a model
+    that is yet to be fetched keeps ``auto`` and has none.
 
     Args:
         before: recipe of the run that is resumed, as JSON has it; its rules stand where the
-            command gives no others.
+            command gives no others, and its fingerprint stands.
 
     Raises:
         ValueError: The language model is of another family than the recipe's.
     """
-    if not isinstance(recipe, Stage2Recipe) or recipe.language.text_rules != "auto":
+    if not isinstance(recipe, Stage2Recipe):
         return recipe
     choice = recipe.language
     folder = local_folder(choice.name)
+    rules, digest = choice.text_rules, choice.digest
     if before is not None and before.get("kind") == "stage2":
-        rules = recipes.from_dict(LanguageChoice, before["language"]).text_rules
+        had = recipes.from_dict(LanguageChoice, before["language"])
+        rules, digest = had.text_rules if rules == "auto" else rules, had.digest
     elif folder is not None:
-        rules = settle_rules("auto", checked_config(choice, folder).model_type)
-    else:  # it is fetched later, and its kind then says the same
-        rules = "auto"
-    return replace(recipe, language=replace(choice, text_rules=rules))
+        rules = settle_rules(rules, checked_config(choice, folder).model_type)
+        digest = digest or fingerprint(open_weights(folder))
+    return replace(recipe, language=replace(choice, text_rules=rules, digest=digest))
 
 
 def checked_config(choice: LanguageChoice, folder: Path) -> Any:
@@ -137,7 +155,7 @@ def stored_as(folder: Path, dtype: torch.dtype, least: int = WORTH_REWRITING) ->
     Raises:
         ValueError: The weights cannot be read.
     """
-    tensors = _open(folder)
+    tensors = open_weights(folder)
     floats = [tensor for tensor in tensors.values() if tensor.dtype.is_floating_point]
     small = sum(tensor.nbytes for tensor in floats) < least
     if small or (_is_safe(folder) and all(tensor.dtype == dtype for tensor in floats)):
@@ -172,8 +190,8 @@ def _is_safe(folder: Path) -> bool:
     return any(folder.glob("*.safetensors"))
 
 
-def _open(folder: Path) -> Tensors:
-    """The weights of a folder of safetensors or of torch's ``.bin`` files, not read yet."""
+def open_weights(folder: Path) -> Tensors:
+    """The weights of a folder, not read yet: of safetensors, else of torch's ``.bin`` files."""
     if _is_safe(folder):
         return open_folder(folder)
     found: dict[str, Tensor] = {}

@@ -12,19 +12,17 @@ from torch import Tensor
 
 from jobs.models.bert import tokenise_instructions
 from jobs.models.languages import Language
+from jobs.prediction.chat import Chat
 from jobs.prediction.pictures import Picture, check_pairs, distinct
 from jobs.prediction.predictor import Predictor
+from jobs.prediction.presets import CAPTION, VQA
 from jobs.recipes.schema import Stage2Recipe
 from modeling.blip2 import Stage2
 from modeling.language.adapters import EncoderDecoderLM, GenerationSettings
+from modeling.language.conversation import Turn
 from modeling.language.ranking import Length, Ranker, Ranking
 from modeling.prompts import vqa_zero_shot
 from pipeline.text_processors import question_text
-
-CAPTION = GenerationSettings(beams=5, max_new_tokens=30)
-"""Captioning (paper, table 7). The paper has no minimum length; a caller may set one."""
-VQA = GenerationSettings(beams=5, max_new_tokens=10, length_penalty=-1.0, one_line=True)
-"""Zero-shot VQA (paper, section 4.1): a length penalty of -1 asks for short answers."""
 
 Candidates = Sequence[str] | Sequence[Sequence[str]]
 """Texts to choose from: one list for all images, or a list an image."""
@@ -36,7 +34,7 @@ class Writer(Predictor):
 
     ``caption``, ``answer``, ``generate`` and ``rank`` take images. ``encode`` is their first half;
     ``speak``, ``respond``, ``weigh`` and ``choose`` are second halves, for callers that ask several
-    things of one image.
+    things of one image. ``chat`` begins a conversation about one.
     """
 
     lacks = (
@@ -115,6 +113,18 @@ class Writer(Predictor):
             ),
         )
 
+    def chat(self, image: Picture, turns: Sequence[Turn] = ()) -> Chat:
+        """A conversation about an image, which is encoded here, once for all questions.
+
+        Args:
+            turns: earlier turns, the last of them an answer.
+
+        Raises:
+            ValueError: the image cannot be read, or the turns do not begin with the user's, do not
+                alternate, or do not end with an answer.
+        """
+        return Chat(self, image, turns)
+
     # ------------------------------------------------- the two halves: encode, then write
 
     @torch.inference_mode()
@@ -155,13 +165,13 @@ class Writer(Predictor):
             read: texts for a Q-Former that reads text; None: the prompts (InstructBLIP).
         """
         visual = self._seen(encoded, prompts if read is None else read)
-        return self._language.generate(visual, list(prompts), settings)
+        return self.language.generate(visual, list(prompts), settings)
 
     def respond(
         self, encoded: Tensor, questions: Sequence[str], settings: GenerationSettings = VQA
     ) -> list[str]:
         """Answers to questions about encoded images, in one batch."""
-        prompts, read = self._asked(questions)
+        prompts, read = self.asked(questions)
         return self.speak(encoded, prompts, settings, read)
 
     @torch.inference_mode()
@@ -185,7 +195,7 @@ class Writer(Predictor):
         length: Length = "sum",
     ) -> list[str]:
         """The likeliest candidate as the answer to each question about an encoded image."""
-        prompts, read = self._asked(questions)
+        prompts, read = self.asked(questions)
         return [one.best(length) for one in self.weigh(encoded, prompts, candidates, read)]
 
     # ------------------------------------------------------------------------ prompts
@@ -202,8 +212,8 @@ class Writer(Predictor):
         question = self._question(question)
         if self._asks:
             return self.trained.recipe.prompt.replace("{}", question.strip())
-        pair = isinstance(self._language, EncoderDecoderLM)
-        return vqa_zero_shot(question, pair, chat=self._language.form.chat is not None)
+        pair = isinstance(self.language, EncoderDecoderLM)
+        return vqa_zero_shot(question, pair, chat=self.language.form.chat is not None)
 
     @property
     def reads_text(self) -> bool:
@@ -211,9 +221,20 @@ class Writer(Predictor):
         return self.trained.recipe.model.qformer.text
 
     @property
+    def is_instructed(self) -> bool:
+        """Whether the Q-Former was trained on instructions (InstructBLIP), not on questions."""
+        return self.reads_text and not self._asks
+
+    @property
+    def language(self) -> Language:
+        """The frozen language model."""
+        assert self.trained.language is not None  # every stage-2 checkpoint has one
+        return self.trained.language
+
+    @property
     def has_unused_chat_template(self) -> bool:
         """Whether the language model has a chat template while prompts are written without it."""
-        language = self._language
+        language = self.language
         return language.form.chat is None and bool(language.tokenizer.chat_template)
 
     @property
@@ -221,20 +242,15 @@ class Writer(Predictor):
         """Whether the checkpoint was finetuned to answer: its prompt has a place for a question."""
         return "{}" in getattr(self.trained.recipe, "prompt", "")
 
-    @property
-    def _language(self) -> Language:
-        assert self.trained.language is not None  # every stage-2 checkpoint has one
-        return self.trained.language
-
     @cached_property
     def _ranker(self) -> Ranker:
-        return Ranker(self._language)
+        return Ranker(self.language)
 
     def _seen(self, encoded: Tensor | None, texts: Sequence[str]) -> Tensor | None:
         """Soft visual prompts; None without an image."""
         return None if encoded is None else self.visual_prompts(encoded, texts)
 
-    def _asked(self, questions: Sequence[str]) -> tuple[list[str], list[str] | None]:
+    def asked(self, questions: Sequence[str]) -> tuple[list[str], list[str] | None]:
         """Prompts of questions, and texts for a Q-Former that was finetuned to read questions."""
         prompts = [self.vqa_prompt(question) for question in questions]
         return prompts, [self._question(text) for text in questions] if self._asks else None

@@ -86,12 +86,16 @@ class LanguageChoice:
         max_text: tokens a text is cut to.
         text_rules: begin and end of a text; ``own``: the tokenizer's begin token is given and its
             end token learned; ``reference``: what BLIP-2's code does for OPT and FlanT5, where a
-            decoder's text ends with its line; ``auto``: ``reference`` for OPT and T5, else ``own``.
+            decoder's text ends with its line; ``instruct``: what InstructBLIP's code does for
+            Vicuna, where the end token begins a text too, and for FlanT5, whose activation is the
+            exact GELU; ``auto``: ``reference`` for OPT and T5, else ``own``.
         prompt_template: ``plain`` puts a prompt behind the image as it is; ``chat`` writes it with
             the tokenizer's chat template, the image at the begin of the user's message.
         max_prompt: tokens that a text prompt is cut to, from its left; 0: no limit.
         shard: each rank holds a part of its weights, and they are gathered block by block: for one
             that does not fit a GPU as a whole.
+        digest: fingerprint of its weights, written when a checkpoint is made
+            (``jobs.models.fingerprint``); a model with another one is refused. Empty: any.
     """
 
     name: str
@@ -102,6 +106,7 @@ class LanguageChoice:
     prompt_template: Template = "plain"
     max_prompt: int = 0
     shard: bool = False
+    digest: Annotated[str, Suppress] = ""
 
     BEFORE: ClassVar[dict[str, str]] = {"text_rules": "reference"}
 

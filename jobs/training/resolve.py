@@ -45,7 +45,7 @@ def resolve(
     recipe = encoder_settings.settled(recipe, before, fetch)
     own = before if resumed else None
     if fetch:
-        recipe = languages.settle_text(recipe, own)
+        recipe = languages.settle_language(recipe, own)
         recipe = replace(recipe, run=_with_micro_batch(recipe.run, world, own))
     return recipe
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modeling.language.frozen import FrozenLM
-from modeling.language.text import begin_ids
+from modeling.language.pieces import begin_ids
 from modeling.losses import IGNORED
 
 
@@ -149,6 +149,9 @@ class DecoderLM(FrozenLM):
         return self._ended(self._ids(written, special=False))
 
     def _ended(self, rows: list[list[int]]) -> list[list[int]]:
+        if self.form.cuts_end:  # the begin token counts too
+            limit = self.max_text - len(self.form.begin)
+            return [[*row, self.form.end][:limit] for row in rows]
         return [[*row[: self.max_text - 1], self.form.end] for row in rows]
 
     def _given(self, prompts: list[str], pictured: bool) -> list[list[int]]:

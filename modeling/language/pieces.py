@@ -18,18 +18,22 @@ def text_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def begin_ids(tokenizer: Any) -> list[int]:
-    """Ids in front of a row: those that the tokenizer writes there, else its begin token.
+    """Ids that the tokenizer writes in front of a text.
 
     A LLaMA tokenizer of transformers 5 that was built without `add_bos_token` writes none, although
-    the model was trained with one. A begin token that is the end token too (GPT-2's) is not given.
+    the model was trained with one: tokenizers that put a blank in front of a text get their begin
+    token all the same, unless their folder says `"add_bos_token": false` (Yi).
     """
     plain, whole = text_ids(tokenizer, "a"), tokenizer("a")["input_ids"]
     for start in range(len(whole) - len(plain) + 1):
         if start and whole[start : start + len(plain)] == plain:
             written: list[int] = whole[:start]
             return written
-    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-    return [] if begin is None or begin == end else [begin]
+    begin = tokenizer.bos_token_id
+    named = begin is not None and begin != tokenizer.eos_token_id
+    meant = tokenizer.init_kwargs.get("add_bos_token") is False
+    forgotten = named and not meant and whole == plain and writes_blank(tokenizer)
+    return [begin] if forgotten else []
 
 
 def writes_blank(tokenizer: Any) -> bool:

@@ -1,15 +1,19 @@
 """The form of a language model's texts: begin and end tokens, padding, chat template.
 
-There are two sets of rules. `reference` is that of BLIP-2's released code for OPT and FlanT5: a
+There are three sets of rules. `reference` is that of BLIP-2's released code for OPT and FlanT5: a
 decoder's text ends with the end of the line, and a begin-of-sequence token is a target too, unless
 a prompt holds it. `own` is the tokenizer's: its begin token is given, its end token is a target.
+`instruct` is that of InstructBLIP's released code: a decoder (Vicuna) begins with its end token,
+and an answer that is cut loses its end; a T5 is written as under `reference`.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Rules = Literal["auto", "reference", "own"]
+from modeling.language.pieces import begin_ids
+
+Rules = Literal["auto", "reference", "own", "instruct"]
 Template = Literal["plain", "chat"]
 
 # The models of the paper, and those with the same code and the same text.
@@ -44,12 +48,14 @@ class TextForm:
     Attributes:
         reference: whether the rules of BLIP-2's released code hold instead of the tokenizer's.
         begin: ids that the tokenizer puts in front of a text; empty under `reference`, where the
-            tokenizer is asked each time.
+            tokenizer is asked each time; the end token under `instruct`.
         end: id that ends a target.
         stops: ids at which generation ends.
         pad: id of padding. Padding is masked by its position, never by its id, so that any id of
             the embedding will do.
         chat: chat template, where prompts are written with it; else None.
+        cuts_end: whether a target that is too long loses its end too, so that no model learns to
+            end in the middle of a text (InstructBLIP's Vicuna).
     """
 
     reference: bool
@@ -58,6 +64,7 @@ class TextForm:
     stops: list[int]
     pad: int
     chat: Chat | None = None
+    cuts_end: bool = False
 
 
 def settle_rules(rules: Rules, model_type: str) -> Rules:
@@ -84,7 +91,9 @@ def text_form(tokenizer: Any, model: Any, rules: Rules, template: Template) -> T
     rows = model.get_input_embeddings().num_embeddings
     check_words(tokenizer, rows, "language model")
     chat = _chat(tokenizer, pair) if template == "chat" else None
-    reference = chat is None and settle_rules(rules, config.model_type) == "reference"
+    settled = settle_rules(rules, config.model_type)
+    instruct = chat is None and settled == "instruct" and not pair
+    reference = chat is None and (settled == "reference" or (settled == "instruct" and pair))
     eos = _ids_of(tokenizer.eos_token_id)
     known = [*eos, *_ids_of(_generation(model, "eos_token_id")), *_ids_of(config.eos_token_id)]
     known = [token for token in dict.fromkeys(known) if token < rows]
@@ -100,6 +109,8 @@ def text_form(tokenizer: Any, model: Any, rules: Rules, template: Template) -> T
             "with its line"
         )
     begin = [] if reference or chat is not None else begin_ids(tokenizer)
+    if instruct:  # whatever begin token the tokenizer names
+        begin = known[:1]
     return TextForm(
         reference=reference,
         begin=begin,
@@ -107,6 +118,7 @@ def text_form(tokenizer: Any, model: Any, rules: Rules, template: Template) -> T
         stops=known,
         pad=_pad(tokenizer, model, rows, known),
         chat=chat,
+        cuts_end=instruct,
     )
 
 
@@ -129,16 +141,6 @@ def check_words(tokenizer: Any, rows: int, what: str) -> None:
             f"{what}: the tokenizer has {len(tokenizer):,} words, but the model's embedding has "
             f"{rows:,} rows; give the tokenizer that the model was trained with"
         )
-
-
-def begin_ids(tokenizer: Any) -> list[int]:
-    """Ids that the tokenizer puts in front of a text."""
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
-    for start in range(len(whole) - len(plain) + 1):
-        if whole[start : start + len(plain)] == plain:
-            return whole[:start]
-    return []
 
 
 def _pad(tokenizer: Any, model: Any, rows: int, ends: list[int]) -> int:

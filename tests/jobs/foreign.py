@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import processors
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -24,6 +25,7 @@ from transformers import (
     InstructBlipProcessor,
 )
 
+from tests.modeling.language import pieces_tokenizer
 from tests.tiny_models import bert_tokenizer
 
 ZOO = Path(__file__).parents[2] / "modeling" / "zoo"
@@ -53,9 +55,23 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> Any:
     return model.eval()
 
 
-def text_config(family: str, spare: int) -> tuple[Any, Any]:
-    """A small OPT or T5 over the zoo's tokenizer, with `spare` rows beyond its words."""
-    tokenizer = AutoTokenizer.from_pretrained(ZOO / family)
+def vicuna_tokenizer(instruct: bool) -> Any:
+    """A toy tokenizer as Vicuna's is, or as InstructBLIP makes of it: `</s>` begins a text."""
+    words = pieces_tokenizer.tokenizer()
+    if instruct:
+        words.add_special_tokens({"pad_token": "[PAD]", "bos_token": "</s>", "unk_token": "</s>"})
+        words.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="</s> $A", special_tokens=[("</s>", words.eos_token_id)]
+        )
+    return words
+
+
+def text_config(family: str, spare: int, instruct: bool = False) -> tuple[Any, Any]:
+    """A small OPT, T5 or LLaMA, with `spare` rows beyond the words of its tokenizer."""
+    if family == "llama":
+        tokenizer = vicuna_tokenizer(instruct)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(ZOO / family)
     tokens = {"pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer) + spare}
     if family == "opt":
         end = tokenizer("\n", add_special_tokens=False)["input_ids"][-1]
@@ -63,6 +79,12 @@ def text_config(family: str, spare: int) -> tuple[Any, Any]:
             "hidden_size": 20, "word_embed_proj_dim": 20, "ffn_dim": 32, "num_hidden_layers": 2,
             "num_attention_heads": 2, "max_position_embeddings": 96, "bos_token_id": 2,
             "eos_token_id": end, "dropout": 0.0,
+        }  # fmt: skip
+    elif family == "llama":
+        fields = {
+            "hidden_size": 20, "intermediate_size": 32, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "max_position_embeddings": 160,
+            "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
         }  # fmt: skip
     else:
         fields = {
@@ -75,7 +97,7 @@ def text_config(family: str, spare: int) -> tuple[Any, Any]:
 
 def generation_model(family: str, instruct: bool = False, spare: int = 1) -> tuple[Any, Any]:
     """`Blip2ForConditionalGeneration` or InstructBLIP's, and the processor that goes with it."""
-    text, tokenizer = text_config(family, spare)
+    text, tokenizer = text_config(family, spare, instruct)
     pictures = BlipImageProcessor(size={"height": IMAGE, "width": IMAGE})
     reader = AutoTokenizer.from_pretrained(ZOO / "bert")
     kinds: Any = (Blip2Config, Blip2ForConditionalGeneration)

@@ -64,6 +64,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 CASES = {"opt": ("opt", False), "t5": ("t5", False), "i-opt": ("opt", True), "i-t5": ("t5", True)}
+CASES |= {"i-llama": ("llama", True)}
 
 
 @pytest.fixture(scope="module", params=[*CASES, "itr"])

@@ -79,18 +79,18 @@ def test_a_checkpoint_of_a_llama_from_that_time_still_ends_with_its_line(chat_ru
 def test_a_run_writes_down_its_rules_and_a_resumed_one_keeps_them(phi: Path, tmp_path: Path):
     base = recipes.recipe("stage2", "tinyworld-opt")
     here = replace(base, language=LanguageChoice(str(phi)))
-    assert languages.settle_text(here, None).language.text_rules == "own"
-    assert languages.settle_text(base, None).language.text_rules == "reference"
+    assert languages.settle_language(here, None).language.text_rules == "own"
+    assert languages.settle_language(base, None).language.text_rules == "reference"
     before = json.loads(json.dumps(asdict(here)))
     del before["language"]["text_rules"]
-    assert languages.settle_text(here, before).language.text_rules == "reference"
+    assert languages.settle_language(here, before).language.text_rules == "reference"
     before["language"]["text_rules"] = "own"
-    assert languages.settle_text(base, before).language.text_rules == "own"
+    assert languages.settle_language(base, before).language.text_rules == "own"
     asked = replace(here, language=replace(here.language, text_rules="reference"))
-    assert languages.settle_text(asked, before) == asked
+    assert languages.settle_language(asked, before) == asked
     far = replace(base, language=LanguageChoice("owner/name"))
-    assert languages.settle_text(far, None) == far  # it is known when the model is there
-    assert languages.settle_text(recipes.recipe("stage1", "tinyworld"), None).kind == "stage1"
+    assert languages.settle_language(far, None) == far  # it is known when the model is there
+    assert languages.settle_language(recipes.recipe("stage1", "tinyworld"), None).kind == "stage1"
 
 
 def test_the_recipes_chat_template_is_followed_and_can_be_overridden(

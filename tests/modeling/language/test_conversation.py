@@ -183,7 +183,10 @@ def test_a_tokenizer_without_a_chat_template_is_refused():
 
 def test_the_begin_token_is_given_also_where_the_tokenizer_forgets_it():
     assert begin_ids(tokenizer(begin=True)) == begin_ids(tokenizer(begin=False)) == [IDS["<s>"]]
-    assert begin_ids(byte_tokenizer(FAMILIES["gpt2"])) == []
+    assert begin_ids(byte_tokenizer(FAMILIES["phi"])) == []
+    meant = tokenizer(begin=False)
+    meant.init_kwargs["add_bos_token"] = False
+    assert begin_ids(meant) == []
     assert begin_ids(byte_tokenizer(FAMILIES["opt"])) == [FAMILIES["opt"].id("</s>")]
 
 
