@@ -33,7 +33,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 def parser_of(job: str, arguments: list[str]) -> Callable[[], Any]:
     """A function that reads a job's command line as the job does, and starts nothing."""
-    from jobs import benchmark, convert, demo, evaluate, launch, report, zoo
+    from jobs import benchmark, convert, demo, evaluate, instruct_tinyworld, launch, report, zoo
     from jobs.captioning import arguments as capfilt
     from jobs.captioning import tools
     from jobs.training.command import parse
@@ -44,6 +44,7 @@ def parser_of(job: str, arguments: list[str]) -> Callable[[], Any]:
         "convert": convert.Arguments,
         "report": report.ReportArgs,
         "zoo": zoo.ZooArgs,
+        "instruct_tinyworld": instruct_tinyworld.TrialArgs,
     }
     if job in TRAINING:
         return lambda: parse(job, arguments)

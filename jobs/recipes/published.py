@@ -1,9 +1,9 @@
-"""Sizes of the paper's frozen models (section 4.1), so that a dry run needs none of their files."""
+"""Sizes of the papers' frozen models (section 4.1), so that a dry run needs none of their files."""
 
 from collections.abc import Callable
 from typing import Any
 
-from transformers import CLIPVisionConfig, OPTConfig, T5Config
+from transformers import CLIPVisionConfig, LlamaConfig, OPTConfig, T5Config
 
 
 def clip_vit_l() -> CLIPVisionConfig:
@@ -49,10 +49,25 @@ def flan_t5(width: int) -> T5Config:
     )
 
 
+def vicuna(width: int, inner: int, layers: int) -> LlamaConfig:
+    """Vicuna v1.1, with LLaMA's sizes: 7B (width 4096) and 13B (5120), heads of width 128."""
+    return LlamaConfig(
+        vocab_size=32000,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 128,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+    )
+
+
 VISION: dict[str, Callable[[], CLIPVisionConfig]] = {"openai/clip-vit-large-patch14": clip_vit_l}
 LANGUAGE: dict[str, Callable[[], Any]] = {
     "facebook/opt-2.7b": lambda: opt(2560),
     "facebook/opt-6.7b": lambda: opt(4096),
     "google/flan-t5-xl": lambda: flan_t5(2048),
     "google/flan-t5-xxl": lambda: flan_t5(4096),
+    "lmsys/vicuna-7b-v1.1": lambda: vicuna(4096, 11008, 32),
+    "lmsys/vicuna-13b-v1.1": lambda: vicuna(5120, 13824, 40),
 }
