@@ -33,7 +33,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 def parser_of(job: str, arguments: list[str]) -> Callable[[], Any]:
     """A function that reads a job's command line as the job does, and starts nothing."""
-    from jobs import benchmark, convert, demo, launch, llava, report, zoo
+    from jobs import benchmark, convert, demo, instruct_tinyworld, launch, llava, report, zoo
     from jobs.captioning import arguments as capfilt
     from jobs.captioning import tools
     from jobs.evaluation.arguments import EvaluateArgs
@@ -45,6 +45,7 @@ def parser_of(job: str, arguments: list[str]) -> Callable[[], Any]:
         "convert": convert.Arguments,
         "report": report.ReportArgs,
         "zoo": zoo.ZooArgs,
+        "instruct_tinyworld": instruct_tinyworld.TrialArgs,
     }
     if job in (*TRAINING, "llava"):
         stage, line = llava.take_stage(arguments) if job == "llava" else ("", arguments)

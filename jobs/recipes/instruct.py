@@ -53,7 +53,7 @@ def _paper(base: Stage2Recipe, name: str, batch: int) -> InstructRecipe:
         keep=STEPS // VALIDATE_EVERY,  # one of them is picked on validation
         optim=optim,
     )
-    language = replace(recipe.language, max_text=MAX_ANSWER)
+    language = replace(recipe.language, max_text=MAX_ANSWER, text_rules="instruct")
     return replace(recipe, run=run, language=language)
 
 

@@ -80,4 +80,6 @@ LANGUAGE: dict[str, Callable[[], Any]] = {
     "lmsys/vicuna-13b-v1.5": lambda: vicuna(5120, 4096),
     "google/flan-t5-xl": lambda: flan_t5(2048),
     "google/flan-t5-xxl": lambda: flan_t5(4096),
+    "lmsys/vicuna-7b-v1.1": lambda: vicuna(4096),
+    "lmsys/vicuna-13b-v1.1": lambda: vicuna(5120),
 }

@@ -13,9 +13,9 @@ from jobs.training import budget
 from jobs.training.memory import LIBRARIES, plan_memory
 from jobs.training.sketch import frozen_models, sketch, trainable
 
-JOBS = ["stage1", "stage2", "finetune_caption", "finetune_retrieval", "finetune_vqa"]
+JOBS = ["stage1", "stage2", "finetune_caption", "finetune_retrieval", "finetune_vqa", "instruct"]
 RECIPES = [(job, name) for job in JOBS for name in recipes.names(job)]
-PAPER = [(job, name) for job, name in RECIPES if "tinyworld" not in name]
+PAPER = [(job, name) for job, name in RECIPES if "tinyworld" not in name and job != "instruct"]
 
 
 @pytest.mark.parametrize(("job", "name"), RECIPES)
@@ -73,6 +73,7 @@ def test_help_of_every_job(job, capsys):
         ("stage2", "vit-g-flant5-xl", 106_739_968),
         ("stage2", "vit-g-flant5-xxl", 108_314_880),
         ("finetune_caption", "caption-vit-g-opt-2.7b", 1_093_619_584),
+        ("instruct", "instruct-vicuna-7b", 188_837_376),  # recalled of the paper: about 188M
     ],
 )
 def test_the_papers_parameter_counts(job, name, parameters):
@@ -103,7 +104,7 @@ def test_the_papers_batches():
     }
     assert batches.pop("vit-g") == 1680 and batches.pop("vit-l") == 2320
     assert {v for k, v in batches.items() if "opt" in k} == {1920}
-    assert {v for k, v in batches.items() if "t5" in k} == {1520}
+    assert {v for k, v in batches.items() if "t5" in k or "vicuna" in k} == {1520}
 
 
 @pytest.mark.parametrize(
@@ -144,6 +145,7 @@ def test_every_row_of_the_paper_has_its_recipe():
             *("vit-l-opt-2.7b", "vit-g-opt-2.7b", "vit-g-opt-6.7b"),
             *("vit-l-flant5-xl", "vit-g-flant5-xl", "vit-g-flant5-xxl"),
             *("vit-g-opt-2.7b-without-stage1", "vit-g-flant5-xl-without-stage1"),
+            *("vit-g-vicuna-7b", "vit-g-vicuna-13b"),  # before InstructBLIP
         ],
         "finetune_caption": [f"caption-vit-g-{n}" for n in ("opt-2.7b", "opt-6.7b", "flant5-xl")],
         "finetune_vqa": [f"vqa-vit-g-{n}" for n in ("opt-2.7b", "opt-6.7b", "flant5-xl")],

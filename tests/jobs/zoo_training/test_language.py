@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    LlamaForCausalLM,
     OPTForCausalLM,
 )
 
@@ -25,7 +26,13 @@ from jobs.zoo_training.corpus import (
     pool,
     text_context,
 )
-from jobs.zoo_training.curriculum import LanguageTraining, Phase, initialise, opt_config
+from jobs.zoo_training.curriculum import (
+    LanguageTraining,
+    Phase,
+    initialise,
+    llama_config,
+    opt_config,
+)
 from jobs.zoo_training.encoding import IGNORE, ExampleEncoder
 from jobs.zoo_training.language import BAR, check
 from jobs.zoo_training.tokenizers import write_tokenizers
@@ -49,7 +56,7 @@ REAL = (
 )
 
 
-@pytest.fixture(scope="module", params=["t5", "opt", "bert"])
+@pytest.fixture(scope="module", params=["t5", "opt", "llama", "bert"])
 def tokenizer(request):
     return AutoTokenizer.from_pretrained(ZOO / request.param)
 
@@ -72,9 +79,12 @@ def test_shipped_models_still_reach_their_scores(name):
 
 def test_models_are_small_bf16_and_of_the_real_architectures():
     total = sum(
-        file.stat().st_size for name in ("t5", "opt", "bert") for file in ZOO.glob(f"{name}/*")
+        file.stat().st_size
+        for name in ("t5", "opt", "llama", "bert")
+        for file in ZOO.glob(f"{name}/*")
     )
-    assert total < 6 * 2**20
+    assert total < 9 * 2**20
+    assert sum(file.stat().st_size for file in ZOO.rglob("*") if file.is_file()) < 20_000_000
     t5 = AutoModelForSeq2SeqLM.from_pretrained(ZOO / "t5")
     opt = AutoModelForCausalLM.from_pretrained(ZOO / "opt")
     assert t5.config.model_type == "t5" and t5.config.dense_act_fn == "gelu_new"
@@ -96,7 +106,7 @@ def test_every_word_of_the_world_is_one_token(tokenizer):
             assert len(ids(tokenizer, text)) <= len(spaced.replace(":", " :").split()), text
 
 
-@pytest.mark.parametrize("name", ["t5", "opt"])
+@pytest.mark.parametrize("name", ["t5", "opt", "llama"])
 def test_any_text_survives(name):
     tokenizer = AutoTokenizer.from_pretrained(ZOO / name)
     world = [web_caption(sample_scene(stream("t", i)), stream("w", i))[0] for i in range(100)]
@@ -107,12 +117,16 @@ def test_any_text_survives(name):
 
 
 def test_special_tokens_stand_where_the_real_ones_do():
-    t5, opt, bert = (AutoTokenizer.from_pretrained(ZOO / name) for name in ("t5", "opt", "bert"))
+    names = ("t5", "opt", "bert", "llama")
+    t5, opt, bert, llama = (AutoTokenizer.from_pretrained(ZOO / name) for name in names)
     assert (t5.pad_token_id, t5.eos_token_id, t5.unk_token_id) == (0, 1, 2)
     assert t5("a")["input_ids"][-1] == 1
     assert (opt.pad_token_id, opt.bos_token_id, opt.eos_token_id) == (1, 2, 2)
     assert opt("a")["input_ids"][0] == 2 and opt("a")["input_ids"][-1] != 2
     assert len(ids(opt, "\n")) == 1
+    assert (llama.pad_token_id, llama.bos_token_id, llama.eos_token_id) == (0, 1, 2)
+    assert llama("a")["input_ids"][0] == 1 and llama("a")["input_ids"][-1] != 2
+    assert ids(llama, " red") == ids(llama, "red") and ids(llama, "red</s>")[-1] == 2
     assert bert.convert_ids_to_tokens(bert("A RED star")["input_ids"]) == [
         "[CLS]", "a", "red", "star", "[SEP]",
     ]  # fmt: skip
@@ -121,7 +135,7 @@ def test_special_tokens_stand_where_the_real_ones_do():
 
 def test_written_tokenizers_are_the_shipped_ones(tmp_path):
     write_tokenizers(tmp_path)
-    for name in ("t5", "opt", "bert"):
+    for name in ("t5", "opt", "llama", "bert"):
         made = AutoTokenizer.from_pretrained(tmp_path / name).get_vocab()
         assert made == AutoTokenizer.from_pretrained(ZOO / name).get_vocab()
 
@@ -192,12 +206,13 @@ def test_rows_of_opt_learn_answers_and_line_ends_only():
     assert given == ("</s>Question: What color is the star? Answer: red\nQuestion: X? Answer: no\n")
 
 
-@pytest.mark.parametrize("name", ["t5", "opt"])
+@pytest.mark.parametrize("name", ["t5", "opt", "llama"])
 def test_training_writes_a_loadable_model_and_stops_below_the_bar(name, tmp_path, monkeypatch):
     phases = (Phase(2, Mix(0.5, 0.4, 0.5, turns=2)),)
     plan = LanguageTraining(phases, rate=1e-3, scaled=name == "t5", batch=4)
-    for known in ("T5_FIRST", "T5_SECOND", "T5_THIRD", "OPT_FIRST", "OPT_SECOND"):
-        monkeypatch.setattr(language, known, plan)
+    for known in vars(language):
+        if known.endswith(("_FIRST", "_SECOND", "_THIRD")):
+            monkeypatch.setattr(language, known, plan)
     monkeypatch.setattr(language, "check", lambda folder: {"reading": 0.9})
     seen = []
     with pytest.raises(RuntimeError, match=r"the bar is 0\.95"):
@@ -210,13 +225,33 @@ def test_training_writes_a_loadable_model_and_stops_below_the_bar(name, tmp_path
     assert kind.from_pretrained(tmp_path / name).dtype == torch.bfloat16
 
 
-def test_opt_starts_with_heads_that_look_back():
-    tokenizer = AutoTokenizer.from_pretrained(ZOO / "opt")
+@pytest.mark.parametrize(
+    ("name", "made", "config"),
+    [("opt", OPTForCausalLM, opt_config), ("llama", LlamaForCausalLM, llama_config)],
+)
+def test_decoders_start_with_heads_that_look_back_and_heads_that_look_alike(name, made, config):
+    tokenizer = AutoTokenizer.from_pretrained(ZOO / name)
     torch.manual_seed(0)
-    model = OPTForCausalLM(opt_config(tokenizer))
+    model = made(config(tokenizer))
     initialise(model)
     model.set_attn_implementation("eager")
     text = tokenizer("a red star and a blue ring and a green cross", return_tensors="pt")
-    seen = model(**text, output_attentions=True).attentions[0][0]
+    first, second = model(**text, output_attentions=True).attentions[:2]
     for head in range(4):
-        assert all(int(seen[head, at].argmax()) == at - head - 1 for at in range(6, 12))
+        # The mean weight at each distance, over the positions that have one.
+        weights = [first[0, head, 6:12].diagonal(6 - back).mean() for back in range(7)]
+        assert max(range(7), key=weights.__getitem__) == head + 1
+    words = text["input_ids"][0]
+    alike = (words[:, None] == words[None]).tril().float()
+    for head in range(2):
+        assert (second[0, head] * alike).sum(-1)[6:].mean() > 0.5
+
+
+def test_rows_of_llama_end_with_its_end_token_and_its_begin_token_is_given():
+    tokenizer = AutoTokenizer.from_pretrained(ZOO / "llama")
+    context = Context("", frozenset(), (("red", "star"),))
+    turns = (("USER: What color is the star? ASSISTANT:", "red"),)
+    places, labels = ExampleEncoder(tokenizer, 0).decoder(Example(context, turns, "color"))
+    learned = [label for label in labels if label != IGNORE]
+    assert learned == [*ids(tokenizer, "red"), tokenizer.eos_token_id]
+    assert places[1] == (tokenizer.bos_token_id,) and len(places[0]) == 2
