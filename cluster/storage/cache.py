@@ -50,10 +50,12 @@ class NodeCache:
     Attributes:
         folder: folder of the copies.
         limit_gb: size in GiB of all copies together.
+        streams: ranged reads at the same time of a file that is fetched from S3.
     """
 
     folder: Path = field(default_factory=default_folder)
     limit_gb: float = 200.0
+    streams: int = 8
 
     def fetch(self, storage: Storage, name: str, size: int = -1, sha256: str = "") -> Path:
         """The path of a local copy of ``name``, to be opened at once: later it may be removed.
@@ -67,12 +69,31 @@ class NodeCache:
             NoRoom: the disk is full, also after all other copies were removed.
             Unreachable: the store does not answer.
         """
-        final = self.path_for(f"{storage.url}/{name}\0{size}\0{sha256}", Path(name).suffix)
+        final = self._copy_of(storage, name, size, sha256)
         if not _touch(final):
             with self.only_one(final):
                 if not _touch(final):
                     self._fill(final, storage, name, size, sha256)
         return final
+
+    def fetch_unless_busy(
+        self, storage: Storage, name: str, size: int = -1, sha256: str = ""
+    ) -> bool:
+        """Fetch a file as ``fetch`` does, unless another process of this node is fetching it.
+
+        Returns:
+            True if the copy is there; False if another process is still fetching it.
+        """
+        final = self._copy_of(storage, name, size, sha256)
+        if _touch(final):
+            return True
+        with self._locked(final, wait=False) as mine:
+            if mine and not _touch(final):
+                self._fill(final, storage, name, size, sha256)
+            return mine
+
+    def _copy_of(self, storage: Storage, name: str, size: int, sha256: str) -> Path:
+        return self.path_for(f"{storage.url}/{name}\0{size}\0{sha256}", Path(name).suffix)
 
     def path_for(self, identity: str, suffix: str) -> Path:
         """The path of a copy that ``identity`` describes completely."""
@@ -89,10 +110,20 @@ class NodeCache:
     @contextlib.contextmanager
     def only_one(self, final: Path) -> Iterator[None]:
         """Hold the file's lock, which the kernel releases when a process dies, however it dies."""
+        with self._locked(final, wait=True):
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self, final: Path, *, wait: bool) -> Iterator[bool]:
+        """Hold the file's lock; yields False where another process has it, unless ``wait``."""
         final.parent.mkdir(parents=True, exist_ok=True)
         with open(final.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
 
     def _fill(self, final: Path, storage: Storage, name: str, size: int, sha256: str) -> None:
         aside = _aside(final)
@@ -115,14 +146,14 @@ class NodeCache:
         """Fetch a file; where the disk is full, once more without the other copies."""
         _sweep(final)
         try:
-            return storage.download(name, aside)
+            return storage.download(name, aside, self.streams)
         except OSError as full:
             if full.errno not in _FULL:
                 raise
             aside.unlink(missing_ok=True)
             self._remove(final, float("inf"))
         try:
-            storage.download(name, aside)
+            storage.download(name, aside, self.streams)
         except OSError as full:
             if full.errno not in _FULL:
                 raise

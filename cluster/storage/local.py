@@ -77,8 +77,11 @@ class LocalStorage:
             raise FileNotFoundError(f"{path}: no such file")
         yield path
 
-    def download(self, name: str, path: Path) -> None:
-        """Write a copy to a new file; the caller renames it when it is whole."""
+    def download(self, name: str, path: Path, streams: int = 1) -> None:
+        """Write a copy to a new file; the caller renames it when it is whole.
+
+        ``streams`` is taken for the sake of the common signature and not used.
+        """
         shutil.copyfile(self.path(name), path)
 
     def publish(self, name: str, data: bytes) -> bool:

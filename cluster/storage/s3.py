@@ -12,60 +12,24 @@ import contextlib
 import hashlib
 import io
 import os
-import random
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from botocore import exceptions as aws
-from urllib3.exceptions import HTTPError
 
-from cluster.storage.base import Conflict, Entry, Unreachable, check_name
+from cluster.storage.base import Conflict, Entry, check_name
+from cluster.storage.ranges import download_ranges
+from cluster.storage.s3_requests import S3Config, error_code, repeat
+from cluster.storage.s3_requests import client as _client
 
 Result = TypeVar("Result")
-PASSING_CODES = frozenset(
-    {"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "InternalError"}
-    | {"ServiceUnavailable", "ConditionalRequestConflict", "RequestTimeTooSkewed", "BadDigest"}
-)
-PASSING_ERRORS = (
-    aws.ConnectionError,  # cannot be made
-    aws.HTTPClientError,  # reset, stalled, closed
-    aws.IncompleteReadError,
-    aws.ResponseStreamingError,
-    aws.FlexibleChecksumError,
-    HTTPError,
-    ConnectionError,
-    TimeoutError,
-)
 _CHUNK = 1 << 20
 _ABANDONED = timedelta(days=1)
-
-
-@dataclass(frozen=True)
-class S3Config:
-    """Retries, and sizes of uploads.
-
-    Attributes:
-        attempts: tries of one request before its error is raised.
-        first_pause, longest_pause: first and longest pause between tries in seconds; each pause is
-            twice the one before, with jitter.
-        timeout: seconds without a byte after which a request counts as stalled.
-        multipart: size in bytes from which an object is sent in parts; S3 takes at most 5 GiB in
-            one piece.
-        part: size of a part in bytes.
-    """
-
-    attempts: int = 10
-    first_pause: float = 0.1
-    longest_pause: float = 20.0
-    timeout: float = 60.0
-    multipart: int = 1 << 30
-    part: int = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -103,7 +67,7 @@ class S3Storage:
         try:
             return self._call(name, get)
         except aws.ClientError as refused:
-            if _code(refused) in ("InvalidRange", "416"):
+            if error_code(refused) in ("InvalidRange", "416"):
                 return b""
             raise self._explained(name, refused) from refused
 
@@ -137,10 +101,24 @@ class S3Storage:
             file.flush()
             yield Path(file.name)
 
-    def download(self, name: str, path: Path) -> None:
-        """Write the object to a new local file; the caller renames it when it is whole."""
+    def download(self, name: str, path: Path, streams: int = 1) -> None:
+        """Write the object to a new local file; the caller renames it when it is whole.
+
+        Args:
+            streams: ranged reads at the same time; 1: one read of the whole object.
+        """
         with open(path, "wb") as file:
-            self._download(name, file)
+            if streams == 1:
+                return self._download(name, file)
+            try:
+                download_ranges(
+                    partial(self._client.get_object, **self._at(name)),
+                    partial(self._call, name),
+                    file.fileno(),
+                    streams,
+                )
+            except aws.ClientError as refused:
+                raise self._explained(name, refused) from refused
 
     def publish(self, name: str, data: bytes) -> bool:
         """Create ``name`` with exactly ``data``.
@@ -167,7 +145,7 @@ class S3Storage:
                 chunks = (data[first : first + size] for first in range(0, len(data), size))
                 self._send_parts(name, chunks, IfNoneMatch="*")
         except aws.ClientError as refused:
-            if _code(refused) not in ("PreconditionFailed", "412"):
+            if error_code(refused) not in ("PreconditionFailed", "412"):
                 raise self._explained(name, refused) from refused
             self._compare(name, data)
             return False
@@ -223,7 +201,7 @@ class S3Storage:
             head = self._client.head_object
             return self._call(name, lambda: head(**self._at(name), ChecksumMode="ENABLED"))
         except aws.ClientError as refused:
-            if _code(refused) in ("404", "NoSuchKey"):
+            if error_code(refused) in ("404", "NoSuchKey"):
                 return None
             raise self._explained(name, refused) from refused
 
@@ -250,7 +228,7 @@ class S3Storage:
             self._call(name, get)
         except aws.ClientError as refused:
             # Everything had come when the connection broke: nothing is left to ask for.
-            if _code(refused) in ("InvalidRange", "416") and version:
+            if error_code(refused) in ("InvalidRange", "416") and version:
                 return
             raise self._explained(name, refused) from refused
 
@@ -321,38 +299,10 @@ class S3Storage:
             raise self._explained(name, refused) from refused
 
     def _call(self, name: str, request: Callable[[], Result]) -> Result:
-        """Try until it works, the error is no passing one, or the attempts are used up.
-
-        Raises:
-            ClientError: the server's answer, for the caller to read.
-            Unreachable: no answer, or none but passing faults, in all attempts.
-            ValueError: no credentials, or an endpoint that is none.
-        """
-        pause = self.config.first_pause
-        for attempt in range(1, self.config.attempts + 1):
-            try:
-                return request()
-            except (aws.NoCredentialsError, aws.PartialCredentialsError) as missing:
-                raise ValueError(
-                    f"{self.url}: {missing}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-                    "AWS_PROFILE, or run where a role is attached"
-                ) from missing
-            except aws.ClientError as refused:
-                if not _passing(refused):
-                    raise
-                last: Exception = refused
-            except PASSING_ERRORS as broken:
-                last = broken
-            if attempt < self.config.attempts:
-                time.sleep(pause * random.uniform(0.5, 1.5))
-                pause = min(2 * pause, self.config.longest_pause)
-        raise Unreachable(
-            f"{self.url}/{name}: no good answer in {self.config.attempts} attempts, the last: "
-            f"{last}; check the network and AWS_ENDPOINT_URL, then run the same command again"
-        ) from last
+        return repeat(request, self.config, store=self.url, name=name)
 
     def _explained(self, name: str, refused: aws.ClientError) -> Exception:
-        where, code = f"{self.url}/{name}", _code(refused)
+        where, code = f"{self.url}/{name}", error_code(refused)
         if code in ("NoSuchKey", "404"):
             return FileNotFoundError(f"{where}: no such object")
         if code == "NoSuchBucket":
@@ -367,25 +317,3 @@ class S3Storage:
                 "two writers could overwrite each other; use one that has"
             )
         return ValueError(f"{where}: {refused}")
-
-
-@lru_cache(maxsize=8)
-def _client(process: int, timeout: float) -> Any:
-    """One client a process: connections do not survive a fork."""
-    import boto3
-    from botocore.config import Config
-
-    patience = {"connect_timeout": min(10.0, timeout), "read_timeout": timeout}
-    # Retries are ours alone: botocore's do not cover a body that breaks off.
-    return boto3.session.Session().client(
-        "s3", config=Config(**patience, retries={"total_max_attempts": 1}, max_pool_connections=64)
-    )
-
-
-def _code(refused: aws.ClientError) -> str:
-    return str(refused.response.get("Error", {}).get("Code", ""))
-
-
-def _passing(refused: aws.ClientError) -> bool:
-    status = refused.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return _code(refused) in PASSING_CODES or (status >= 500 and status != 501) or status == 429

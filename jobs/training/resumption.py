@@ -25,7 +25,7 @@ FREE_PARTS = (
     "loader.workers",
     "loader.prefetch",
     "loader.cache",
-    "loader.fetch_ahead",
+    "loader.fetch",
     "optim.total_steps",
 )
 

@@ -52,5 +52,8 @@ class GroupedSchedule(Schedule):
         shuffled = permutation(self._steps, "window", self.seed, window)
         return [steps[place] for place in shuffled.tolist()]
 
+    def _drawn_together(self, first: int, last: int) -> tuple[int, int]:
+        return first - first % self._steps, last + -last % self._steps
+
     def _length(self, ref: SampleRef) -> int:
         return int(self._lengths[ref.source][ref.shard][ref.index])

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cluster.malloc import keep_memory
+from cluster.ranks.dist import this_process
 from cluster.storage.cache import NodeCache, default_folder
 from pipeline.loading.batch import Batch, BatchMessage, Slots, empty_squares
 from pipeline.loading.fetcher import Fetcher
@@ -47,7 +48,9 @@ class LoaderConfig:
         cache: folder for this node's copies of remote shards; "" takes ``$ISTHMUS_CACHE`` or the
             user's cache folder.
         cache_gb: size in GiB that the cache may reach.
-        fetch_ahead: steps before a remote shard is needed at which its download begins.
+        fetch_ahead: steps ahead whose remote shards are fetched: the blocks of 16 shards that
+            these steps draw from, and of each source the block behind them.
+        fetch_streams: ranged reads at the same time of a shard that is fetched from S3.
         group: steps whose samples are sorted by length, so that each step's are of like length; 0:
             none. For conversations, whose lengths differ much.
     """
@@ -59,16 +62,21 @@ class LoaderConfig:
     cache: str = ""
     cache_gb: float = 200.0
     fetch_ahead: int = 50
+    fetch_streams: int = 8
     group: int = 0
 
     def __post_init__(self) -> None:
         if self.group < 0:
             raise ValueError(f"loader.group = {self.group}: give 0 or more steps")
+        if self.fetch_ahead < 0:
+            raise ValueError(f"loader.fetch_ahead = {self.fetch_ahead}: give 0 or more steps")
+        if self.fetch_streams < 1:
+            raise ValueError(f"loader.fetch_streams = {self.fetch_streams}: give 1 or more")
 
     def node_cache(self) -> NodeCache:
         """The cache that these fields name."""
         folder = Path(self.cache) if self.cache else default_folder()
-        return NodeCache(folder, self.cache_gb)
+        return NodeCache(folder, self.cache_gb, self.fetch_streams)
 
 
 def make_schedule(
@@ -110,6 +118,7 @@ class Batches:
         accumulation: int = 1,
         tokenise: Tokenise | None = None,
     ) -> None:
+        self._steps = steps
         order = _RankOrder(samples.schedule, steps, rank, world, accumulation)
         # In flight, ahead, of the step that trains and of the one before; more are made without.
         count = (config.workers + 1) * config.prefetch + 2 * accumulation + 2
@@ -129,14 +138,21 @@ class Batches:
         messages = iter(loader)
         device = torch.cuda.current_device() if torch.cuda.is_available() else None
         self._ahead = _Ahead(map(partial(_unpack, slots, device), messages), config.prefetch)
-        self._fetcher = Fetcher(samples.sources, order.shards(), config.fetch_ahead * accumulation)
+        self._accumulation, self._made = accumulation, 0
+        self._fetcher = Fetcher(
+            samples.sources,
+            partial(samples.schedule.shards_near, ahead=config.fetch_ahead, stop=steps.stop),
+            first=steps.start,
+            turn=this_process().local_rank,
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
         batch = self._ahead.next()
-        self._fetcher.step()
+        self._made += 1
+        self._fetcher.at(self._steps.start + self._made // self._accumulation)
         return batch
 
     def __enter__(self) -> "Batches":
@@ -236,11 +252,6 @@ class _RankOrder:
 
     def __len__(self) -> int:
         return len(self.steps) * self.accumulation
-
-    def shards(self) -> Iterator[set[tuple[int, int]]]:
-        """The (source, shard) pairs that each micro-batch needs."""
-        for refs in self:
-            yield {(ref.source, ref.shard) for ref in refs}
 
     def __iter__(self) -> Iterator[list[SampleRef]]:
         for step in self.steps:

@@ -87,6 +87,23 @@ class SourceOrder:
         size = len(self._block(ref.visit, block)[0])
         return self.at(ref.visit * self.total + first + (ref.position - first + step) % size)
 
+    def block_shards(self, first: int, last: int) -> tuple[list[int], int]:
+        """The shards of the blocks that hold the samples from ``first`` up to ``last``.
+
+        Returns:
+            The shards in order, and the number of the first sample behind their blocks.
+        """
+        found: list[int] = []
+        if last - first > 2 * self.total:  # two whole epochs and more: all of them
+            first = last - 2 * self.total
+        while first < last:
+            epoch, position = divmod(first, self.total)
+            found += self._shards_of(epoch, self._block_of(epoch, position)[0]).tolist()
+            later = self._epoch(epoch)[1]
+            later = later[later > position]
+            first = epoch * self.total + int(later[0] if len(later) else self.total)
+        return list(dict.fromkeys(found)), first
+
     def _block_of(self, epoch: int, position: int) -> tuple[int, int]:
         """The block that holds a position of an epoch, and the position where it starts."""
         starts = self._epoch(epoch)[1]
@@ -102,9 +119,12 @@ class SourceOrder:
 
     def _make_block(self, epoch: int, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Shuffled samples of a block, its shards, and where each shard ends among the samples."""
-        shards = self._epoch(epoch)[0][block * BLOCK_SHARDS :][:BLOCK_SHARDS]
+        shards = self._shards_of(epoch, block)
         ends = np.cumsum(self._sizes[shards])
         return permutation(int(ends[-1]), "block", *self._key, epoch, block), shards, ends
+
+    def _shards_of(self, epoch: int, block: int) -> np.ndarray:
+        return self._epoch(epoch)[0][block * BLOCK_SHARDS :][:BLOCK_SHARDS]
 
 
 class Mixture:
@@ -211,6 +231,35 @@ class Schedule:
     def replacement(self, ref: SampleRef, attempt: int) -> SampleRef:
         """The substitute of an unreadable sample: the ``attempt``-th after it in its block."""
         return self._orders[ref.source].next_in_block(ref, attempt)
+
+    def shards_near(self, step: int, ahead: int, stop: int) -> list[list[tuple[int, int]]]:
+        """The shards to have at hand at a step, whatever the ranks: whole blocks of each source.
+
+        Args:
+            ahead: further steps whose samples are wanted too.
+            stop: step at which the run ends.
+
+        Returns:
+            (source, shard) pairs in two groups: those of the blocks that these steps draw from,
+            and those of the block that follows in each source, if the run comes to it.
+        """
+        first, last = self._drawn_together(step, min(step + ahead + 1, stop))
+        befores, afters, ends = (
+            self._mixture.counts(number * self.global_batch) for number in (first, last, stop)
+        )
+        now: list[tuple[int, int]] = []
+        later: list[tuple[int, int]] = []
+        for source, order in enumerate(self._orders):
+            shards, behind = order.block_shards(befores[source], afters[source])
+            now += [(source, shard) for shard in shards]
+            if behind < ends[source]:
+                following = order.block_shards(behind, behind + 1)[0]
+                later += [(source, shard) for shard in following if shard not in shards]
+        return [now, later]
+
+    def _drawn_together(self, first: int, last: int) -> tuple[int, int]:
+        """The steps whose samples the steps [first, last) are made of."""
+        return first, last
 
     def fingerprint(self) -> str:
         """sha256 of everything that the order depends on, and of its first batch."""

@@ -58,7 +58,14 @@ class CachedFiles:
 
     def path(self, name: str) -> Path:
         """The local copy, fetched if it is not there; open it now, it may be dropped later."""
-        return self.cache.fetch(self.storage, name, *self.checks.get(name, (-1, "")))
+        return self.cache.fetch(self.storage, name, *self._check(name))
+
+    def fetch(self, name: str) -> bool:
+        """Make the local copy, or return False where another process of the node is making it."""
+        return self.cache.fetch_unless_busy(self.storage, name, *self._check(name))
+
+    def _check(self, name: str) -> tuple[int, str]:
+        return self.checks.get(name, (-1, ""))
 
 
 Phrase = Callable[[dict[str, Any], Callable[[], str], Callable[[str], float]], tuple[str, str]]
@@ -128,10 +135,26 @@ class Shards:
         """(source, shard) for ``make_uid``, where a sample's record has no uid."""
         return Path(self.name).name, Path(self.tars[shard]).stem
 
-    def fetch(self, shard: int) -> None:
-        """Copy a shard to the node's cache, if it is remote."""
-        if self.remote:
-            self.files.path(self.tars[shard])
+    def fetch(self, shard: int) -> bool:
+        """Copy the files of a shard to the node's cache, if they are remote.
+
+        Returns:
+            False if another process of this node is still fetching one of them.
+
+        Raises:
+            Changed, FileNotFoundError, NoRoom, Unreachable: see ``NodeCache.fetch``.
+        """
+        if not isinstance(self.files, CachedFiles):
+            return True
+        here = [self.files.fetch(name) for name in self._names(shard)]
+        return all(here)
+
+    def _names(self, shard: int) -> list[str]:
+        """Names of the files that the samples of a shard are read from."""
+        return [self._parquet(shard), self.tars[shard]]
+
+    def _parquet(self, shard: int) -> str:
+        return str(Path(self.tars[shard]).with_suffix(".parquet"))
 
     @property
     def remote(self) -> bool:
@@ -143,7 +166,7 @@ class Shards:
 
     def _spans(self, shard: int) -> np.ndarray:
         """(offset, length) of every usable sample of a shard, int64 (N, 2)."""
-        parquet = str(Path(self.tars[shard]).with_suffix(".parquet"))
+        parquet = self._parquet(shard)
         table = pq.read_table(self.files.path(parquet), columns=["status", "offset", "length"])
         spans = np.stack([table["offset"].to_numpy(), table["length"].to_numpy()], axis=1)
         spans = spans[table["status"].to_numpy(zero_copy_only=False) == "ok"]
@@ -156,7 +179,7 @@ class Shards:
 
     def _read_records(self, shard: int) -> pa.Table:
         """What the parquet says of a shard's usable samples."""
-        parquet = self.files.path(str(Path(self.tars[shard]).with_suffix(".parquet")))
+        parquet = self.files.path(self._parquet(shard))
         table = pq.read_table(parquet, columns=["status", *RECORD_COLUMNS])
         return table.filter(pc.equal(table["status"], "ok"))
 
@@ -175,6 +198,9 @@ class ForeignShards(Shards):
 
     def key(self, shard: int, index: int) -> str:
         return str(self._indices[shard].keys[index])
+
+    def _names(self, shard: int) -> list[str]:
+        return [self.tars[shard]]
 
     def _full_record(self, shard: int, index: int, listed: bytes) -> bytes:
         return record_from_list(listed)

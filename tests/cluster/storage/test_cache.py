@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 class Counted(LocalStorage):
     """A store that says how often it was asked for a file."""
 
-    def download(self, name: str, path: Path) -> None:
+    def download(self, name: str, path: Path, streams: int = 1) -> None:
         with open(self.root / "asked", "a") as asked:
             asked.write(f"{name}\n")
         super().download(name, path)
@@ -89,6 +89,15 @@ def test_racing_processes_fetch_it_once_and_a_dead_one_leaves_no_lock(
     assert NodeCache(tmp_path / "cache").fetch(store, "b.tar").stat().st_size == 1000
 
 
+def test_what_another_process_fetches_is_passed_over(store: Counted, tmp_path: Path):
+    cache = NodeCache(tmp_path / "cache")
+    with cache.only_one(cache.path_for(f"{store.url}/a.tar\0-1\0", ".tar")):
+        assert not cache.fetch_unless_busy(store, "a.tar")
+        assert cache.fetch_unless_busy(store, "b.tar") and store.asked() == 1
+    assert cache.fetch_unless_busy(store, "a.tar") and store.asked() == 2
+    assert cache.fetch_unless_busy(store, "a.tar") and store.asked() == 2
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path):
     """A file system of 64 KiB."""
@@ -125,7 +134,7 @@ def test_nodes_that_share_the_folder_do_not_share_a_file(
     seen: list[str] = []
 
     class Slow(Counted):
-        def download(self, name: str, path: Path) -> None:
+        def download(self, name: str, path: Path, streams: int = 1) -> None:
             super().download(name, path)
             seen.append(path.name)
             if len(seen) == 1:  # meanwhile, on the other node, which does not see our lock

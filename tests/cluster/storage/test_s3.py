@@ -1,11 +1,14 @@
 """S3 against a real server (moto): create-only publishing, races, faults, and clear refusals."""
 
+import random
 import threading
 
+import boto3
 import pytest
 
 from cluster.storage.base import Conflict, Unreachable
 from cluster.storage.open import open_storage
+from cluster.storage.ranges import piece_bounds
 from cluster.storage.s3 import S3Config, S3Storage, _client
 from tests.faulty_s3 import BUCKET, Faults, faulty_proxy, s3_server
 
@@ -72,6 +75,50 @@ def test_urls_listing_ranges_and_copies(server, tmp_path):
             read("missing")
     with pytest.raises(ValueError, match=r"'\.\.'"):
         store.read("../other")
+
+
+@pytest.mark.parametrize("size", [0, 1000, 1 << 20, (1 << 20) + 1, (5 << 20) + 77])
+def test_parallel_reads_bring_the_same_bytes(server, tmp_path, size):
+    """A third of the requests fails; what has come of a piece is not asked for again."""
+    data = random.Random(0).randbytes(size)
+    storage().replace("x", data)
+    faults = Faults(error_500=0.1, reset=0.1, truncated=0.15)
+    with faulty_proxy(server, faults) as url:
+        store = storage(attempts=20)
+        client = boto3.client("s3", endpoint_url=url)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("cluster.storage.s3._client", lambda *_: client)
+            store.download("x", tmp_path / "x", streams=4)
+    assert (tmp_path / "x").read_bytes() == data
+
+
+def test_parallel_reads_are_of_one_version(server, tmp_path):
+    store = storage()
+    store.replace("x", b"a" * (4 << 20))
+    asked = store._client.get_object
+    ranges = []
+
+    def get_object(**request):
+        ranges.append(request["Range"])
+        if len(ranges) == 2:
+            store.replace("x", b"b" * (4 << 20))
+        return asked(**request)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store._client, "get_object", get_object)
+        with pytest.raises(ValueError, match="PreconditionFailed"):
+            store.download("x", tmp_path / "x", streams=3)
+    with pytest.raises(FileNotFoundError, match="no such object"):
+        store.download("missing", tmp_path / "y", streams=3)
+
+
+@pytest.mark.parametrize("size", [0, 5, 1 << 20, (1 << 20) + 1, 3 << 20, 600 << 20])
+def test_the_pieces_of_an_object_are_all_of_it_once(size):
+    bounds = piece_bounds(size, 8)
+    starts, stops = [1 << 20, *(stop for _, stop in bounds)], [*(start for start, _ in bounds)]
+    assert starts[:-1] == stops and starts[-1] == max(size, 1 << 20) and len(bounds) <= 8
+    lengths = [stop - start for start, stop in bounds]
+    assert not lengths or (min(lengths) > 0 and max(lengths) - min(lengths) <= 1)
 
 
 @pytest.mark.slow

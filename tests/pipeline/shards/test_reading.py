@@ -8,8 +8,7 @@ import pytest
 from cluster.storage.cache import Changed, NodeCache
 from cluster.storage.open import open_storage
 from cluster.storage.s3 import S3Storage, _client
-from pipeline.loading.fetcher import Fetcher
-from pipeline.loading.loader import LoaderConfig, make_schedule
+from pipeline.loading.loader import LoaderConfig
 from pipeline.shards.reading import open_shards
 from tests.faulty_s3 import BUCKET, Faults, faulty_proxy, s3_server
 from tests.pipeline.loading.test_loader import batches, equal
@@ -40,9 +39,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     download = S3Storage.download
 
-    def counted(self: S3Storage, name: str, path: Path) -> None:
+    def counted(self: S3Storage, name: str, path: Path, streams: int = 1) -> None:
         names.append(name)
-        download(self, name, path)
+        download(self, name, path, streams)
 
     monkeypatch.setattr(S3Storage, "download", counted)
     return names
@@ -76,29 +75,6 @@ def test_an_object_that_was_changed_is_not_trained_on(remote, tmp_path):
 def test_missing_data_is_named(remote):
     with pytest.raises(ValueError, match="neither commit records nor"):
         open_shards(f"s3://{BUCKET}/nothing")
-
-
-def test_shards_are_fetched_ahead_of_the_training(remote, tmp_path, asked):
-    cache = NodeCache(tmp_path / "cache")
-    source = open_shards(f"s3://{BUCKET}/made", cache)
-    make_schedule([source], LoaderConfig(), seed=0, global_batch=8)
-    needed = iter([{(0, 2)}, {(0, 2), (0, 0)}, {(0, 1)}])
-    fetcher = Fetcher([source], needed, ahead=2)
-    wait_for(lambda: len(asked) == 2)
-    assert asked == ["shards/00000002.tar", "shards/00000000.tar"]
-    fetcher.step()
-    wait_for(lambda: len(asked) == 3)
-    fetcher.close()
-    assert source.read(1, 0) and len(asked) == 4  # its parquet only: the tar was there
-
-
-def wait_for(condition) -> None:
-    import time
-
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_foreign_tars_are_walked_once(tmp_path, monkeypatch):
