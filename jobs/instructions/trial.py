@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from evaluation.benchmarks.records import Question, QuestionSet
 from evaluation.caption import Encode
 from evaluation.vqa import Respond, answer_questions, score_answers
+
+from evaluation.benchmarks.records import Question, QuestionSet
 from pipeline.instructions.phrasing import drawn, held_out
 from pipeline.instructions.templates import fill
 from pipeline.tinyworld.instructions import HELD_OUT
