@@ -51,15 +51,15 @@ class Answerer:
     """A model that answers questions about images.
 
     Attributes:
-        read: the language model alone, for the text-only control.
+        read: the language model alone, for the text-only control; None: there is no control.
         prompt: prompt of a question, for the text-only control.
         ask: text that ``respond`` is given for a question.
     """
 
     encode: Encode
     respond: Respond
-    read: Generate
-    prompt: Prompt
+    read: Generate | None = None
+    prompt: Prompt = str
     ask: Ask = text_of
 
 
@@ -212,6 +212,7 @@ def answer_askings(
     texts = [item for item in items if item.path is None]
     texts.sort(key=lambda item: len(_reading(item, model)))
     for batch in batches(texts, batch_size):
+        assert model.read is not None  # its task has a text-only control
         said = model.read(None, [_reading(item, model) for item in batch])
         answers |= _named(batch, said)
     of_image: dict[Path, list[Asking]] = {}

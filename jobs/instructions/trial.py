@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from evaluation.caption import Encode
-from evaluation.vqa import Respond, answer_questions, score_answers
-
 from evaluation.benchmarks.records import Question, QuestionSet
+from evaluation.tasks.captions import Encode
+from evaluation.tasks.questions import Answerer, Respond, answer_askings, askings, score_answers
 from pipeline.instructions.phrasing import drawn, held_out
 from pipeline.instructions.templates import fill
 from pipeline.tinyworld.instructions import HELD_OUT
@@ -78,7 +77,7 @@ def measure(
             return fill(among[number[one.question_id] % len(among)], one.text)
 
         for mark, asked in (("", questions), ("/blind", questions.shuffled(seed))):
-            answers = answer_questions(asked, encode, respond, title=name + mark, ask=ask)
+            answers = answer_askings(askings(asked).items, Answerer(encode, respond, ask=ask))
             for kinds, part in _parts(questions).items():
                 mine = {one.question_id for one in part.questions}
                 found = [answer for answer in answers if answer["question_id"] in mine]

@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from evaluation.vqa import score_answers
-
 from evaluation.benchmarks.records import CaptionedImage, QuestionSet
 from evaluation.scores.captions import caption_metrics, tokenise_captions
+from evaluation.tasks.questions import score_answers
 from tests.crosscheck import lmms, official
 
 FORMULAS, LMMS = "formulas", "lmms-eval"

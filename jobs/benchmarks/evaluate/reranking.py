@@ -1,6 +1,6 @@
 """Re-ranking of retrieval's candidates with a stage-1 checkpoint, beside scoring pair by pair.
 
-Ours is the whole task (``evaluation.retrieval``): images and texts are embedded, ITC finds k
+Ours is the whole task (``evaluation.tasks.retrieval``): images and texts are embedded, ITC finds k
 candidates of each image and of each text, and ITM scores each candidate pair once. The two other
 contenders score a sample of the same pairs with a call of ``Embedder`` for each: "pair by pair"
 gives it the image file; "pair by pair, tokens kept" gives it tokens of the frozen encoder that were
@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evaluation.retrieval import Rankings, retrieve
 from torch import Tensor
 
 from evaluation.benchmarks.records import CaptionedImage
+from evaluation.chunks.memory import answer_in_memory
+from evaluation.tasks.retrieval import Rankings, RetrievalTask, embed_and_match
 from jobs.benchmarks import measure as bench
 from jobs.benchmarks.evaluate import models
 from jobs.predict import Embedder, load
@@ -63,7 +64,11 @@ def reranking_case(args: Any, folder: Path) -> Case:
     ]
 
     def ours() -> Rankings:
-        return retrieve(items, embedders(model, "reference"), k=args.k, batch_size=args.batch)[1]
+        task, embed = RetrievalTask(items, k=args.k), embedders(model, "reference")
+        done = answer_in_memory(
+            task, lambda look, part: embed_and_match(look, part, embed, args.batch)
+        )
+        return task.rank(done)[1]
 
     rankings = ours()
     scores_IT = torch.maximum(rankings.text_scores_IT, rankings.image_scores_IT)
