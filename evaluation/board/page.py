@@ -1,7 +1,7 @@
 """The leaderboard page: the newest checkpoint of each run, curves over steps, links to answers.
 
-Numbers stand in one column only where the task, the metric and everything that the answers were
-made with are equal.
+A suite's digest is in the name of its folder, so that all numbers of a page were made with the same
+prompts, decoding and metrics.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,38 @@ from pathlib import Path
 
 from evaluation.board.history import Entry
 from evaluation.report.machine import hardware
-from evaluation.report.page import Curves, Grid, Report, Section, write_report
+from evaluation.report.names import readable
+from evaluation.report.page import Curves, Grid, Link, Report, Section, write_report
 from evaluation.report.plots import Chart, Series
+from evaluation.tables.beside import printed
+from evaluation.tables.published import TABLES
 
 # The number that stands for a task: the first of these that it has.
 LEADING = ("auroc", "mrr", "accuracy", "cider", "tr_r1")
-_FEW = 12  # charts of a page
+_NOTE = (
+    "Fractions, with 95 % intervals. Published numbers are the best rows of the papers' tables, on "
+    "the authors' whole benchmarks."
+)
+
+
+def board(suite: str, entries: Sequence[Entry]) -> Report:
+    """The page's content.
+
+    Args:
+        suite: name of the suite, with its digest.
+        entries: the history of all runs.
+    """
+    columns = leading(entries)
+    sections: list[Section] = [_newest(columns)]
+    if columns:
+        sections.append(Curves("Over the steps of training", _charts(columns)))
+    sections.append(_all_steps(columns))
+    return Report(f"Leaderboard: {suite.rpartition('-')[0]}", [*sections, hardware()])
+
+
+def write_board(path: Path, suite: str, entries: Sequence[Entry]) -> None:
+    """Write the page."""
+    write_report(path, board(suite, entries))
 
 
 def leading(entries: Sequence[Entry]) -> dict[tuple[str, str], list[Entry]]:
@@ -33,76 +59,78 @@ def leading(entries: Sequence[Entry]) -> dict[tuple[str, str], list[Entry]]:
     return found
 
 
-def board(suite: str, entries: Sequence[Entry], title: str = "") -> Report:
-    """The page's content.
-
-    Args:
-        suite: name of the suite.
-        entries: the history of all runs.
-    """
-    columns = leading(entries)
-    sections: list[Section] = [_newest(columns), _all_steps(columns)]
-    charts = [
-        Chart(
-            f"{task}: {metric}",
-            [
-                Series(Path(run).name, [e.step for e in of_run], [e.value for e in of_run])
-                for run, of_run in _by_run(found).items()
-            ],
-            y_label=metric,
-        )
-        for (task, metric), found in list(columns.items())[:_FEW]
-    ]
-    if charts:
-        sections.insert(1, Curves("Over the steps of training", charts))
-    return Report(title or f"Leaderboard: suite {suite}", [*sections, hardware()])
-
-
-def write_board(path: Path, suite: str, entries: Sequence[Entry]) -> None:
-    """Write the page."""
-    write_report(path, board(suite, entries))
+def published(task: str, metric: str) -> str:
+    """The best published number of a score, in the paper's units, with the model; "" for none."""
+    best: tuple[float, str] | None = None
+    for table in TABLES.values():
+        for name, measure in table.measures.items():
+            if measure is None or (measure.task, measure.key) != (task, metric):
+                continue
+            for row in table.rows:
+                value = row.values.get(name)
+                if value is not None and (best is None or value > best[0]):
+                    best = value, row.model
+    return "" if best is None else f"{printed(best[0])} ({best[1]})"
 
 
 def _newest(columns: Mapping[tuple[str, str], Sequence[Entry]]) -> Grid:
-    """The newest checkpoint of each run: a row a run, a column a task."""
-    runs = sorted({entry.run for found in columns.values() for entry in found})
+    """The newest checkpoint of each run: a row a task, a column a run."""
+    newest: dict[str, int] = {}
+    for found in columns.values():
+        for entry in found:
+            newest[entry.run] = max(entry.step, newest.get(entry.run, 0))
     rows: list[list[object]] = []
-    for run in runs:
-        cells: list[object] = [Path(run).name]
-        newest = max(e.step for found in columns.values() for e in found if e.run == run)
-        cells.append(newest)
-        for found in columns.values():
-            here = [e for e in found if e.run == run and e.step == newest]
+    for (task, metric), found in columns.items():
+        cells: list[object] = [readable(f"{task}.{metric}"), published(task, metric)]
+        for run, step in newest.items():
+            here = [e for e in found if (e.run, e.step) == (run, step)]
             cells.append(_cell(here[-1]) if here else "not yet")
         rows.append(cells)
-    head = ["run", "step", *(f"{task} {metric}" for task, metric in columns)]
-    return Grid("The newest checkpoint of each run", head, rows, "Fractions; 95 % intervals.")
+    names = [f"{Path(run).name}, step {step:,}" for run, step in newest.items()]
+    return Grid("The newest checkpoint of each run", ["score", "published", *names], rows, _NOTE)
+
+
+def _charts(columns: Mapping[tuple[str, str], Sequence[Entry]]) -> list[Chart]:
+    """A chart a task, a line a run, with the band of its intervals."""
+    charts = []
+    for (task, metric), found in columns.items():
+        of_run: dict[str, list[Entry]] = {}
+        for entry in found:
+            of_run.setdefault(entry.run, []).append(entry)
+        lines = [
+            Series(
+                Path(run).name,
+                [e.step for e in steps],
+                [e.value for e in steps],
+                [(e.low, e.high) for e in steps],
+            )
+            for run, steps in of_run.items()
+        ]
+        charts.append(Chart(readable(f"{task}.{metric}"), lines))
+    return charts
 
 
 def _all_steps(columns: Mapping[tuple[str, str], Sequence[Entry]]) -> Grid:
-    """Every evaluated checkpoint: a row each."""
+    """Every evaluated checkpoint, newest first: a row each, with a link to its predictions."""
     steps = sorted(
-        {(e.run, e.step, e.name) for found in columns.values() for e in found}, reverse=True
+        {(e.step, e.run, e.name) for found in columns.values() for e in found}, reverse=True
     )
     rows: list[list[object]] = []
-    for run, step, name in steps:
-        cells: list[object] = [Path(run).name, step]
+    for step, run, name in steps:
+        scores: list[object] = []
         for found in columns.values():
             here = [e for e in found if (e.run, e.step, e.name) == (run, step, name)]
-            cells.append(_cell(here[-1]) if here else "not yet")
-        rows.append([*cells, name])
-    head = ["run", "step", *(f"{task} {metric}" for task, metric in columns), "answers"]
-    return Grid("All evaluated checkpoints", head, rows, "answers: folder of the predictions.")
+            scores.append(f"{here[-1].value:.3f}" if here else "")
+        link = Link(f"{step:,}", f"{name}/results.json")
+        rows.append([link, Path(run).name, *scores])
+    head = ["step", "run", *(readable(f"{task}.{metric}") for task, metric in columns)]
+    return Grid(
+        "All evaluated checkpoints", head, rows,
+        "The step leads to the scores; the predictions are in the same folder.",
+    )  # fmt: skip
 
 
 def _cell(entry: Entry) -> str:
     if entry.low != entry.low:  # NaN: there is no interval
         return f"{entry.value:.3f}"
-    return f"{entry.value:.3f} [{entry.low:.3f}, {entry.high:.3f}]"
-
-
-def _by_run(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
-    found: dict[str, list[Entry]] = {}
-    for entry in entries:
-        found.setdefault(entry.run, []).append(entry)
-    return found
+    return f"{entry.value:.3f} ({entry.low:.3f} to {entry.high:.3f})"

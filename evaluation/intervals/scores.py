@@ -45,12 +45,16 @@ def with_intervals(
         for one in estimate(part, seed)
         if isinstance(score_of(scores, one), int | float)
     ]
+    sure, notes = [], [*scores.get("notes", [])]
     for one in shown:
         said = float(score_of(scores, one))
-        close = abs(one.value - said) <= 1e-6 * max(1.0, abs(said))
-        assert close, f"{name_of(one)} is {said} and was observed as {one.value}"
-    intervals = {name_of(one): list(one.interval) for one in shown if one.interval is not None}
-    notes = [*scores.get("notes", []), *interval_notes(shown)]
+        if abs(one.value - said) <= 1e-6 * max(1.0, abs(said)):
+            sure.append(one)
+        else:  # a fault of ours; it must not cost the scores
+            notes.append(f"no interval for {name_of(one)}: it is {said:.6g}, and {one.value:.6g} "
+                         "when computed from its items")  # fmt: skip
+    intervals = {name_of(one): list(one.interval) for one in sure if one.interval is not None}
+    notes += interval_notes(sure)
     return {**scores, "intervals": intervals, "notes": notes}
 
 

@@ -69,6 +69,14 @@ class PaperTable:
 
 
 @dataclass(frozen=True)
+class Link:
+    """A cell that leads to a file beside the page."""
+
+    text: str
+    target: str
+
+
+@dataclass(frozen=True)
 class Grid:
     """Table of text cells, for breakdowns such as accuracy by question type."""
 

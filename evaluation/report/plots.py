@@ -16,11 +16,17 @@ _DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 2", "10 4")
 
 @dataclass(frozen=True)
 class Series:
-    """One line: points in the order of x; the legend shows its name and its dash pattern."""
+    """One line: points in the order of x; the legend shows its name and its dash pattern.
+
+    Attributes:
+        band: ends of an interval around each point, drawn as a band; NaN: there is none. It is
+            drawn for lines of up to 300 points.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
+    band: Sequence[tuple[float, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -64,10 +70,15 @@ def line_chart(chart: Chart) -> str:
         note = f'<text x="{_WIDE / 2}" y="{_HIGH / 2}" text-anchor="middle">no finite values</text>'
         return f"{head}{note}</svg>"
     x_ticks = nice_ticks(min(x for x, _ in points), max(x for x, _ in points))
-    y_ticks = nice_ticks(min(y for _, y in points), max(y for _, y in points))
+    edges = [end for series in chart.series for ends in series.band for end in ends]
+    heights = [y for _, y in points] + [end for end in edges if math.isfinite(end)]
+    y_ticks = nice_ticks(min(heights), max(heights))
     x_range = (x_ticks[0], x_ticks[-1])
     y_range = (y_ticks[0], y_ticks[-1])
     parts = [head, _axes(chart, x_ticks, y_ticks, x_range, y_range)]
+    for index, series in enumerate(chart.series):
+        if series.band and len(series.x) <= _MOST_POINTS:
+            parts.append(_band(index, series, x_range, y_range))
     for index, (_, line) in enumerate(lines):
         parts.append(_polyline(index, line, x_range, y_range))
     return "".join([*parts, "</svg>"])
@@ -187,3 +198,23 @@ def _polyline(
         path.append("h0.1")  # a single point shows through its round cap
     dash = _DASHES[index % 6]
     return f'<path class="s{index % 6}" d="{"".join(path)}" stroke-dasharray="{dash}"/>'
+
+
+def _band(
+    index: int, series: Series, x_range: tuple[float, float], y_range: tuple[float, float]
+) -> str:
+    """The intervals of a line as one area; a single point has a bar."""
+    bottom, right = _HIGH - _BOTTOM, _WIDE - _RIGHT
+    known = [
+        (_place(x, x_range, _LEFT, right), *(_place(end, y_range, bottom, _TOP) for end in ends))
+        for x, ends in zip(series.x, series.band, strict=True)
+        if all(map(math.isfinite, ends))
+    ]
+    if not known:
+        return ""
+    if len(known) == 1:
+        x, low, high = known[0]
+        known = [(x - 1.5, low, high), (x + 1.5, low, high)]
+    outline = [(x, high) for x, _, high in known] + [(x, low) for x, low, _ in reversed(known)]
+    path = "L".join(f"{x} {y}" for x, y in outline)
+    return f'<path class="band b{index % 6}" d="M{path}Z"/>'

@@ -309,7 +309,7 @@ def score_all(
     try:
         with Meteor(_limit(len(ours))) as meteor:
             metrics["meteor"] = meteor.score(gold, ours)[0]
-            statistics = [[float(n) for n in line.split()] for line in meteor.statistics]
+            statistics = [_meteor_counts(line) for line in meteor.statistics]
     except ScorerFailed as failure:
         notes.append(f"METEOR is left out: {failure}")
     if not _jar(_SPICE_MODELS).exists():
@@ -328,6 +328,17 @@ def _bleu_counts(references: Sequence[str], caption: str) -> list[float]:
     """The counts that BLEU adds up over captions."""
     found = cook_test(caption, cook_refs(references), eff="closest")
     return [*found["correct"], *found["guess"], found["testlen"], found["reflen"]]
+
+
+def _meteor_counts(line: str) -> list[float]:
+    """METEOR's statistics of an image as they are added up: a caption that has all words of its
+    reference in one chunk adds none to the chunks.
+    """
+    counts = [float(number) for number in line.split()]
+    words, chunks, matches = counts[:2], counts[20], counts[21:23]
+    if chunks == 1 and matches == words:
+        counts[20] = 0.0
+    return counts
 
 
 def caption_metrics(

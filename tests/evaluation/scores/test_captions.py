@@ -2,10 +2,12 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pycocoevalcap.meteor.meteor import Meteor as TheirMeteor
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
+from evaluation.intervals.statistics import STATISTICS
 from evaluation.scores import captions as ours
 
 TEXTS = ["A red star (left) is, well, above.", "", "Don't you 'see' -- 2.5?!", "caf\u00e9\nthere's"]
@@ -49,6 +51,19 @@ def test_perfect_and_empty_captions() -> None:
     nothing, _, _ = ours.caption_metrics(gold, {"1": "", "2": ""})
     assert nothing["cider"] == 0.0
     assert nothing["meteor"] == 0.0
+
+
+def test_meteors_sums_give_its_score_with_perfect_captions_among_others() -> None:
+    gold = {
+        "1": ["a red star above a blue circle"],
+        "2": ["two green squares on a plain ground"],
+        "3": ["a white cross", "one white cross on grey"],
+    }
+    said = {"1": gold["1"][0], "2": "green squares two", "3": "white the cross"}
+    found = ours.score_all(gold, said)
+    assert found.meteor is not None
+    sums = np.append(np.sum(found.meteor, axis=0), 3)
+    assert STATISTICS["meteor"].value(sums)[0] == pytest.approx(found.metrics["meteor"])
 
 
 def test_missing_prediction_and_reference_are_named() -> None:
