@@ -7,10 +7,11 @@ import numpy as np
 
 from evaluation.benchmarks.records import ImageId, Question, QuestionSet
 from evaluation.intervals.observed import Observation, Observed, amounts, fractions
-from evaluation.scores.answers import METRICS, leaves_one_out, matches_any
+from evaluation.scores.answers import METRICS, leaves_one_out, matches_any, normalise_answer
 from evaluation.scores.choices import choice_accuracy, probability
 from evaluation.scores.dialog import CUTOFFS, ndcg, rank_of
 from evaluation.scores.gqa import entailed_accuracy, is_open
+from evaluation.scores.judged import Pair
 
 Rows = Sequence[Mapping[str, Any]]
 """Predictions, as the results file holds them."""
@@ -62,10 +63,25 @@ def _of_gqa(
 ) -> dict[str, Observation]:
     """GQA's numbers that are means. Its distribution is none: resamples make it larger."""
     right = {q.question_id: METRICS[metric](given[q.question_id], q.answers) for q in answered}
-    found = {
+    normal = str if metric == "gqa.strict" else normalise_answer
+    found: dict[str, list[float | None]] = {
         name: [right[q.question_id] if is_open(q) is kind else None for q in asked]
         for name, kind in (("binary", False), ("open", True))
     }
+    for part, sizes in (
+        ("per_words", [len(q.text.split()) for q in asked]),
+        ("per_steps", [q.steps for q in asked]),
+    ):
+        for size in {size for size in sizes if size is not None}:
+            pairs = zip(asked, sizes, strict=True)
+            found[f"{part}.{size}"] = [
+                right[q.question_id] if n == size else None for q, n in pairs
+            ]
+    for name, kind in (("validity", "valid"), ("plausibility", "plausible")):
+        fitting = [
+            (normal(given[q.question_id]), set(map(normal, getattr(q, kind) or ()))) for q in asked
+        ]
+        found[name] = [float(said in those) if those else None for said, those in fitting]
     found["consistency"] = entailed_accuracy(asked, right) or [None]
     counted = {name: v for name, v in found.items() if any(value is not None for value in v)}
     return {name: fractions(values) for name, values in counted.items()}
@@ -132,3 +148,25 @@ def _observed(asked: Sequence[Question], scores: Mapping[str, Observation]) -> O
         scores,
         {name: names for name, names in groups.items() if any(names)},
     )
+
+
+def observe_judged(questions: Sequence[Question], pairs: Mapping[ImageId, Pair]) -> Observed:
+    """What the scores of judged answers are computed from (``judged_scores``).
+
+    Args:
+        pairs: the judge's numbers for the reference and for the model by question id; a question
+            without them is left out.
+    """
+    asked = [q for q in questions if q.question_id in pairs]
+    numbers = np.array([pairs[q.question_id][::-1] for q in asked], dtype=np.float64).reshape(-1, 2)
+    scores = {"relative": Observation(numbers, "ratio")}
+    for category in sorted({q.question_type for q in asked}):
+        inside = np.array([[q.question_type == category] for q in asked])
+        rows = np.where(inside, numbers, np.nan)
+        scores[f"by_question_type.{category}"] = Observation(rows, "ratio")
+    scores |= {
+        "model": amounts(numbers[:, 0].tolist()),
+        "reference": amounts(numbers[:, 1].tolist()),
+    }
+    ids = tuple(q.question_id for q in asked), tuple(q.image_id for q in asked)
+    return Observed(*ids, scores)

@@ -6,7 +6,8 @@ depend on each other. The spread of the resampled scores is the standard error, 
 - a score between 0 and 1 gets Wilson's score interval with Student's t, for as many independent
   items as would have this error. Its ends stay between 0 and 1, and it does not shrink to nothing
   where all answers are right;
-- any other mean (CIDEr, the mean rank) gets the bootstrap-t interval, which follows skewness;
+- any other mean or ratio (CIDEr, the mean rank, a judge's relative score) gets the bootstrap-t
+  interval, which follows skewness;
 - the difference of two runs gets the t interval.
 
 Percentile, BCa, and bootstrap-t intervals of scores near 0 or 1 hold the true value too seldom
@@ -61,6 +62,8 @@ def estimate(observed: Observed, seed: int = 0, groups: bool = True) -> list[Est
     Args:
         groups: whether to estimate the scores of groups too.
     """
+    if not observed.items:
+        return []
     found = estimators(observed, groups)
     all_1C = np.ones((1, found.images))
     points, all_sums = found.of(all_1C), found.split(all_1C @ found.sums_CK)
@@ -152,15 +155,15 @@ def _rounded(low: float, high: float) -> Ends:
 def _pivots(sums_BK: np.ndarray, all_1K: np.ndarray) -> np.ndarray:
     """Studentised deviations ``B`` of means in resamples, times the mean's own standard error.
 
-    The standard error of a mean ``sum(s) / sum(n)`` over images follows from the sums of the
-    squares and products of s and n. NaN where a resample does not vary.
+    The standard error of a mean or ratio ``sum(s) / sum(n)`` over images follows from the sums of
+    the squares and products of s and n. NaN where a resample does not vary.
 
     Args:
         all_1K: sums over all images.
     """
 
     def of(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        s, n, ss, sn, nn = sums.T
+        s, n, *_, ss, sn, nn = sums.T
         mean = s / n
         return mean, np.sqrt(np.maximum(ss - 2 * mean * sn + mean**2 * nn, 0.0)) / n
 

@@ -27,7 +27,8 @@ class Summed:
     Attributes:
         names: name of each of the M scores.
         sums_CK: sums over the items of each image (or block): the columns of the statistic, the
-            number of items, and where a score has no bounds the squares and products of these two.
+            number of items, and where a score has no bounds the squares and products of the first
+            two columns.
         basis_M: effective number of images that the scores rest on.
         support_M: effective number of images that decide them: the rarer of right and wrong.
     """
@@ -165,7 +166,7 @@ def _summed(
     if images > MOST_BLOCKS:
         sums_CK = image_sums(rows_NK, index_N % MOST_BLOCKS, MOST_BLOCKS)
     if not statistic.unit:
-        s, n = sums_CK.T
+        s, n = sums_CK.T[:2]
         squares = on_grid(np.stack([s * s, s * n, n * n], axis=1), len(sums_CK))
         sums_CK = np.concatenate([sums_CK, squares], axis=1)
     return Summed(names, statistic, sums_CK, basis_M, support_M)

@@ -33,7 +33,8 @@ class Statistic:
     unit: bool = True
 
 
-def _mean(sums: Sums) -> np.ndarray:
+def _ratio(sums: Sums) -> np.ndarray:
+    """The sum of the first column over that of the second; of a mean that is the count."""
     total, count = sums[..., :1], sums[..., 1:2]
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
 
@@ -81,11 +82,15 @@ def _no_sums(sums: Sums) -> np.ndarray:
 
 
 STATISTICS: Mapping[str, Statistic] = {
-    "fraction": Statistic(1, _mean, lambda sums: [sums[:, :1], sums[:, 1:2] - sums[:, :1]]),
-    "mean": Statistic(1, _mean, lambda sums: [np.abs(sums[:, :1])], unit=False),
+    "fraction": Statistic(1, _ratio, lambda sums: [sums[:, :1], sums[:, 1:2] - sums[:, :1]]),
+    "mean": Statistic(1, _ratio, lambda sums: [np.abs(sums[:, :1])], unit=False),
+    "ratio": Statistic(
+        2, _ratio, lambda sums: [np.abs(sums[:, :1]), np.abs(sums[:, 1:2])], unit=False
+    ),
     "bleu": Statistic(10, _bleu, lambda sums: [sums[:, :4]], ("1", "2", "3", "4")),
     "meteor": Statistic(23, _meteor, lambda sums: [sums[:, 21:22]]),
     "auroc": Statistic(2, _no_sums, lambda sums: [sums[:, 1:2], sums[:, 2:3] - sums[:, 1:2]]),
 }
-"""Statistic by name. fraction: mean of numbers between 0 and 1. mean: mean of any numbers. bleu,
-meteor: of sums of counts. auroc: of a score and of whether it is a positive's (1) or not (0)."""
+"""Statistic by name. fraction: mean of numbers between 0 and 1. mean: mean of any numbers. ratio:
+sum of the first number over that of the second. bleu, meteor: of sums of counts. auroc: of a score
+and of whether it is a positive's (1) or not (0)."""

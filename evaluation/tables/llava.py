@@ -7,11 +7,17 @@ from collections.abc import Mapping
 
 from evaluation.tables.rows import Measure, Table, make_table
 
-_JUDGED = ("conversation", "detail", "complex", "all")
+# The category in the authors' files by its name in the tables.
+_JUDGED = {"conversation": "conv", "detail": "detail", "complex": "complex"}
 
 
-def _judged(data: str) -> Mapping[str, None]:
-    return {f"{data}.{kind}": None for kind in _JUDGED}
+def _judged(data: str, task: str) -> Mapping[str, Measure]:
+    """A judge's relative scores by category; comparable only with the judge of the paper."""
+    parts = {
+        f"{data}.{kind}": Measure(task, f"by_question_type.{ours}")
+        for kind, ours in _JUDGED.items()
+    }
+    return parts | {f"{data}.all": Measure(task, "relative")}
 
 
 _COCO = {
@@ -25,17 +31,21 @@ _READ = ("Full data", "llava-bench-coco.all")
 COCO = make_table(
     "llava.4",
     "LLaVA-Bench (COCO) by training data (LLaVA's table 4)",
-    _judged("llava-bench-coco"),
+    _judged("llava-bench-coco", "llava_bench_coco"),
     _COCO,
     recalled={
-        model: [metric for metric in _judged("llava-bench-coco") if (model, metric) != _READ]
+        model: [
+            metric
+            for metric in _judged("llava-bench-coco", "llava_bench_coco")
+            if (model, metric) != _READ
+        ]
         for model in _COCO
     },
 )
 IN_THE_WILD = make_table(
     "llava.5",
     "LLaVA-Bench (In-the-Wild) (LLaVA's table 5)",
-    _judged("llava-bench-wild"),
+    _judged("llava-bench-wild", "llava_bench"),
     {
         "OpenFlamingo": (19.3, 19.0, 19.1, 19.1),
         "BLIP-2": (54.6, 29.1, 32.9, 38.1),
@@ -68,7 +78,7 @@ MODELS_OF_1_5 = make_table(
         "scienceqa.img": Measure("scienceqa", split="test"),
         "textvqa": Measure("textvqa", split="val"),
         "pope": None,
-        "llava-bench-wild.all": None,
+        "llava-bench-wild.all": Measure("llava_bench", "relative"),
     },
     {
         "LLaVA-1.5 7B": (78.5, 62.0, 50.0, 66.8, 58.2, 85.9, 65.4),

@@ -16,11 +16,13 @@ from tqdm import tqdm
 
 from evaluation.benchmarks.judged.llava_bench import Rule, judge_prompt, read_rules
 from evaluation.benchmarks.records import ImageId, Question, QuestionSet
+from evaluation.intervals.answers import observe_judged
 from evaluation.judge import TRIES, Judge, open_judge
 from evaluation.notes import warn_of_empty
 from evaluation.outputs import Outputs
 from evaluation.scores.judged import Pair, judged_scores, parse_verdict
 from evaluation.tasks.base import Pass, without_failed
+from evaluation.tasks.observing import with_items
 from evaluation.tasks.questions import askings
 
 Verdict = dict[str, Any]
@@ -100,7 +102,12 @@ class JudgedTask:
         verdicts = judge_answers(questions, said, self.judge, by_category, out=out, name=name)
         scores = score_verdicts(verdicts)
         scores |= {"metric": f"judged.{self.judge.name}", "rule": origin, "empty": empty}
-        return scores | {"notes": [*notes, *scores["notes"]]}
+        scores |= {"notes": [*notes, *scores["notes"]]}
+        pairs = {
+            v["question_id"]: (v["scores"][0], v["scores"][1]) for v in verdicts if v["scores"]
+        }
+        observed = observe_judged(questions, pairs)
+        return with_items(scores, [observed], out, self.name, self.split)
 
 
 def answer_row(question: Question, answer: str, model_id: str) -> dict[str, Any]:

@@ -91,8 +91,9 @@ def test_a_server_that_fails_now_and_then_judges_all(
     assert found["by_question_type"] == {"complex": 0.5, "conv": 1.0}
     assert found["relative"] == pytest.approx((4 + 5) / (8 + 5))
     assert (found["count"], found["missing"]) == (4, 2)
-    assert found["notes"][-1].startswith("2 of 6 verdicts have no two numbers")
-    assert found["notes"][-1].endswith("question 1, 4")
+    assert found["notes"][-2].startswith("2 of 6 verdicts have no two numbers")
+    assert found["notes"][-2].endswith("question 1, 4")
+    assert found["notes"][-1].startswith("no interval for relative")  # of six images
     verdicts = rows(tmp_path / f"{NAME}_test_verdicts.jsonl")
     assert [len(row["verdicts"]) for row in verdicts] == [1, 3, 1] * 2
     assert [row["scores"] for row in verdicts] == [[5, 5], None, [8, 4]] * 2

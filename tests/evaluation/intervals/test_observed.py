@@ -8,13 +8,16 @@ import pytest
 import torch
 
 from evaluation.benchmarks.records import CaptionedImage, Question, QuestionSet
-from evaluation.intervals.answers import observe_answers, observe_choices
+from evaluation.intervals.answers import observe_answers, observe_choices, observe_judged
 from evaluation.intervals.bootstrap import estimate
 from evaluation.intervals.captions import observe_captions, observe_retrieval
 from evaluation.intervals.items import as_json, dumps, from_json, items_name
 from evaluation.intervals.observed import Observed
 from evaluation.intervals.scores import with_intervals
+from evaluation.scores.answers import METRICS
 from evaluation.scores.captions import score_all
+from evaluation.scores.gqa import gqa_scores
+from evaluation.scores.judged import judged_scores
 from evaluation.scores.recall import hits, recalls
 
 WORDS = ("a", "red", "blue", "star", "dog", "cat", "runs", "sits", "near", "under", "the", "road")
@@ -106,15 +109,40 @@ def test_answers_have_the_controls_and_groups_of_the_scores() -> None:
 
 def test_gqas_means_are_observed_and_its_distribution_is_not() -> None:
     asked = [
-        Question(str(n), n, "?", ("yes",), answer_type="query" if n % 2 else "verify",
-                 entailed=(str((n + 1) % 40),))
+        Question(str(n), n, "is it?" if n < 20 else "is it red?", ("yes",),
+                 answer_type="query" if n % 2 else "verify", entailed=(str((n + 1) % 40),),
+                 steps=2 if n < 20 else None, valid=("yes", "no") if n % 2 else None)
         for n in range(40)
     ]  # fmt: skip
     rows = [{"question_id": str(n), "answer": "yes" if n < 30 else "no"} for n in range(40)]
     got = points(observe_answers(question_set(asked), rows, {}, "gqa.normalised"))
     assert got == pytest.approx(
-        {"accuracy": 0.75, "binary": 0.75, "open": 0.75, "consistency": 29 / 30}
-    )
+        {"accuracy": 0.75, "binary": 0.75, "open": 0.75, "consistency": 29 / 30, "validity": 1.0,
+         "per_words.2": 1.0, "per_words.3": 0.5, "per_steps.2": 1.0}
+    )  # fmt: skip
+    scores = {"accuracy": 0.75, **gqa_scores(asked, {r["question_id"]: r["answer"] for r in rows},
+                                             METRICS["gqa.normalised"])}  # fmt: skip
+    found = observe_answers(question_set(asked), rows, {}, "gqa.normalised")
+    assert set(with_intervals(scores, [found])["intervals"]) == set(got)
+
+
+def test_a_judges_relative_score_is_a_ratio_of_sums() -> None:
+    draw, kinds = np.random.default_rng(3), ("conv", "detail")
+    asked = [Question(n, n // 2, "?", question_type=kinds[n % 2]) for n in range(61)]
+    pairs = {n: (float(draw.integers(6, 11)), float(draw.integers(2, 9))) for n in range(60)}
+    observed = observe_judged(asked, pairs)
+    by_kind = {kind: [pairs[n] for n in range(k, 60, 2)] for k, kind in enumerate(kinds)}
+    scores = {**judged_scores(by_kind), "notes": []}
+    found = with_intervals(scores, [observed])["intervals"]
+    assert set(found) == {"relative", "model", "reference", "by_question_type.conv",
+                          "by_question_type.detail"}  # fmt: skip
+    model, reference = np.array([pairs[n][::-1] for n in range(60)]).T
+    low, high = found["relative"]
+    left_out = model - model.sum() / reference.sum() * reference  # the delta method, by image
+    error = np.sqrt((left_out.reshape(30, 2).sum(axis=1) ** 2).sum() * 30 / 29) / reference.sum()
+    assert (high - low) / 2 == pytest.approx(2.045 * error, rel=0.12)
+    assert same(from_json(as_json([observed])), [observed])
+    assert with_intervals({"count": 0}, [observe_judged(asked, {})])["intervals"] == {}
 
 
 def test_choices_ranks_and_probabilities() -> None:
