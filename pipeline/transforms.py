@@ -6,12 +6,13 @@ that decode and to the device; ``pixels.normalise`` makes them what an encoder s
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from pipeline.images import resize, resize_square
+from pipeline.images import decode, resize, resize_square
 from pipeline.pixels import CLIP_MEAN, CLIP_PIXELS, CLIP_STD, PixelConfig, fit_square, normalise
 
 __all__ = ["CLIP_MEAN", "CLIP_STD", "EvalTransform", "TrainTransform", "TransformConfig"]
@@ -31,6 +32,9 @@ class TransformConfig:
         interpolation: filter of the resize; follows ``encoder.pixels.interpolation``.
         whole: geometry of an image that is not cropped at random, with scale and ratio (1, 1):
             ``squash``, or ``own``, the square that the encoder is shown outside training.
+        draft: decode a JPEG at a half, a quarter or an eighth where what is cropped of it keeps at
+            least ``size`` pixels a side: faster; pixels differ by a little, and the crop is moved
+            by up to half a pixel of the smaller image.
     """
 
     size: int = 224
@@ -40,6 +44,7 @@ class TransformConfig:
     keep_sides: bool = False
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     whole: Literal["squash", "own"] = "squash"
+    draft: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -69,8 +74,26 @@ class TrainTransform:
         self, image: Tensor, generator: torch.Generator, allow_flip: bool = True
     ) -> Tensor:
         """Crop, resize, flip; draws as many numbers with a flip as without."""
+        return self._square(image, _draws(generator), allow_flip)
+
+    def of_file(self, image: bytes, generator: torch.Generator, allow_flip: bool = True) -> Tensor:
+        """The square of an encoded image: decoded, and then as ``__call__`` makes it.
+
+        Raises:
+            ImageError: see ``pipeline.images.decode``.
+        """
+        draws = _draws(generator)
+        reduce = partial(self._reduction, draws) if self.config.draft else None
+        return self._square(decode(image, reduce=reduce), draws, allow_flip)
+
+    def _reduction(self, draws: list[float], height: int, width: int) -> int:
+        """The largest divisor of a JPEG's sides that leaves the crop as large as its square."""
+        if not self._whole:
+            _, _, height, width = self._crop(height, width, draws)
+        return next((by for by in (8, 4, 2) if min(height, width) // by >= self.config.size), 1)
+
+    def _square(self, image: Tensor, draws: list[float], allow_flip: bool) -> Tensor:
         size, mode = self.config.size, self.config.interpolation
-        draws = torch.rand(3 + 2, generator=generator, dtype=torch.float64).tolist()
         if self.config.whole == "own":
             square = fit_square(image, size, self.pixels)
         elif self._whole and mode == "bicubic":
@@ -94,6 +117,10 @@ class TrainTransform:
         h = min(height, max(1, round(math.sqrt(area / ratio))))
         top, left = int(draws[2] * (height - h + 1)), int(draws[3] * (width - w + 1))
         return top, left, h, w
+
+
+def _draws(generator: torch.Generator) -> list[float]:
+    return torch.rand(3 + 2, generator=generator, dtype=torch.float64).tolist()
 
 
 class EvalTransform:

@@ -2,6 +2,8 @@
 
     python jobs/benchmark.py loader                                # 2 processes, 224 px
     python jobs/benchmark.py loader --images 4096 --workers 8
+    python jobs/benchmark.py loader --part draft                   # JPEGs decoded at a fraction
+    python jobs/benchmark.py loader --part s3                      # shards from S3 over a slow link
 
 All contenders read the same samples: JPEGs of 640 x 480 like photographs, in WebDataset tars. The
 ceiling decodes, crops and resizes bytes that are in memory already, in as many processes, and does
@@ -17,6 +19,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +30,7 @@ from PIL import Image
 
 from cluster.storage.open import open_storage
 from jobs.benchmarks import loader_contenders as cases
+from jobs.benchmarks import loader_s3
 from jobs.benchmarks import measure as bench
 from jobs.benchmarks.loader_contenders import LoaderBench, Pace
 from pipeline.sample import make_uid
@@ -36,12 +40,25 @@ from pipeline.shards.reading import open_shards
 from pipeline.shards.tar import write_tar
 
 WIDTH, HEIGHT = 640, 480
+SIZES = ((500, 375), (1280, 960), (1920, 1440))
+DRAFTED = 16
 
 
 def main(arguments: Sequence[str]) -> int:
     """Make the shards, measure, report."""
     args = tyro.cli(LoaderBench, args=arguments, description=__doc__)
     torch.set_num_threads(1)
+    if args.part in ("all", "decode"):
+        _decode(args)
+    if args.part in ("all", "draft"):
+        _draft(args)
+    if args.part in ("all", "s3"):
+        loader_s3.measure(args.s3)
+    return 0
+
+
+def _decode(args: LoaderBench) -> None:
+    """Our loader, webdataset's, and decoding alone, in turns."""
     with tempfile.TemporaryDirectory(prefix="bench-loader-") as folder:
         encoded = make_shards(Path(folder), args)
         source = open_shards(folder)
@@ -62,7 +79,24 @@ def main(arguments: Sequence[str]) -> int:
             args.rounds,
         )
     report(args, reads, paces)
-    return 0
+
+
+def _draft(args: LoaderBench) -> None:
+    """Files of three sizes with and without JPEG's draft mode, by the processor's time."""
+    rng, rows, record = np.random.default_rng(0), [["", "whole", "draft", "gain"]], {}
+    for width, height in SIZES:
+        encoded = [picture(rng, width, height) for _ in range(DRAFTED)]
+        work = {
+            mode: partial(cases.decode_files, encoded, args, draft=mode == "draft")
+            for mode in ("whole", "draft")
+        }
+        paces = in_turns(work, args.rounds)
+        whole, draft = (statistics.median(p.speed for p in paces[mode]) for mode in work)
+        name = f"{width} x {height}"
+        rows.append([f"images/s a core, {name}", f"{whole:.0f}", f"{draft:.0f}",
+                     f"{draft / whole:.2f} x"])  # fmt: skip
+        record[name] = [round(whole, 1), round(draft, 1)]
+    bench.report(rows, {"benchmark": "loader, draft", **bench.machine("cpu"), "images": record})
 
 
 def in_turns(work: dict[str, Callable[[], Pace]], rounds: int) -> dict[str, list[Pace]]:
@@ -105,7 +139,7 @@ def report(args: LoaderBench, reads: dict[str, list[Pace]], paces: dict[str, lis
         {
             "benchmark": "loader",
             **bench.machine("cpu"),
-            **args.__dict__,
+            **{name: value for name, value in asdict(args).items() if name != "s3"},
             "images_per_s": {name: round(value, 1) for name, value in speed.items()},
             "cpu_ms_per_image": {name: round(1e3 * value, 3) for name, value in cpu.items()},
             "raw_reads_per_s": {name: round(value) for name, value in raw.items()},
@@ -154,11 +188,11 @@ def make_shards(folder: Path, args: LoaderBench) -> list[bytes]:
     return encoded
 
 
-def picture(rng: np.random.Generator) -> bytes:
+def picture(rng: np.random.Generator, width: int = WIDTH, height: int = HEIGHT) -> bytes:
     """A JPEG with about the size and detail of a photograph."""
     coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
-    image = np.asarray(coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), dtype=np.int16)
-    image = image + rng.integers(-12, 13, (HEIGHT, WIDTH, 3), dtype=np.int16)
+    image = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.int16)
+    image = image + rng.integers(-12, 13, (height, width, 3), dtype=np.int16)
     out = io.BytesIO()
     Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=85)
     return out.getvalue()

@@ -5,16 +5,17 @@ import os
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import webdataset
 from torch.utils.data import DataLoader
 
 from cluster.malloc import keep_memory
+from jobs.benchmarks.loader_s3 import S3Bench
 from pipeline.images import decode
 from pipeline.loading.loader import Batches, LoaderConfig, Samples, make_schedule
 from pipeline.shards.reading import Shards
@@ -26,20 +27,24 @@ class LoaderBench:
     """Options of the loader's benchmark.
 
     Attributes:
+        part: ``decode`` beside webdataset, ``draft`` decoding, shards from a slow ``s3``, or all.
         images: number of different images.
         shard: images in a shard.
         size: side in pixels of the images that the model would be shown.
         workers: processes of each contender.
         batch: samples in a batch.
         rounds: number of rounds; the contenders take turns, raw reads four times as often.
+        s3: options of the part on S3.
     """
 
+    part: Literal["all", "decode", "draft", "s3"] = "all"
     images: int = 1024
     shard: int = 128
     size: int = 224
     workers: int = 2
     batch: int = 32
     rounds: int = 7
+    s3: S3Bench = field(default_factory=S3Bench)
 
 
 @dataclass(frozen=True)
@@ -182,6 +187,16 @@ def _decode_part(part: list[bytes], args: LoaderBench, barrier: Any, answers: An
     answers.put(Pace(len(part) / spent, (time.process_time() - used) / len(part)))
 
 
-def transform(args: LoaderBench) -> TrainTransform:
+def decode_files(encoded: list[bytes], args: LoaderBench, *, draft: bool) -> Pace:
+    """Decode, crop and resize files in this process, perhaps in JPEG's draft mode."""
+    change, generator = transform(args, draft=draft), torch.Generator().manual_seed(0)
+    used = time.process_time()
+    for image in encoded:
+        change.of_file(image, generator)
+    spent = (time.process_time() - used) / len(encoded)
+    return Pace(1 / spent, spent)
+
+
+def transform(args: LoaderBench, *, draft: bool = False) -> TrainTransform:
     """The paper's training transform."""
-    return TrainTransform(TransformConfig(size=args.size))
+    return TrainTransform(TransformConfig(size=args.size, draft=draft))

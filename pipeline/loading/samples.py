@@ -16,7 +16,6 @@ from torch import Tensor
 from cluster.ranks.dist import derive_seed
 from pipeline.captions import member_captions
 from pipeline.filenames import IMAGE_SUFFIXES
-from pipeline.images import decode
 from pipeline.loading.schedule import SampleRef, Schedule
 from pipeline.sample import make_uid
 from pipeline.shards.reading import BadSample, Shards
@@ -187,7 +186,7 @@ class Samples:
         keeps_sides = self.transform.config.keep_sides
         allowed = not (keeps_sides and names_side(f"{sample.question} {sample.text}"))
         generator = torch.Generator().manual_seed(sample.augment)
-        return self.transform(decode(sample.image), generator, allowed)
+        return self.transform.of_file(sample.image, generator, allowed)
 
 
 def names_side(text: str) -> bool:

@@ -1,6 +1,13 @@
+import io
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from pipeline import transforms
+from pipeline.images import decode
 from pipeline.transforms import (
     CLIP_MEAN,
     CLIP_STD,
@@ -65,3 +72,59 @@ def test_bad_config():
         TransformConfig(scale=(0.9, 0.5))
     with pytest.raises(ValueError, match=r"transform\.flip"):
         TransformConfig(flip=2)
+
+
+def picture(width: int, height: int, form: str = "JPEG") -> bytes:
+    """A smooth random picture."""
+    coarse = np.random.default_rng(0).integers(0, 256, (height // 96, width // 96, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(out, form)
+    return out.getvalue()
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[tuple[int, ...]]:
+    """Shapes of the images that were decoded, in order."""
+    shapes = []
+
+    def noted(image, **options):
+        shapes.append(decode(image, **options).shape)
+        return decode(image, **options)
+
+    monkeypatch.setattr(transforms, "decode", noted)
+    return shapes
+
+
+def test_a_file_is_decoded_whole_unless_draft_is_asked_for(decoded):
+    image = picture(1280, 960)
+    for seed in range(3):
+        plain = train_transform(32)
+        assert torch.equal(
+            plain.of_file(image, generator(seed)), plain(decode(image), generator(seed))
+        )
+    assert set(decoded) == {(3, 960, 1280)}
+
+
+def test_draft_decodes_what_the_square_needs_and_hardly_changes_it(decoded):
+    whole, draft = (TrainTransform(TransformConfig(size=200, draft=on)) for on in (False, True))
+    image = picture(1920, 1440)
+    for seed in range(20):
+        one, other = (change.of_file(image, generator(seed)) for change in (whole, draft))
+        # The crop lies on the pixels of the smaller image: it is moved by up to half of one.
+        assert (one.float() - other.float()).abs().mean() < 4
+    assert {shape[1:] for shape in decoded} == {(1440, 1920), (360, 480)}  # 1018 px and more: 1/4
+    squash = TransformConfig(size=180, scale=(1, 1), ratio=(1, 1), draft=True)
+    other = TrainTransform(squash).of_file(image, generator())
+    assert decoded[-1][1:] == (180, 240)
+    one = TrainTransform(replace(squash, draft=False)).of_file(image, generator())
+    assert (one.float() - other.float()).abs().mean() < 1
+
+
+@pytest.mark.parametrize(("width", "height", "form"), [(320, 256, "JPEG"), (640, 640, "PNG")])
+def test_draft_changes_nothing_where_it_cannot_help(width, height, form):
+    image = picture(width, height, form)
+    for seed in range(5):
+        whole, draft = (TrainTransform(TransformConfig(size=224, draft=on)) for on in (False, True))
+        assert torch.equal(
+            whole.of_file(image, generator(seed)), draft.of_file(image, generator(seed))
+        )
