@@ -33,7 +33,8 @@ class TransformConfig:
         whole: geometry of an image that is not cropped at random, with scale and ratio (1, 1):
             ``squash``, or ``own``, the square that the encoder is shown outside training.
         draft: decode a JPEG at a half, a quarter or an eighth where what is cropped of it keeps at
-            least ``size`` pixels a side: faster, and other pixels by a little.
+            least ``size`` pixels a side: faster; pixels differ by a little, and the crop is moved
+            by up to half a pixel of the smaller image.
     """
 
     size: int = 224

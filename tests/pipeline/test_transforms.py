@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def test_bad_config():
 
 def picture(width: int, height: int, form: str = "JPEG") -> bytes:
     """A smooth random picture."""
-    coarse = np.random.default_rng(0).integers(0, 256, (height // 32, width // 32, 3), np.uint8)
+    coarse = np.random.default_rng(0).integers(0, 256, (height // 96, width // 96, 3), np.uint8)
     out = io.BytesIO()
     Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(out, form)
     return out.getvalue()
@@ -109,11 +110,14 @@ def test_draft_decodes_what_the_square_needs_and_hardly_changes_it(decoded):
     image = picture(1920, 1440)
     for seed in range(20):
         one, other = (change.of_file(image, generator(seed)) for change in (whole, draft))
-        assert (one.float() - other.float()).abs().mean() < 4  # the crop is moved by half a pixel
+        # The crop lies on the pixels of the smaller image: it is moved by up to half of one.
+        assert (one.float() - other.float()).abs().mean() < 4
     assert {shape[1:] for shape in decoded} == {(1440, 1920), (360, 480)}  # 1018 px and more: 1/4
     squash = TransformConfig(size=180, scale=(1, 1), ratio=(1, 1), draft=True)
-    TrainTransform(squash).of_file(image, generator())
+    other = TrainTransform(squash).of_file(image, generator())
     assert decoded[-1][1:] == (180, 240)
+    one = TrainTransform(replace(squash, draft=False)).of_file(image, generator())
+    assert (one.float() - other.float()).abs().mean() < 1
 
 
 @pytest.mark.parametrize(("width", "height", "form"), [(320, 256, "JPEG"), (640, 640, "PNG")])
