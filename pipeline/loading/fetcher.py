@@ -84,6 +84,8 @@ class Fetcher:
             if source.fetch(shard):
                 self._here.add(pair)
         except Exception as failed:  # whatever it is, the other shards are still wanted
+            if self._closed.is_set():
+                return
             pause = min(2 * pause or _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
             self._pauses[pair] = (time.monotonic() + pause, pause)
             logging.getLogger(__name__).warning(

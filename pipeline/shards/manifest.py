@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.storage.base import Conflict, Storage
+from cluster.storage.base import Conflict, Entry, Storage
 from cluster.storage.open import open_storage
 from pipeline.text import to_json
 
@@ -123,16 +123,29 @@ def committed(out_url: str) -> list[Commit]:
         ValueError: a record cannot be read; the message names it.
     """
     storage = open_storage(out_url)
-    names = [f"{SHARDS}/{name}{_RECORD}" for name in sorted(committed_names(storage))]
+    return read_records(storage, record_entries(storage))
+
+
+def record_entries(storage: Storage) -> list[Entry]:
+    """The files of the commit records, sorted by the names of their shards."""
+    found = [entry for entry in storage.entries(SHARDS) if entry.name.endswith(_RECORD)]
+    return sorted(found, key=lambda entry: entry.name.removesuffix(_RECORD))
+
+
+def read_records(storage: Storage, entries: Sequence[Entry]) -> list[Commit]:
+    """What commit records say.
+
+    Raises:
+        ValueError: a record cannot be read; the message names it.
+    """
     with ThreadPoolExecutor(_READERS) as readers:  # on S3 a record costs a round trip
-        return list(readers.map(partial(_read_record, storage), names))
+        return list(readers.map(partial(_read_record, storage), [entry.name for entry in entries]))
 
 
 def committed_names(storage: Storage) -> set[str]:
     """Names of the committed shards, from the listing alone: one call a thousand files on S3."""
-    names = (entry.name for entry in storage.entries(SHARDS))
-    found = {name.removeprefix(f"{SHARDS}/") for name in names if name.endswith(_RECORD)}
-    return {name.removesuffix(_RECORD) for name in found}
+    names = (entry.name.removeprefix(f"{SHARDS}/") for entry in record_entries(storage))
+    return {name.removesuffix(_RECORD) for name in names}
 
 
 def is_committed(storage: Storage, name: str) -> bool:

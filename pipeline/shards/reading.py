@@ -26,6 +26,7 @@ from cluster.storage.open import open_storage
 from pipeline.filenames import is_hidden
 from pipeline.shards.manifest import Commit, committed, manifest_hash
 from pipeline.shards.members import span_members
+from pipeline.shards.node_manifest import committed_once
 from pipeline.shards.record import RECORD_COLUMNS, record_from_list, record_from_table
 from pipeline.shards.tar import index_tar
 
@@ -258,7 +259,8 @@ def open_shards(url: str, cache: NodeCache | None = None) -> Shards:
     storage, cache = open_storage(url), cache or NodeCache()
     if isinstance(storage, LocalStorage) and not storage.root.is_dir():
         raise ValueError(f"--data {url}: no such folder; give a CapFilt output or a folder of tars")
-    commits = committed(url)
+    local = isinstance(storage, LocalStorage)
+    commits = committed(url) if local else committed_once(storage, cache)
     if commits:
         files = _committed_files(storage, commits, cache)
         sizes = [commit.ok for commit in commits]
