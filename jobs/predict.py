@@ -27,6 +27,7 @@ from jobs.interchange.llava import formats as llava_formats
 from jobs.models import llava
 from jobs.models.languages import adapter
 from jobs.models.trained import Trained, load_trained
+from jobs.prediction.arithmetic import PredictDtype
 from jobs.prediction.chat import Chat
 from jobs.prediction.embedder import Embedder, ImageFeatures, pool
 from jobs.prediction.llava import LlavaWriter
@@ -63,7 +64,6 @@ __all__ = [
     "read_picture",
 ]
 
-PredictDtype = Literal["auto", "recipe", "bf16", "fp32"]
 PromptTemplate = Literal["recipe", "plain", "chat"]
 
 

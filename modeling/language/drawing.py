@@ -56,7 +56,11 @@ class SampledSettings(GenerationSettings):
 
     def of_rows(self, rows: Sequence[int]) -> "SampledSettings":
         """The settings of some rows of a call, each with its own key."""
-        return replace(self, keys=tuple(self.keys[r] if self.keys else str(r) for r in rows))
+        return self.of_keys(tuple(self.keys[r] if self.keys else str(r) for r in rows))
+
+    def of_keys(self, keys: tuple[str, ...]) -> "SampledSettings":
+        """The same settings for rows of these names."""
+        return replace(self, keys=keys)
 
 
 class _Drawing(LogitsProcessor):
