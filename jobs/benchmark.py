@@ -70,6 +70,11 @@ BENCHMARKS = {
         "ranking candidate answers beside a forward pass for each candidate",
         "1 minute",
     ),
+    "search": Benchmark(
+        "jobs.benchmarks.search",
+        "an index over a million vectors beside the exact search",
+        "5 minutes",
+    ),
     "gpu": Benchmark(
         "jobs.benchmarks.gpu.run",
         "all of the above on a CUDA device, at full size, and the tests marked gpu",

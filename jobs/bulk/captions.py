@@ -182,6 +182,7 @@ def columns(args: CaptionArgs) -> list[str]:
 
 def plan_of(args: CaptionArgs, checkpoint: str, questions: Questions) -> dict[str, Any]:
     """What the rows depend on, beside images and arithmetic."""
+    settings = asdict(args.decoding.settings(args.kind))
     return {
         "task": args.kind,
         "checkpoint": checkpoint,
@@ -189,7 +190,7 @@ def plan_of(args: CaptionArgs, checkpoint: str, questions: Questions) -> dict[st
         "prompt_template": args.prompt_template,
         "questions": questions.digest,
         "count": args.count,
-        "decoding": asdict(args.decoding.settings(args.kind)),
+        **{f"decoding.{name}": value for name, value in settings.items() if name != "keys"},
     }
 
 

@@ -10,7 +10,7 @@ names, under which their results are found again.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -153,6 +153,22 @@ def _cut_list(source: ListSource, size: int) -> list[Piece]:
             pieces.append(Piece(name, shard, len(waiting)))
             waiting = []
     return pieces
+
+
+def read_images(source: TarSource | ListSource, names: Iterable[str]) -> dict[str, bytes]:
+    """The encoded images of these names, as ``Piece.records`` gives them; those that are there."""
+    wanted = set(names)
+    if isinstance(source, ListSource):
+        files = (item.file for item in source.items if item.file in wanted and not item.reason)
+        return {file: source.storage.read(file) for file in files if source.storage.exists(file)}
+    found: dict[str, bytes] = {}
+    for shard in source.shards():
+        if any(name.startswith(f"{shard.name}/") for name in wanted):
+            for record in source.read(shard):
+                name = f"{shard.name}/{record.key}"
+                if isinstance(record, Sample) and name in wanted:
+                    found[name] = record.image
+    return found
 
 
 def _marks(storage: Storage) -> dict[str, Entry]:
