@@ -75,6 +75,11 @@ BENCHMARKS = {
         "answers, captions and re-ranking beside Hugging Face's loop and pair by pair",
         "6 minutes",
     ),
+    "search": Benchmark(
+        "jobs.benchmarks.search",
+        "an index over a million vectors beside the exact search",
+        "5 minutes",
+    ),
     "gpu": Benchmark(
         "jobs.benchmarks.gpu.run",
         "all of the above on a CUDA device, at full size, and the tests marked gpu",

@@ -11,13 +11,14 @@
     model.match(["a.jpg", "b.jpg"], ["a red star", "a blue circle"])
 
 A stage-2 checkpoint becomes a ``Writer``, one of LLaVA a ``LlavaWriter``, a stage-1 checkpoint an
-``Embedder``. Images are paths, encoded bytes or PIL images. An image that is given several times in
-a call is encoded once.
+``Embedder``; ``load_writer`` and ``load_embedder`` give one of the two, or refuse the checkpoint.
+Images are paths, encoded bytes, PIL images or arrays. An image that is given several times in a
+call is encoded once.
 """
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from cluster.storage.cache import default_folder
 from jobs.interchange import formats
@@ -26,8 +27,9 @@ from jobs.interchange.llava import formats as llava_formats
 from jobs.models import llava
 from jobs.models.languages import adapter
 from jobs.models.trained import Trained, load_trained
+from jobs.prediction.arithmetic import PredictDtype
 from jobs.prediction.chat import Chat
-from jobs.prediction.embedder import Embedder
+from jobs.prediction.embedder import Embedder, ImageFeatures, pool
 from jobs.prediction.llava import LlavaWriter
 from jobs.prediction.pictures import Picture, check_pictures, read_picture
 from jobs.prediction.predictor import Predictor, WrongStage
@@ -35,6 +37,7 @@ from jobs.prediction.presets import CAPTION, INSTRUCT, INSTRUCT_ANSWER, VQA
 from jobs.prediction.writer import Writer
 from modeling import linear
 from modeling.device import pick_device
+from modeling.language.drawing import SampledSettings
 from modeling.precision import DTYPES, multiplies_bf16
 
 __all__ = [
@@ -44,19 +47,23 @@ __all__ = [
     "VQA",
     "Chat",
     "Embedder",
+    "ImageFeatures",
     "LlavaWriter",
     "Picture",
     "PredictDtype",
     "Predictor",
     "PromptTemplate",
+    "SampledSettings",
     "Writer",
     "WrongStage",
     "check_pictures",
     "load",
+    "load_embedder",
+    "load_writer",
+    "pool",
     "read_picture",
 ]
 
-PredictDtype = Literal["auto", "recipe", "bf16", "fp32"]
 PromptTemplate = Literal["recipe", "plain", "chat"]
 
 
@@ -114,6 +121,30 @@ def load(
         trained = _with_template(trained, prompt_template)
     predictor = Embedder if trained.recipe.kind == "stage1" else Writer
     return predictor(trained, device, batch_size)
+
+
+def load_writer(checkpoint: str | Path, device: str = "auto", **options: Any) -> Writer:
+    """``load``, for a checkpoint with a language model.
+
+    Raises:
+        WrongStage: a ValueError; the checkpoint is one of stage 1.
+    """
+    model = load(checkpoint, device, **options)
+    if isinstance(model, Embedder):
+        raise WrongStage(f"{checkpoint}: {model.lacks}")
+    return model
+
+
+def load_embedder(checkpoint: str | Path, device: str = "auto", **options: Any) -> Embedder:
+    """``load``, for a checkpoint of stage 1.
+
+    Raises:
+        WrongStage: a ValueError; the checkpoint is not one of stage 1.
+    """
+    model = load(checkpoint, device, **options)
+    if not isinstance(model, Embedder):
+        raise WrongStage(f"{checkpoint}: {model.lacks}")
+    return model
 
 
 def _load_llava(

@@ -34,12 +34,18 @@ def commands(page: Path) -> Iterator[list[str]]:
 def parser_of(job: str, arguments: list[str]) -> Callable[[], Any]:
     """A function that reads a job's command line as the job does, and starts nothing."""
     from jobs import benchmark, convert, demo, instruct_tinyworld, launch, llava, report, zoo
+    from jobs.bulk.captions import CaptionArgs
+    from jobs.bulk.features import EmbedArgs
+    from jobs.bulk.search import SearchArgs
     from jobs.captioning import arguments as capfilt
     from jobs.captioning import tools
     from jobs.evaluation.arguments import EvaluateArgs
     from jobs.training.command import parse
 
     forms = {
+        "caption": CaptionArgs,
+        "embed": EmbedArgs,
+        "search": SearchArgs,
         "evaluate": EvaluateArgs,
         "demo": demo.DemoArgs,
         "convert": convert.Arguments,

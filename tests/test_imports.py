@@ -31,6 +31,7 @@ BELOW = {
     "captioning": {"recipes", "models"},
     "prediction": {"recipes", "models", "interchange"},
     "evaluation": {"recipes", "models", "interchange", "prediction"},
+    "bulk": {"recipes", "models", "interchange", "prediction"},
     "tour": {"recipes"},
     "instructions": {"recipes"},
 }

@@ -195,9 +195,13 @@ class Answers:
 
 @dataclass(frozen=True)
 class Retrieved:
-    """One candidate of a query: a text or an image."""
+    """One candidate of a query: a text, or an image with perhaps its name as text.
 
-    right: bool
+    Attributes:
+        right: whether it is a right answer; None where that is not known.
+    """
+
+    right: bool | None
     score: float
     text: str = ""
     image: Picture = None

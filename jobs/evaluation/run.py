@@ -31,10 +31,7 @@ from evaluation.report.machine import commit
 from evaluation.tasks.base import Answers, Task
 from jobs.evaluation.arguments import EvaluateArgs
 from jobs.evaluation.plan import (
-    Arithmetic,
-    Identity,
     begun,
-    identify,
     plan_of,
     settle,
     threads_of,
@@ -44,6 +41,8 @@ from jobs.evaluation.suite import folders_of, options_of_tasks
 from jobs.evaluation.tasks import TaskData, make_task, read_data
 from jobs.evaluation.worker import Answering, settings_of
 from jobs.predict import Embedder, Writer
+from jobs.prediction.arithmetic import Arithmetic
+from jobs.prediction.identity import Identity, identify
 from modeling.device import pick_device
 from modeling.precision import threads_set
 

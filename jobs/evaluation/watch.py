@@ -33,9 +33,9 @@ from evaluation.board import history
 from evaluation.board.page import write_board
 from evaluation.board.tensorboard import write_events
 from jobs.evaluation.arguments import EvaluateArgs
-from jobs.evaluation.plan import digest_of_checkpoint
 from jobs.evaluation.run import evaluate
 from jobs.evaluation.suite import suite_of
+from jobs.prediction.identity import digest_of_checkpoint
 
 FOLDER = "evaluations"
 

@@ -15,9 +15,9 @@ from evaluation.tasks.choices import choose, choosing_of
 from evaluation.tasks.questions import answer_askings
 from evaluation.tasks.retrieval import embed_and_match
 from jobs.evaluation.arguments import EvaluateArgs
-from jobs.evaluation.plan import Arithmetic
 from jobs.predict import Embedder, Writer, load
 from jobs.prediction.adapters import answerer, captioner, embedders, talker
+from jobs.prediction.arithmetic import Arithmetic
 from modeling.linear import products_by
 
 

@@ -5,9 +5,10 @@ embedding.
 """
 
 from collections.abc import Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from jobs.models.bert import tokenise
@@ -16,6 +17,32 @@ from jobs.prediction.predictor import Predictor
 from modeling.blip2 import TEMPERATURE_BOUNDS, Stage1
 from modeling.qformer import select
 from pipeline.text_processors import caption_text
+
+
+class ImageFeatures(NamedTuple):
+    """Images as a stage-1 checkpoint knows them.
+
+    Attributes:
+        queries: L2-normalised features ``B Q E`` of every query.
+        tokens: tokens ``B P D`` of the image encoder.
+    """
+
+    queries: Tensor
+    tokens: Tensor
+
+    @property
+    def pooled(self) -> Tensor:
+        """One feature ``B E`` an image (``pool``)."""
+        return pool(self.queries)
+
+
+def pool(queries_BQE: Tensor) -> Tensor:
+    """One feature ``B E`` an image: the mean of its queries' features, L2-normalised.
+
+    Two images are compared by it. The paper compares an image with a text by the largest product
+    over the queries, which is not a product of two vectors; so texts are better compared with all.
+    """
+    return F.normalize(queries_BQE.mean(1), dim=-1)
 
 
 class Embedder(Predictor):
@@ -28,19 +55,31 @@ class Embedder(Predictor):
 
     # --------------------------------------------------------------- contrastive features
 
+    @torch.inference_mode()
     def image_embeds(self, images: Sequence[Picture]) -> Tensor:
         """L2-normalised features ``B Q E`` of every query, fp32 on the CPU."""
-        return self.embed_images(images)[0]
+        self._check(images)
+        return self._batched(
+            images, lambda batch: self._module.image_embeds(self._tokens(batch)).cpu()
+        )
 
     @torch.inference_mode()
-    def embed_images(self, images: Sequence[Picture]) -> tuple[Tensor, Tensor]:
-        """Features ``B Q E``, and the encoder's tokens ``B P D`` that ``match_tokens`` takes."""
+    def embed_images(self, images: Sequence[Picture]) -> "ImageFeatures":
+        """Features ``B Q E``, and the encoder's tokens ``B P D`` that ``match_tokens`` takes.
+
+        The tokens of all images are held; ``image_embeds`` gives the features alone.
+        """
+        self._check(images)
         tokens_BPD = self._batched(images, lambda batch: self._tokens(batch).cpu())
         feats = [
             self._module.image_embeds(part.to(self.device)).cpu()
             for part in tokens_BPD.split(self.batch_size)
         ]
-        return torch.cat(feats), tokens_BPD
+        return ImageFeatures(torch.cat(feats), tokens_BPD)
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """The same as ``text_embeds``."""
+        return self.text_embeds(texts)
 
     @torch.inference_mode()
     def text_embeds(self, texts: Sequence[str]) -> Tensor:
@@ -48,6 +87,36 @@ class Embedder(Predictor):
         return self._batched(
             texts, lambda batch: self._module.text_embeds(*self._read(batch)).cpu()
         )
+
+    @torch.inference_mode()
+    def similarity(self, images: Sequence[Picture], texts: Sequence[str]) -> Tensor:
+        """ITC score ``R`` of each pair: the largest cosine of the text and a query of the image.
+
+        Raises:
+            ValueError: not one text an image, or an image cannot be read.
+        """
+        check_pairs(images, texts, "texts")
+        different, row_of = distinct(images)
+        image_RQE = self.image_embeds(different)[torch.tensor(row_of)]
+        return torch.einsum("rqe,re->rq", image_RQE, self.text_embeds(texts)).amax(1)
+
+    @torch.inference_mode()
+    def joint_embeds(self, images: Sequence[Picture], texts: Sequence[str]) -> Tensor:
+        """Features ``R Q D`` of pairs: the Q-Former's outputs at its queries, which saw image and
+        text (section 3.2, the bi-directional mask); fp32 on the CPU. ITM's head reads them.
+
+        Raises:
+            ValueError: not one text an image, or an image cannot be read.
+        """
+        check_pairs(images, texts, "texts")
+        self._check(images)
+        found = []
+        for part_R in torch.arange(len(texts)).split(self.batch_size):
+            rows = part_R.tolist()
+            image = self._module.project_image(self._tokens([images[row] for row in rows]))
+            read = self._read([texts[row] for row in rows])
+            found.append(self._module.qformer.encode_pair(image, *read).float().cpu())
+        return torch.cat(found)
 
     @property
     def temperature(self) -> float:

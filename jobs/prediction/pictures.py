@@ -1,4 +1,4 @@
-"""The images that a predictor takes: paths, encoded bytes or PIL images, read into tensors.
+"""The images that a predictor takes: paths, encoded bytes, PIL images or arrays, read into tensors.
 
 A path to a video (``pipeline.video``) is a picture of several frames, which a stage-2 checkpoint
 reads one after the other.
@@ -6,15 +6,19 @@ reads one after the other.
 
 from collections.abc import Hashable, Sequence
 from pathlib import Path
+from typing import cast
 
+import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from pipeline.images import decode, pixels
 from pipeline.video import is_video, read_frames
 
-Picture = str | Path | bytes | Image.Image
-"""An image: a path, the bytes of an encoded file, or a PIL image; or the path of a video."""
+Picture = str | Path | bytes | Image.Image | np.ndarray
+"""An image: a path, the bytes of an encoded file, a PIL image, or a uint8 array ``HW3`` (RGB) or
+``HW`` (grey); or the path of a video."""
 
 
 def read_picture(picture: Picture) -> Tensor:
@@ -22,12 +26,15 @@ def read_picture(picture: Picture) -> Tensor:
 
     Raises:
         FileNotFoundError: a path without a file.
-        ValueError: the file is no image; names the path.
+        ValueError: the file is no image, and the message names the path; or an array of another
+            shape or type.
     """
     if isinstance(picture, bytes):
         return decode(picture)
     if isinstance(picture, Image.Image):
         return pixels(picture)
+    if isinstance(picture, np.ndarray):
+        return _from_array(picture)
     path = Path(picture)
     if is_video(path):
         raise ValueError(
@@ -39,6 +46,17 @@ def read_picture(picture: Picture) -> Tensor:
         return decode(path.read_bytes())
     except (ValueError, OSError) as broken:
         raise ValueError(f"{path}: {broken}") from broken
+
+
+def _from_array(array: np.ndarray) -> Tensor:
+    colours = array.shape[2:] == (3,)
+    if array.dtype != np.uint8 or not array.size or not (array.ndim == 2 or colours):
+        raise ValueError(
+            f"image array of shape {array.shape} and type {array.dtype}: give uint8 of shape "
+            "(height, width, 3), red first, or (height, width)"
+        )
+    rows = torch.from_numpy(array.copy())
+    return (rows if colours else rows[..., None].expand(-1, -1, 3)).permute(2, 0, 1)
 
 
 def frames_of(picture: Picture) -> list[Tensor]:
@@ -76,13 +94,15 @@ def check_pictures(pictures: Sequence[Picture]) -> None:
 def distinct(pictures: Sequence[Picture]) -> tuple[list[Picture], list[int]]:
     """The different images, and for each given one the index of its own among them.
 
-    Two PIL images are the same where they are one object; paths and bytes, where they are equal.
+    Two PIL images or arrays are the same where they are one object; paths and bytes, where they are
+    equal.
     """
     index: dict[Hashable, int] = {}
     different: list[Picture] = []
     rows = []
     for picture in pictures:
-        key: Hashable = ("object", id(picture)) if isinstance(picture, Image.Image) else picture
+        single = isinstance(picture, Image.Image | np.ndarray)
+        key: Hashable = ("object", id(picture)) if single else cast(Hashable, picture)
         if key not in index:
             index[key] = len(different)
             different.append(picture)
@@ -99,7 +119,7 @@ def check_pairs(pictures: Sequence[Picture], texts: Sequence[str], name: str) ->
     Raises:
         ValueError: one of the two is not a list, or their lengths differ.
     """
-    if isinstance(pictures, str | bytes | Path) or isinstance(texts, str):
+    if isinstance(pictures, str | bytes | Path | np.ndarray) or isinstance(texts, str):
         raise ValueError(f"images and {name} are lists; put a single one into [ ]")
     if len(pictures) != len(texts):
         raise ValueError(f"{len(pictures)} images for {len(texts)} {name}: one each is needed")

@@ -68,7 +68,9 @@ class Writer(Predictor):
             images,
             questions,
             "questions",
-            lambda encoded, rows: self.respond(encoded, [questions[row] for row in rows], settings),
+            lambda encoded, rows: self.respond(
+                encoded, [questions[row] for row in rows], settings.of_rows(rows)
+            ),
         )
 
     def generate(
@@ -86,7 +88,9 @@ class Writer(Predictor):
             images,
             prompts,
             "prompts",
-            lambda encoded, rows: self.speak(encoded, [prompts[row] for row in rows], settings),
+            lambda encoded, rows: self.speak(
+                encoded, [prompts[row] for row in rows], settings.of_rows(rows)
+            ),
         )
 
     def rank(

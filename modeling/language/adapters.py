@@ -5,6 +5,7 @@ Both turn soft visual prompts and texts into a loss (`loss`) or into generated t
 Shapes: see `modeling`; D width of the language model.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,10 @@ class GenerationSettings:
             "repetition_penalty": self.repetition_penalty,
             "do_sample": False,
         }
+
+    def of_rows(self, rows: Sequence[int]) -> "GenerationSettings":
+        """The settings of some rows of a call; a search has none of their own."""
+        return self
 
 
 class DecoderLM(FrozenLM):

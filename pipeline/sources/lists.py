@@ -75,7 +75,15 @@ class ListSource:
 
 
 def read_jsonl(path: Path, url: str, pictures: Storage) -> Iterator[ListedImage]:
-    """An item per image of a JSONL, then the images of the folder that no line names.
+    """The items of ``list_items``, then the images of the folder that no line names."""
+    items = list_items(path, url, pictures)
+    yield from items
+    for file in sorted(image_files(pictures) - {item.file for item in items}):
+        yield ListedImage(file, (), "no_line")
+
+
+def list_items(path: Path, url: str, pictures: Storage) -> list[ListedImage]:
+    """An item per image of a JSONL.
 
     Args:
         path: the file; ``url`` names it in messages.
@@ -91,16 +99,13 @@ def read_jsonl(path: Path, url: str, pictures: Storage) -> Iterator[ListedImage]
         lines.seek(0)
         places = ((f"(line {number:09d})", line) for number, line in enumerate(lines, start=1))
         items = list(gather((p, _line_item(line, p, folder)) for p, line in places if line.strip()))
-    named = {item.file for item in items}
-    if all(file.startswith("(line ") for file in named):
+    if all(item.file.startswith("(line ") for item in items):
         raise ValueError(
             f"input {url!r}: no line has an image field; expected one of "
             f"{', '.join(IMAGE_FIELDS)} and one of {', '.join(TEXT_FIELDS)} in the JSON object of "
             "each line (a JSON list goes into a .json file)"
         )
-    yield from items
-    for file in sorted(image_files(pictures) - named):
-        yield ListedImage(file, (), "no_line")
+    return items
 
 
 def _line_item(line: bytes, place: str, folder: ImageFolder) -> ListedImage:

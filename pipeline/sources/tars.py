@@ -34,12 +34,21 @@ _PROBE = 1 << 16  # bytes of a tar's two ends that go into its etag
 
 @dataclass(frozen=True, slots=True)
 class TarSource:
-    """img2dataset's output (tars, perhaps a parquet beside each) or plain webdataset tars."""
+    """img2dataset's output (tars, perhaps a parquet beside each) or plain webdataset tars.
+
+    Attributes:
+        name: name in records and uids.
+        storage: folder of the tars.
+        tars: the tars.
+        human: whether people wrote the captions.
+        captioned: whether a sample needs a caption and readable fields; False: an image will do.
+    """
 
     name: str
     storage: Storage
     tars: tuple[Entry, ...]
     human: bool = False
+    captioned: bool = True
 
     def shards(self) -> list[InputShard]:
         """One shard per tar; the etag is the store's, or of its size and its two ends."""
@@ -55,7 +64,9 @@ class TarSource:
     def read(self, shard: InputShard) -> Iterator[Sample | Rejected]:
         """Every sample of the tar; damage becomes one more row behind the whole samples."""
         columns = read_columns(self.storage, str(Path(shard.name).with_suffix(".parquet")))
-        reader = _TarReader(self.name, shard.name, columns, human=self.human)
+        reader = _TarReader(
+            self.name, shard.name, columns, human=self.human, captioned=self.captioned
+        )
         with self.storage.local_copy(shard.name) as path, open(path, "rb") as file:
             yield from reader.read(file, os.fstat(file.fileno()).st_size)
 
@@ -67,8 +78,10 @@ def _ends(storage: Storage, tar: Entry) -> str:
 
 
 class _TarReader:
-    def __init__(self, source: str, shard: str, columns: Columns, *, human: bool) -> None:
-        self.source, self.shard, self.human = source, shard, human
+    def __init__(
+        self, source: str, shard: str, columns: Columns, *, human: bool, captioned: bool
+    ) -> None:
+        self.source, self.shard, self.human, self.captioned = source, shard, human, captioned
         self.columns = columns
         self.seen: set[str] = set()
 
@@ -142,7 +155,7 @@ class _TarReader:
         meta, reason = self._meta(key, data)
         captions, text_reason = member_captions(data, meta)
         reason = reason or text_reason
-        if reason:
+        if reason and self.captioned:
             return self._rejected(key, reason, captions[0] if captions else "")
         uid = make_uid(self.source, self.shard, key)
         return Sample(
@@ -151,7 +164,7 @@ class _TarReader:
             self.source,
             self.shard,
             data[image],
-            captions[0],
+            captions[0] if captions else "",
             captions,
             meta,
             member_suffix(image),

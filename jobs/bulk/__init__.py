@@ -1,0 +1,1 @@
+"""Work over many images: captions, answers, features, and search among them."""
