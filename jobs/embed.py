@@ -45,7 +45,8 @@ NOTHING_READ = 3
 
 def embed(args: EmbedArgs) -> int:
     """Write the features; returns the exit code."""
-    lines, pairs = read_lines(args.texts), {}
+    lines = read_lines(args.texts)
+    pairs: dict[str, list[tuple[int, str]]] = {}
     for number, (image, text) in enumerate(read_pairs(args.pairs)):
         pairs.setdefault(image, []).append((number, text))
     source = open_pictures(args.input, args.images)

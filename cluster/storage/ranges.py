@@ -43,8 +43,9 @@ def download_ranges(
     whole = _Object(get, repeat, file)
     with ThreadPoolExecutor(streams, thread_name_prefix="ranges") as pool:
         try:
-            pieces = [pool.submit(whole.fetch, 0, _FIRST)]
-            wait([whole.known, *pieces], return_when=FIRST_COMPLETED)
+            pieces: list[Future[Any]] = [pool.submit(whole.fetch, 0, _FIRST)]
+            first: list[Future[Any]] = [whole.known, *pieces]
+            wait(first, return_when=FIRST_COMPLETED)
             if whole.known.done():
                 bounds = piece_bounds(whole.known.result()[0], streams)
                 pieces += [pool.submit(whole.fetch, start, stop) for start, stop in bounds]

@@ -18,7 +18,7 @@ import io
 import json
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -99,7 +99,7 @@ def _draft(args: LoaderBench) -> None:
     bench.report(rows, {"benchmark": "loader, draft", **bench.machine("cpu"), "images": record})
 
 
-def in_turns(work: dict[str, Callable[[], Pace]], rounds: int) -> dict[str, list[Pace]]:
+def in_turns(work: Mapping[str, Callable[[], Pace]], rounds: int) -> dict[str, list[Pace]]:
     """Each contender once a round, one after the other."""
     found: dict[str, list[Pace]] = {name: [] for name in work}
     for _ in range(rounds):

@@ -172,7 +172,11 @@ def _read_as_rank(names: list[str], size: int, ranks: int, rank: int, wait: Any)
     pieces = [(name, start) for name in names[rank::ranks] for start in range(0, size, size // 4)]
     wait()
     with ThreadPoolExecutor(len(pieces)) as readers:
-        list(readers.map(lambda piece: len(storage.read_range(*piece, size // 4)), pieces))
+        list(
+            readers.map(
+                lambda piece: len(storage.read_range(piece[0], piece[1], size // 4)), pieces
+            )
+        )
 
 
 def _together(ranks: int, work: Callable[[int, Any], None]) -> float:

@@ -63,7 +63,11 @@ class DecodingArgs:
         if self.sample:
             if self.beams not in (None, 1):
                 raise ValueError(f"--beams {self.beams} and --sample exclude each other; give one")
-            drawn = {"top_p": self.top_p, "temperature": self.temperature, "seed": self.seed}
+            drawn: dict[str, Any] = {
+                "top_p": self.top_p,
+                "temperature": self.temperature,
+                "seed": self.seed,
+            }
             return SampledSettings(**given, **drawn)
         penalty = base.length_penalty if self.length_penalty is None else self.length_penalty
         beams = base.beams if self.beams is None else self.beams

@@ -91,7 +91,7 @@ def open_index(folder: Path, flat_VE: np.ndarray) -> Index:
     if path.is_file() and path.stat().st_mtime_ns >= source.stat().st_mtime_ns:
         index = Index.restore(str(path), view=True)
         if index is not None and len(index) == len(flat_VE):
-            index.expansion_search = SEARCH
+            index.expansion_search = SEARCH  # type: ignore[misc]
             return index
     index = build_index(flat_VE)
     aside = folder / ".images.usearch.part"

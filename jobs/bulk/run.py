@@ -142,7 +142,8 @@ def _here(
     for piece in todo:
         assert worker is not None
         _, records = _read(store, source, piece)
-        done(piece, _write(store, piece, worker.process(records)))
+        _write(store, piece, worker.process(records))
+        done(piece, None)
 
 
 def _read(store: ChunkStore, source: Source, piece: Piece) -> tuple[Piece, list[Named] | None]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow.parquet as pq
 
-from evaluation.report.page import Facts, Query, Report, Retrieval, Retrieved
+from evaluation.report.page import Facts, Query, Report, Retrieval, Retrieved, Section
 from jobs.bulk.nearest import Vectors, by_index, exact, open_index
 from jobs.predict import Embedder, load_embedder, pool
 from pipeline.sources.pictures import open_pictures, read_images
@@ -148,7 +148,7 @@ def report(args: SearchArgs, searcher: Searcher, found: Sequence[Found]) -> Repo
         "ranked again by ITM": args.rerank or "none",
         "features": str(args.features),
     }
-    sections = [
+    sections: list[Section] = [
         Retrieval("Results", queries, note),
         Facts("Search", facts),
     ]
