@@ -6,7 +6,7 @@ A row has the columns of ``columns``; an image that cannot be read has one row w
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,8 +20,8 @@ from jobs.predict import CAPTION, VQA, PromptTemplate, load_writer
 from jobs.prediction.arithmetic import Arithmetic
 from modeling.language.adapters import GenerationSettings
 from modeling.language.drawing import SampledSettings
-from pipeline.images import decode
-from pipeline.sample import Rejected
+from pipeline.images import ImageError, decode
+from pipeline.sample import Rejected, Sample
 
 
 @dataclass(frozen=True)
@@ -276,13 +276,11 @@ class Captioning:
         return self._model.caption(images, self._args.prompt, settings)
 
 
-def read_record(
-    record: Any, decoder: Callable[[bytes], Any] = decode
-) -> tuple[np.ndarray | None, str]:
+def read_record(record: Sample | Rejected) -> tuple[np.ndarray | None, str]:
     """The pixels ``HW3`` of an image, and ""; or None and the reason why it cannot be read."""
     if isinstance(record, Rejected):
         return None, record.reason
     try:
-        return decoder(record.image).permute(1, 2, 0).numpy(), ""
-    except ValueError as broken:
-        return None, getattr(broken, "reason", str(broken))
+        return decode(record.image).permute(1, 2, 0).numpy(), ""
+    except ImageError as broken:
+        return None, broken.reason
