@@ -55,8 +55,8 @@ class DemoArgs:
     """exponent of the length that a beam's score is divided by; below 0, short texts win"""
     repetition_penalty: float = 1.0
     """divisor of the scores of tokens that are there already; 1: none"""
-    device: str = "cpu"
-    """torch's name of the device: cpu or cuda"""
+    device: str = "auto"
+    """torch's name of the device: cpu or cuda; auto: cuda where there is a GPU"""
     dtype: PredictDtype = "auto"
     """number format of the frozen models. recipe: as in training. auto: the same, except fp32 in
     place of bf16 on a device without bf16 instructions"""

@@ -89,10 +89,5 @@ class LlavaWriter(Writer):
         """Whether visual prompts depend on the text: never."""
         return False
 
-    @property
-    def has_unused_chat_template(self) -> bool:
-        """Whether a chat template is left unused: the layout takes its place."""
-        return False
-
     def _question(self, question: str) -> str:
         return question

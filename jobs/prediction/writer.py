@@ -289,12 +289,6 @@ class Writer(Predictor):
         return self.reads_text and not self._asks
 
     @property
-    def has_unused_chat_template(self) -> bool:
-        """Whether the language model has a chat template while prompts are written without it."""
-        language = self._language
-        return language.form.chat is None and bool(language.tokenizer.chat_template)
-
-    @property
     def _asks(self) -> bool:
         """Whether the checkpoint was finetuned to answer: its prompt has a place for a question."""
         return "{}" in getattr(self.trained.recipe, "prompt", "")

@@ -99,11 +99,9 @@ def test_the_recipes_chat_template_is_followed_and_can_be_overridden(
 ):
     plain = predict.load(chat_run)
     assert plain.vqa_prompt("What?") == "Question: What? Answer:"
-    assert plain.has_unused_chat_template
     asked = predict.load(chat_run, prompt_template="chat")
     assert asked.vqa_prompt("What?") == VQA_CHAT.format("What?")
     assert asked.trained.recipe.language.prompt_template == "chat"
-    assert not asked.has_unused_chat_template
     chat = rewritten(chat_run, tmp_path / "chat", prompt_template="chat")
     assert predict.load(chat).trained.language.form.chat is not None
     assert predict.load(chat, prompt_template="plain").trained.language.form.chat is None
