@@ -7,9 +7,9 @@ prompts, decoding and metrics.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from evaluation.benchmarks.catalogue import BENCHMARKS
 from evaluation.board.history import Entry
 from evaluation.report.machine import hardware
-from evaluation.report.names import readable
 from evaluation.report.page import Curves, Grid, Link, Report, Section, write_report
 from evaluation.report.plots import Chart, Series
 from evaluation.tables.beside import printed
@@ -17,6 +17,7 @@ from evaluation.tables.published import TABLES
 
 # The number that stands for a task: the first of these that it has.
 LEADING = ("auroc", "mrr", "accuracy", "cider", "tr_r1")
+_METRICS = {"auroc": "AUROC", "mrr": "MRR", "cider": "CIDEr", "tr_r1": "text retrieval R@1"}
 _NOTE = (
     "Fractions, with 95 % intervals. Published numbers are the best rows of the papers' tables, on "
     "the authors' whole benchmarks."
@@ -81,13 +82,13 @@ def _newest(columns: Mapping[tuple[str, str], Sequence[Entry]]) -> Grid:
             newest[entry.run] = max(entry.step, newest.get(entry.run, 0))
     rows: list[list[object]] = []
     for (task, metric), found in columns.items():
-        cells: list[object] = [readable(f"{task}.{metric}"), published(task, metric)]
+        cells: list[object] = [_title(task, metric)]
         for run, step in newest.items():
             here = [e for e in found if (e.run, e.step) == (run, step)]
             cells.append(_cell(here[-1]) if here else "not yet")
-        rows.append(cells)
+        rows.append([*cells, published(task, metric)])
     names = [f"{Path(run).name}, step {step:,}" for run, step in newest.items()]
-    return Grid("The newest checkpoint of each run", ["score", "published", *names], rows, _NOTE)
+    return Grid("The newest checkpoint of each run", ["score", *names, "published"], rows, _NOTE)
 
 
 def _charts(columns: Mapping[tuple[str, str], Sequence[Entry]]) -> list[Chart]:
@@ -106,7 +107,7 @@ def _charts(columns: Mapping[tuple[str, str], Sequence[Entry]]) -> list[Chart]:
             )
             for run, steps in of_run.items()
         ]
-        charts.append(Chart(readable(f"{task}.{metric}"), lines))
+        charts.append(Chart(_title(task, metric), lines))
     return charts
 
 
@@ -123,11 +124,17 @@ def _all_steps(columns: Mapping[tuple[str, str], Sequence[Entry]]) -> Grid:
             scores.append(f"{here[-1].value:.3f}" if here else "")
         link = Link(f"{step:,}", f"{name}/results.json")
         rows.append([link, Path(run).name, *scores])
-    head = ["step", "run", *(readable(f"{task}.{metric}") for task, metric in columns)]
+    head = ["step", "run", *(_title(task, metric) for task, metric in columns)]
     return Grid(
         "All evaluated checkpoints", head, rows,
         "The step leads to the scores; the predictions are in the same folder.",
     )  # fmt: skip
+
+
+def _title(task: str, metric: str) -> str:
+    """The name of a benchmark as papers print it, and of its score."""
+    name = BENCHMARKS[task].title if task in BENCHMARKS else f"own data, {task}"
+    return f"{name}: {_METRICS.get(metric, metric)}"
 
 
 def _cell(entry: Entry) -> str:
