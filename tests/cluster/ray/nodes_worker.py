@@ -5,8 +5,11 @@ One node of two CPUs begins; one of four comes late; then the first is lost and 
 
 import json
 import os
+import shutil
 import sys
+import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +29,24 @@ CONFIG = RayConfig(retries=3)
 
 
 class Slow:
-    """Says on which node it was."""
+    """Says on which node it was; after a few items it waits until another node works as well.
+
+    Args:
+        seen: folder with an empty file for each node that has worked.
+    """
+
+    def __init__(self, seen: Path) -> None:
+        self.seen, self.count = seen, 0
 
     def process(self, sent: int) -> str:
+        node = str(ray.get_runtime_context().get_node_id())
+        (self.seen / node).touch()
+        self.count += 1
         time.sleep(0.4)
-        return str(ray.get_runtime_context().get_node_id())
+        deadline = time.monotonic() + 120
+        while self.count > 8 and len(list(self.seen.iterdir())) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return node
 
 
 def prepare(item: int) -> tuple[int, int]:
@@ -44,6 +60,7 @@ def finish(kept: int, node: str) -> str:
 def main() -> None:
     """Run the map; where its items were processed goes to stdout, as JSON."""
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    seen = tempfile.mkdtemp()
     try:
         first = made.add_node(num_cpus=2, object_store_memory=100 << 20)
         rooms, places, results = [], [], {}
@@ -61,12 +78,13 @@ def main() -> None:
         config = RayConfig(address=made.address, device="cpu")
         with session(config, Path(__file__).parents[3]) as resources:
             rooms.append(resources.actors)
-            stages: Any = Stages(prepare, Slow, finish)
+            stages: Any = Stages(prepare, partial(Slow, Path(seen)), finish)
             map_shards(range(ITEMS), stages, CONFIG, resources, done)
             rooms.append(room(CONFIG, "cpu"))
         print(json.dumps({"rooms": rooms, "lost_at": places, "results": results}))
     finally:
         made.shutdown()
+        shutil.rmtree(seen)
 
 
 if __name__ == "__main__":
