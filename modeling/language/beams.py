@@ -104,8 +104,7 @@ class _BeamLayer(DynamicLayer):
         begin, length = self._length, self._length + key_states.shape[2]
         self._key_IHTK[:, :, begin:length] = key_states
         self._value_IHTK[:, :, begin:length] = value_states
-        self._show(length)
-        return self.keys, self.values
+        return self._show(length)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Move the keys and values of generated tokens to the beams that continue them."""
@@ -115,10 +114,11 @@ class _BeamLayer(DynamicLayer):
             own_IHTK = part_IHTK[:, :, self._shared : self._length]
             own_IHTK.copy_(own_IHTK.index_select(0, beam_idx.to(own_IHTK.device)))
 
-    def _show(self, length: int) -> None:
+    def _show(self, length: int) -> tuple[Tensor, Tensor]:
         self._length = length
-        self.keys = self._key_IHTK[:, :, :length]
-        self.values = self._value_IHTK[:, :, :length]
+        shown = self._key_IHTK[:, :, :length], self._value_IHTK[:, :, :length]
+        self.keys, self.values = shown
+        return shown
 
 
 def _spread(part_BHSK: Tensor, beams: int, room: int) -> Tensor:
