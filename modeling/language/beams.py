@@ -116,10 +116,11 @@ class _BeamLayer(DynamicLayer):
             own_IHTK = part_IHTK[:, :, self._shared : self._length]
             own_IHTK.copy_(own_IHTK.index_select(0, beam_idx.to(own_IHTK.device)))
 
-    def _show(self, length: int) -> None:
+    def _show(self, length: int) -> tuple[Tensor, Tensor]:
         self._length = length
-        self.keys = self._key_IHTK[:, :, :length]
-        self.values = self._value_IHTK[:, :, :length]
+        shown = self._key_IHTK[:, :, :length], self._value_IHTK[:, :, :length]
+        self.keys, self.values = shown
+        return shown
 
 
 def _spread(part_BHSK: Tensor, beams: int, room: int) -> Tensor:

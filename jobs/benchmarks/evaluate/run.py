@@ -64,9 +64,9 @@ class EvaluateBench:
     questions: int = 5
     beams: int = 5
     batch: int = 32
-    retrieval_images: int = 100
+    retrieval_images: int = 40
     captions: int = 5
-    k: int = 16
+    k: int = 8
     sample: int = 20
     rounds: int = 2
     clock: Literal["wall", "cpu"] = "wall"
