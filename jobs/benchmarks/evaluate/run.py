@@ -27,7 +27,9 @@ from jobs.benchmarks import measure as bench
 from jobs.benchmarks.evaluate import generation, reranking
 
 CASES = ("vqa", "caption", "rerank")
-EQUAL = 0.99  # share of equal texts: in fp32 a near tie may fall either way
+EQUAL = 0.95
+"""Least share of equal texts. Random weights have near ties, which an input changed by 1e-7 turns;
+the cross-check of trained checkpoints (``make crosscheck``) asks for more."""
 CLOSE = 1e-4
 TIMERS = {"wall": time.perf_counter, "cpu": time.process_time}
 
