@@ -37,6 +37,7 @@ from jobs.evaluation.watch import Watch
 
 
 def main() -> int:
+    """Evaluate, watch, compare or score as the options say; returns the exit code."""
     args = tyro.cli(EvaluateArgs, description=__doc__)
     if args.watching.watch is not None:
         Watch(args).forever()

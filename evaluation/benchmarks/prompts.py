@@ -1,10 +1,10 @@
 """InstructBLIP's prompt of each benchmark (its appendix E), as functions of a question."""
 
-from collections.abc import Callable, Sequence
-from string import ascii_lowercase
+from collections.abc import Callable
 
 from evaluation.benchmarks.records import Question
 from modeling import prompts as words
+from pipeline.instructions.templates import list_options
 
 Prompt = Callable[[Question], str]
 """A question -> the text after the visual prompt. It ends without a blank."""
@@ -53,12 +53,6 @@ def dialog_prompt(question: Question) -> str:
 def plain_prompt(question: Question) -> str:
     """LLaVA-Bench: the question alone."""
     return question.text.strip()
-
-
-def list_options(candidates: Sequence[str]) -> str:
-    """The candidates with letters: ``(a) red (b) blue``."""
-    lettered = zip(ascii_lowercase, candidates, strict=False)
-    return " ".join(f"({letter}) {text}" for letter, text in lettered)
 
 
 def _after(template: str, question: Question) -> str:

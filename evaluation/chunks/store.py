@@ -9,14 +9,11 @@ A chunk is answered when its file is there and its header says what it must
 their chunks side by side.
 """
 
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.storage.base import Storage
 from cluster.storage.chunks import ChunkStore, OtherPlan
-from cluster.storage.open import open_storage
 from evaluation.chunks.cut import Chunk
 from evaluation.tasks.base import Answers
 
@@ -32,10 +29,6 @@ class AnswerStore:
     """
 
     url: str
-
-    @property
-    def storage(self) -> Storage:
-        return open_storage(self.url)
 
     # ---------------------------------------------------------------------------- plan
 
@@ -95,13 +88,6 @@ class AnswerStore:
                 "the data have now; give another --out, or --replace to answer again"
             )
         return answers
-
-    def sha256(self, chunks: Iterable[Chunk]) -> str:
-        """Digest of the files of some chunks, in their order."""
-        digest = hashlib.sha256()
-        for chunk in chunks:
-            digest.update(self.storage.read(self._all().file(chunk.name)))
-        return digest.hexdigest()
 
     def _all(self) -> ChunkStore:
         return ChunkStore(self.url, FOLDER)
